@@ -1,0 +1,115 @@
+# `make help` lists the targets. All that is needed: Linux, Python >= 3.11, make, gcc and a package index.
+#
+# Each target makes .venv when it is missing (90 to 180 s and 5.5 GB, nearly all of it CUDA libraries that torch comes with;
+# they run on a CPU). A stamp in .venv says what it was made from; it is written last. Surprising:
+# - Stamps hold contents, not times, so switching branches back and forth or `touch setup.py` installs nothing.
+# - They hold the folder, too: a copied .venv would run the code of the place it was copied from, so it is made again.
+# - A killed set-up leaves .venv/.unfinished, and is made again: pip takes a half unpacked package for a whole one.
+# - Set-up talks on stderr: stdout of `make pretrain` ends with the result as one line of JSON. (`make -C folder` adds a
+#   line of its own unless it is given --no-print-directory, too.)
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+CORE := $(VENV)/.core
+TEST := $(VENV)/.test
+UNFINISHED := $(VENV)/.unfinished
+MAKEFLAGS += --no-print-directory
+
+WANT := $(CURDIR) $(shell cat setup.py pyproject.toml constraints.txt | cksum)
+HAVE := $(shell test ! -e $(UNFINISHED) && test -x $(BIN)/python && cat $(CORE) 2>/dev/null)
+ifneq ($(HAVE),$(WANT))
+.PHONY: $(CORE)
+endif
+ifneq ($(shell cat $(TEST) 2>/dev/null),$(WANT))
+.PHONY: $(TEST)
+endif
+
+.PHONY: help setup pretrain test test-fast test-long check format bench gpu clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo 'ARGS="…" goes on to what a target runs: make pretrain ARGS="data.source=pictures/ output=runs/first"'
+
+setup: $(CORE)  ## make .venv with what training needs
+	@echo "ready: $(BIN)/seer --help" >&2
+
+pretrain: $(CORE)  ## train on the built-in sample pictures, one rank a GPU
+	@n=1; \
+	: 'Counting with torch costs 2 to 4 s, so it is asked only where there is a device file of a GPU.'; \
+	if ls /dev/nvidia[0-9]* /dev/kfd /dev/dxg >/dev/null 2>&1; then \
+		n=$$($(BIN)/python -c 'import torch; print(torch.cuda.device_count())') || exit; fi; \
+	if [ "$$n" -gt 1 ]; then \
+		exec $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node="$$n" \
+			-m seer pretrain recipe=sample $(ARGS); \
+	else exec $(BIN)/seer pretrain recipe=sample $(ARGS); fi
+
+test: $(TEST)  ## all tests but the long ones
+	@$(BIN)/python -m pytest -m "not long and not gpu" $(ARGS)
+
+test-fast: $(TEST)  ## the tests that take milliseconds
+	@$(BIN)/python -m pytest -m "not slow and not long and not gpu" $(ARGS)
+
+test-long: $(TEST)  ## the long tests alone (exit status 5 of pytest: there are none)
+	@$(BIN)/python -m pytest -m "long and not gpu" $(ARGS) || [ $$? -eq 5 ]
+
+check: $(TEST)  ## lint, format and types, changing nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(TEST)  ## put imports and layout in order
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(CORE)  ## run every script in benchmarks/
+	@for f in benchmarks/*.py; do \
+		[ -e "$$f" ] || { echo "benchmarks/ holds no scripts"; break; }; \
+		echo "== $$f" >&2; $(BIN)/python "$$f" $(ARGS) || exit; done
+
+# An interpreter that can import torch is used as it is: GPU machines tend to bring their own build, and no network.
+gpu:  ## the tests that need a GPU, with PYTHON as it is where that has torch
+	@has_gpu() { "$$1" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)' 2>/dev/null; }; \
+	python="$(or $(PYTHON),python3)"; has_gpu "$$python"; status=$$?; \
+	if [ $$status -ne 0 ] && [ $$status -ne 3 ]; then \
+		$(MAKE) -s $(TEST) >&2 || exit; python=$(BIN)/python; has_gpu "$$python"; status=$$?; fi; \
+	if [ $$status -eq 3 ]; then echo "No GPU here that torch can use, so the GPU tests were not run."; exit 0; fi; \
+	exec "$$python" -m pytest tests/gpu -m gpu $(ARGS)
+
+clean:  ## remove .venv, builds and caches; runs/ stays
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find seer configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || :
+
+# $(call install,what to install): pip, with the mark that a kill leaves behind. When pip itself says no (offline, an
+# error in setup.py), nothing is half unpacked: the mark goes, and the next call tries again in place.
+# sh runs a trap when its child has ended; without it a Ctrl-C that pip turns into exit 1 would look orderly.
+define install
+	touch $(UNFINISHED); \
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(1) || { status=$$?; \
+		[ $$status -ge 128 ] || rm -f $(UNFINISHED); exit $$status; }; \
+	rm -f $(UNFINISHED)
+endef
+
+$(CORE):
+	@exec >&2; set -e; trap 'exit 130' INT TERM HUP; \
+	case '$(HAVE)' in \
+	'$(CURDIR) '*) echo "setup.py, pyproject.toml or constraints.txt changed: bringing .venv up to date" ;; \
+	*) \
+		if [ -e $(UNFINISHED) ] || [ -e $(CORE) ]; then \
+			echo ".venv was left half made, or was made elsewhere: making it again"; rm -rf $(VENV); fi; \
+		python='$(PYTHON)'; \
+		"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+			echo "PYTHON='$$python' will not do: SEER needs Python >= 3.11 with venv" \
+				"(Debian: package python3-venv); name one: make PYTHON=/path/to/python3.11"; exit 1; }; \
+		echo "making .venv with $$("$$python" -V): 90 to 180 s and 5.5 GB"; \
+		mkdir -p $(VENV); touch $(UNFINISHED); "$$python" -m venv $(VENV) ;; \
+	esac; \
+	$(call install,-e .); echo '$(WANT)' > $(CORE)
+
+$(TEST): $(CORE)
+	@exec >&2; set -e; trap 'exit 130' INT TERM HUP; \
+	$(call install,-e '.[test]'); echo '$(WANT)' > $(TEST)

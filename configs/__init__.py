@@ -1,0 +1,1 @@
+"""The YAML files that the verbs compose; installed as `seer.configs`."""

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# One rank a GPU, on one machine or on several. Copy this file and change the lines.
+set -u                              # not -e: torchrun's own status is looked at below
+
+RUN=runs/first                      # on several machines: a folder that all of them see
+SOURCE=pictures/                    # a folder, a tar, a glob, shards {000000..000099}.tar, or URLs
+GPUS=8                              # ranks on this machine
+NODES=1                             # machines; the same lines run on each of them
+HEAD=localhost:29500                # several machines: name and free port of one of them, the same on all
+
+# An old result must not be taken for this run's, should the job be killed before it writes one.
+rm -f "$RUN/result.json"
+
+# The rendezvous finds the ranks' order by itself; --max-restarts=0: a run resumes when this script is started again.
+python -m torch.distributed.run --nnodes="$NODES" --nproc_per_node="$GPUS" --max-restarts=0 \
+    --rdzv_backend=c10d --rdzv_endpoint="$HEAD" --rdzv_id="$(basename "$RUN")" \
+    -m seer pretrain data.source="$SOURCE" output="$RUN" "$@"
+status=$?
+
+# torchrun makes every failure 1, so the run's own status is read where it was written:
+# 0 done · 75 saved on request, run it again · 65 bad data · 74 storage · 78 wrong request · 70 a defect.
+exit "$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["exit"])' "$RUN/result.json" 2>/dev/null || echo "$status")"

@@ -1,0 +1,145 @@
+"""Words on the command line -> one resolved config, or one sentence about the first wrong word.
+
+Hydra composes; this file stands around it. Values of path words are quoted before Hydra's grammar sees them, since it
+refuses many real paths; `+`, `++` and `~` are refused, since every YAML lists every key; an unknown key is answered with
+the nearest right one; and a value must be of the type that the YAML shows.
+"""
+
+import difflib
+import importlib.util
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from seer.core.errors import RequestError
+
+_PATH_WORD = re.compile(r"(^|\.)(source|train|test|exclude)$|^(output|weights|run)$")
+
+
+def folder() -> Path:
+    """Where the YAML files lie: inside the installed package, or beside it in a checkout that is not installed."""
+    installed = importlib.util.find_spec("seer.configs")
+    if installed is not None and installed.origin:
+        return Path(installed.origin).parent
+    return Path(__file__).resolve().parents[2] / "configs"
+
+
+def read(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """The config of a verb as plain dicts and lists. Raises RequestError."""
+    words = [_prepared(word) for word in words]
+    groups = {p.name for p in folder().iterdir() if p.is_dir()}
+    choices = [w for w in words if w.split("=", 1)[0] in groups]
+    for group, _, choice in (w.partition("=") for w in choices):
+        _check_choice(group, choice)  # Hydra would take `optim={}`, `optim=null` and `model=../task/swav`
+    base = _compose(verb, choices, groups, known=None)
+    full = _compose(verb, words, groups, known=base)
+    _check_types(base, full, [w.split("=", 1)[0] for w in words])
+    missing = sorted(key for key, value in flat(full).items() if value == "???")
+    if missing:
+        raise RequestError(f"{verb} needs {', '.join(f'{key}=…' for key in missing)}")
+    return full
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value}; lists are leaves."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {
+        k: v for name, value in config.items() for k, v in flat(value, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def _prepared(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise RequestError(f"{word!r} is not understood; words are key=value or group=choice")
+    if key[0] in "+~":
+        raise RequestError(f"{word!r}: keys are never added or removed here; write {key.lstrip('+~')}=…")
+    if re.match(r"hydra\b", key):
+        raise RequestError(f"unknown key {key!r}: Hydra's own settings have no effect here")
+    if "@" in key or ":" in key:
+        raise RequestError(f"{word!r}: packages cannot be moved; write group=choice")
+    if (
+        not _PATH_WORD.search(key)
+        or value in ("null", "")
+        or value[0] in "\"'"
+        or (value[0] == "[" and value[-1] == "]")
+    ):
+        return word if value else f"{key}=''"
+    parts = re.split(r",(?![^{]*\})", value)
+    quoted = [_quoted(part) if _odd(part) else part for part in parts]
+    return f"{key}={quoted[0]}" if len(parts) == 1 else f"{key}=[{','.join(quoted)}]"
+
+
+def _odd(path: str) -> bool:
+    return not re.fullmatch(r"(?!(?i:true|false|null|nan|inf)$)[A-Za-z_/][\w/.\-]*", path, re.ASCII)
+
+
+def _quoted(path: str) -> str:
+    """In Hydra's quotes a backslash means itself, unless a quote follows the row of them."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), path) + "'"
+
+
+def _compose(verb: str, words: Sequence[str], groups: set[str], known: dict[str, Any] | None) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(folder()), version_base="1.3"):
+            config = compose(verb, overrides=list(words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(_explained(error, words, groups, known)) from error
+    finally:
+        GlobalHydra.instance().clear()
+    assert isinstance(config, DictConfig)
+    plain = OmegaConf.to_container(config, resolve=False, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def _explained(error: Exception, words: Sequence[str], groups: set[str], known: dict[str, Any] | None) -> str:
+    for word in words:
+        key = word.partition("=")[0]
+        if key not in groups and known is not None:
+            keys = sorted(set(flat(known)) | {k.rsplit(".", 1)[0] for k in flat(known) if "." in k})
+            if key not in keys:
+                return f"unknown key {key!r}{_nearest(key, keys + sorted(groups))}"
+    return str(error).strip().splitlines()[0]
+
+
+def _check_choice(group: str, choice: str) -> None:
+    there = sorted(p.stem for p in (folder() / group).glob("*.yaml"))
+    if choice not in there:
+        raise RequestError(f"{group}={choice}: no such choice{_nearest(choice, there)}; there are {', '.join(there)}")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    best_by_tail = [k for k in known if k.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+    choice = best_by_tail[0] if best_by_tail else (close[0] if close else None)
+    return f"; did you mean {choice!r}?" if choice else ""
+
+
+def _check_types(base: dict[str, Any], full: dict[str, Any], keys: Sequence[str]) -> None:
+    before, after = flat(base), flat(full)
+    for key, value in after.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(f"{key}={value} is not a finite number")
+        if not any(key == k or key.startswith(k + ".") for k in keys):
+            continue
+        if key not in before:
+            raise RequestError(f"unknown key {key!r}{_nearest(key, sorted(before))}")
+        shown = before[key]
+        if shown is None or shown == "???" or value is None or isinstance(shown, str):
+            continue
+        if key.startswith("every.") and isinstance(value, int | str):
+            continue
+        good = isinstance(value, int | float) if isinstance(shown, float) else isinstance(value, type(shown))
+        if not good or (isinstance(value, bool) and not isinstance(shown, bool)):
+            raise RequestError(f"{key}={value!r}: a value like {shown!r} ({type(shown).__name__}) is expected")

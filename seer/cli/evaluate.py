@@ -1,0 +1,48 @@
+"""`seer evaluate`: what the features of a backbone are worth."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seer.cli import config
+from seer.cli.build import build
+from seer.cli.probe import labelled
+from seer.cli.weights import load
+from seer.core.log import log
+from seer.engine.precision import DTYPES
+from seer.parallel.world import open_world
+
+
+def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
+    """Returns the figures for the JSON line. Raises RequestError for weights or labels that are not there."""
+    wanted = config.read("evaluate", words)
+    start = time.monotonic()
+    backbone, card = load(wanted["weights"])
+    if wanted["output"]:
+        folder = Path(wanted["output"])
+        folder.mkdir(parents=True, exist_ok=True)
+        output.append(folder)
+    train, test = labelled(wanted["data"], card["input_size"])
+    threads = wanted["threads"] or len(os.sched_getaffinity(0))
+    with open_world(wanted["device"]) as world:
+        evaluator = build(
+            wanted["eval"],
+            train,
+            test,
+            mean=tuple(card["mean"]),
+            std=tuple(card["std"]),
+            batch=wanted["batch"],
+            threads=threads,
+            dtype=DTYPES[wanted["dtype"]],
+        )
+        values = evaluator.run(backbone.to(world.device).eval())
+    log.info("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    return {
+        **values,
+        "weights": str(wanted["weights"]),
+        "train": len(train),
+        "test": len(test),
+        "seconds": round(time.monotonic() - start, 1),
+    }

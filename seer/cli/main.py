@@ -1,0 +1,84 @@
+"""`seer VERB word=value …`: runs a verb, prints its result, turns failures into one sentence and an exit status.
+
+Standard output carries one line, the result as JSON, from the first rank alone; people read standard error. The verb's
+output folder gets the same as `result.json`, with `exit`, since torchrun hides exit statuses behind 1.
+"""
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seer.core import log
+
+VERBS = {
+    "pretrain": "train a backbone from pictures that nobody labelled",
+    "shard": "pictures -> tar shards with an index beside each",
+    "evaluate": "what the features are worth: kNN, linear",
+    "export": "a backbone that loads elsewhere, with a parity check",
+}
+EXIT_HELP = "exit status: 0 done, 75 saved on request (run again), 65 bad data, 74 storage, 78 wrong request, 70 defect"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    words = list(sys.argv[1:] if words is None else words)
+    rank = int(os.environ.get("RANK", 0))
+    log.setup(rank)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help(), file=sys.stderr)
+        return 0 if words else 78
+    verb, words = words[0], words[1:]
+    if verb not in VERBS:
+        return _end({"verb": verb, "exit": 78, "error": f"no verb {verb!r}; there are {', '.join(VERBS)}"}, rank)
+    if any(word in ("-h", "--help") for word in words):
+        print(_verb_help(verb), file=sys.stderr)
+        return 0
+    result: dict[str, Any] = {"verb": verb, "exit": 0}
+    output: list[Path] = []  # the verb appends its output folder as soon as it owns it
+    try:
+        result.update(importlib.import_module(f"seer.cli.{verb}").run(words, output))
+    except KeyboardInterrupt:
+        result.update(exit=75, error="interrupted before anything had to be saved; run the same command again")
+    except Exception as error:  # the one place where failures become statuses
+        status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
+        result.update(getattr(error, "result", {}), exit=status, error=str(error) or type(error).__name__)
+        if status == 70:
+            traceback.print_exc()
+    return _end(result, rank, output[0] if output else None)
+
+
+def _end(result: dict[str, Any], rank: int, output: Path | None = None) -> int:
+    status = int(result["exit"])
+    if "error" in result:
+        log.log.error(f"seer {result['verb']}: {result['error']}") if rank == 0 or status == 70 else None
+    if rank == 0:
+        line = json.dumps(result)
+        if output is not None and output.is_dir():
+            temporary = output / ".result.json.writing"
+            temporary.write_text(line + "\n", encoding="utf-8")
+            temporary.replace(output / "result.json")
+        print(line, flush=True)
+    return status
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  seer {name:<10}{what}" for name, what in VERBS.items())
+    return f"usage: seer VERB key=value … (seer VERB --help lists its keys)\n{verbs}\n{EXIT_HELP}"
+
+
+def _verb_help(verb: str) -> str:
+    from seer.cli.config import folder  # Hydra costs half a second, which a wrong verb need not wait for
+
+    root = folder()
+    groups = [
+        f"  {path.name}: {', '.join(sorted(p.stem for p in path.glob('*.yaml')))}"
+        for path in sorted(root.iterdir())
+        if path.is_dir() and f"- {path.name}:" in (root / f"{verb}.yaml").read_text(encoding="utf-8")
+    ]
+    text = (root / f"{verb}.yaml").read_text(encoding="utf-8")
+    return f"seer {verb}: {VERBS[verb]}\n\n{text}\ngroups (group=choice, then group.key=value):\n" + "\n".join(groups)

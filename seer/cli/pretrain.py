@@ -1,0 +1,305 @@
+"""`seer pretrain`: config -> objects -> one call of the loop -> a backbone."""
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seer.cli import config, run_folder
+from seer.cli.build import build, find
+from seer.cli.probe import Probe
+from seer.core import durations, rng
+from seer.core.errors import Interrupted, RequestError
+from seer.core.log import log
+from seer.core.protocols import MetricSink
+from seer.data import sample
+from seer.data.loader import Loader
+from seer.data.multicrop import MultiCrop
+from seer.data.order import Plan, choose_lanes
+from seer.data.reader import Reader
+from seer.data.shards import MANIFEST, Shard, fingerprint, open_shards, write_shards
+from seer.engine.checkpoint import Checkpoints
+from seer.engine.loop import Every, fit
+from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
+from seer.engine.precision import Precision
+from seer.engine.probe import peak_memory_gb
+from seer.models.bundle import write_bundle
+from seer.optim.groups import build_groups
+from seer.optim.schedules import Schedule, scaled_peak
+from seer.parallel.world import World, open_world
+from seer.parallel.wrap import parallelize
+from seer.tasks.swav import SwAVTask
+
+
+@dataclass
+class _Data:
+    shards: list[Shard]
+    plan: Plan
+    loader: Loader
+    threads: int
+
+
+@dataclass
+class _Training:
+    task: SwAVTask
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    lr: Schedule
+    every: Every
+    total_steps: int
+
+
+def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
+    """Returns the result for the JSON line. Raises RequestError and what `fit` raises."""
+    wanted = config.read("pretrain", words)
+    _check(wanted)
+    crop = build(wanted["augment"])
+    with open_world(wanted["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world:
+        batch = wanted["batch"]
+        if batch < world.size or batch % world.size:
+            raise RequestError(
+                f"batch={batch} over {world.size} ranks: the batch is a multiple of the number of ranks, one image each "
+                "at least"
+            )
+        folder = Path(wanted["output"])
+        source = wanted["data"]["source"]
+        shards = open_shards(source) if source else None  # a wrong path must not leave a run folder behind
+        torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
+        task = build(wanted["task"], build(wanted["model"], device=None), crop, world.group)
+        run_folder.claim(folder, wanted, world)
+        output.append(folder)
+        if shards is None:
+            shards = _drawn(wanted, folder, world)
+        data = _data(wanted, shards, crop, world)
+        return _train(wanted, folder, data, _training(wanted, task, data.plan, world), crop, world)
+
+
+def _check(wanted: Mapping[str, Any]) -> None:
+    """What can be told wrong before anything is opened."""
+    if wanted["batch"] < 1:
+        raise RequestError(f"batch={wanted['batch']}: at least 1 image")
+    if not wanted["data"]["source"] and not wanted["data"]["drawn"]:
+        raise RequestError("pretrain needs data.source=…: a folder of pictures or of tars, a tar, a glob, {000..009}")
+    if bool(wanted["eval"]["train"]) != bool(wanted["eval"]["test"]):
+        raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
+
+
+def _drawn(wanted: dict[str, Any], folder: Path, world: World) -> list[Shard]:
+    """The built-in pictures, drawn at the first start; they also serve the probe when it has no pictures of its own."""
+    counts = {"train": wanted["data"]["drawn"], "test": wanted["data"]["drawn_test"]}
+    first = 0
+    for part, count in counts.items():
+        target = folder / "pictures" / part
+        if world.rank == 0 and count and not (target / MANIFEST).exists():
+            log.info(f"drawing {count} pictures into {target}")
+            card = {"classes": list(sample.KINDS)}
+            write_shards(sample.samples(count, wanted["seed"], first), target, total=count, per_shard=1000, card=card)
+        first += count
+    world.barrier()
+    if counts["test"] and not wanted["eval"]["train"]:
+        wanted["eval"].update({part: str(folder / "pictures" / part) for part in counts})
+    return open_shards(folder / "pictures" / "train")
+
+
+def _data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world: World) -> _Data:
+    how, batch, seed = wanted["data"], wanted["batch"], wanted["seed"]
+    lanes = how["lanes"] or choose_lanes(batch, sum(len(s) for s in shards))
+    plan = Plan([len(s) for s in shards], seed=rng.key(seed, "order"), lanes=lanes, block=how["block"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    threads = how["threads"] or max(1, len(os.sched_getaffinity(0)) // here)
+    reader = Reader(shards, plan, rng.key(seed, "views"))
+    pin = world.device.type == "cuda"
+    loader = Loader(
+        reader,
+        crop,
+        batch=batch,
+        rank=world.rank,
+        ranks=world.size,
+        threads=threads,
+        prefetch=how["prefetch"],
+        pin=pin,
+    )
+    return _Data(shards, plan, loader, threads)
+
+
+def _training(wanted: Mapping[str, Any], task: SwAVTask, plan: Plan, world: World) -> _Training:
+    """Model, optimizer, schedule: everything that depends on the length of the run and on the world."""
+    batch = wanted["batch"]
+    total = durations.steps(wanted["steps"], batch=batch, pictures=plan.total)
+    if total < 1:
+        raise RequestError(f"steps={wanted['steps']} is no step at all; a run has at least one")
+    in_steps = functools.partial(durations.steps, batch=batch, pictures=plan.total, total=total)
+    every = Every(*(in_steps(wanted["every"][k]) for k in ("log", "evaluate", "checkpoint")))
+    if every.log < 1:
+        raise RequestError(f"every.log={wanted['every']['log']}: at least one step")
+    how = wanted["parallel"]
+    task.model = parallelize(
+        task.model, world, batch_norm_group=how["batch_norm_group"], channels_last=how["channels_last"]
+    )
+    rules = [{**rule, "frozen_steps": in_steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
+    modules = {"backbone": task.backbone, "head": task.head}
+    names = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
+    optimizer = build(wanted["optim"], build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"]))
+    precision = build(wanted["precision"], world.device)
+    return _Training(task, optimizer, precision, _schedule(wanted["schedule"], batch, total, in_steps), every, total)
+
+
+def _schedule(node: Mapping[str, Any], batch: int, total: int, in_steps: Callable[[Any], int]) -> Schedule:
+    """The learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now."""
+    numbers = {k: v for k, v in node.items() if k != "_target_"} | {"total": total}
+    numbers["peak"] = _rate(node["peak"], batch, None)
+    for name in ("start", "final"):
+        if name in numbers:
+            numbers[name] = _rate(node[name], batch, numbers["peak"])
+    numbers["warmup"] = in_steps(node["warmup"])
+    schedule = functools.partial(find(node["_target_"]), **numbers)
+    schedule(0)
+    return schedule
+
+
+def _rate(value: Any, batch: int, peak: float | None) -> float:
+    """0.6, "0.3@256" (in proportion to the batch), "0.1%" (of the peak). Raises RequestError for anything else."""
+    text = str(value)
+    try:
+        if "@" in text:
+            base, _, reference = text.partition("@")
+            return scaled_peak(float(base), batch, int(reference))
+        if text.endswith("%") and peak is not None:
+            return float(text[:-1]) / 100 * peak
+        return float(text)
+    except ValueError:
+        raise RequestError(
+            f"learning rate {text!r}: a number, 0.3@256 (for a batch of 256, in proportion), or 0.1% (of the peak)"
+        ) from None
+
+
+def _train(
+    wanted: Mapping[str, Any], folder: Path, data: _Data, training: _Training, crop: MultiCrop, world: World
+) -> dict[str, Any]:
+    batch, total, task = wanted["batch"], training.total_steps, training.task
+    checkpoints = Checkpoints(folder / "checkpoints", world, wanted["every"]["keep"])
+    facts = {"data": fingerprint(data.shards), "plan": data.plan.fingerprint, "batch": batch}
+    first = _resume(checkpoints, training, facts)
+    if first >= total and (done := run_folder.finished(folder)):
+        log.info(f"{folder} is complete; give another output=, or delete it to train again")
+        return done
+    probe = Probe(wanted["eval"], crop, data.threads, training.precision.dtype) if wanted["eval"]["train"] else None
+    _announce(wanted, data, training, first, world)
+    metrics = Metrics(_sinks(wanted, folder, world, total, first, task.chance_loss))
+    if probe and first == 0:
+        metrics.add(0, probe.baselines())
+    start = time.monotonic()
+
+    def finish(steps: int) -> dict[str, Any]:
+        """Result and bundle, on the first rank."""
+        result = {**run_folder.summary(folder), "steps": steps, "seconds": round(time.monotonic() - start, 1)}
+        result["peak_memory_gb"] = round(peak_memory_gb(world.device), 3)
+        result |= {"output": str(folder), "checkpoint": str((folder / "checkpoints" / "last").resolve())}
+        result["bundle"] = str(_write_bundle(wanted, folder, task, crop, facts, result))
+        return result
+
+    try:
+        fit(
+            task,
+            data.loader.batches,
+            training.optimizer,
+            lr=training.lr,
+            weight_decay=None,
+            precision=training.precision,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            evaluators=[probe] if probe else [],
+            ledger=run_folder.ledger(folder, world, first),
+            world=world,
+            every=training.every,
+            batch=batch,
+            pictures=data.plan.total,
+            first_step=first,
+            total_steps=total,
+            facts=facts,
+        )
+    except Interrupted as interrupted:
+        metrics.close()
+        if world.rank == 0:
+            interrupted.result = finish(interrupted.step)
+        raise
+    metrics.close()
+    return finish(total) if world.rank == 0 else {}
+
+
+def _resume(checkpoints: Checkpoints, training: _Training, facts: Mapping[str, Any]) -> int:
+    """Load the newest checkpoint into everything; returns the step to go on from. Raises RequestError for other data."""
+    found = checkpoints.load_newest()
+    if found is None:
+        return 0
+    state, manifest = found
+    for name in ("data", "plan", "batch"):
+        if manifest[name] != facts[name]:
+            raise RequestError(
+                f"the checkpoint of step {manifest['step']} was made with {name} {manifest[name]}, now it is "
+                f"{facts[name]}: the pictures have changed; restore them, or give another output="
+            )
+    training.task.load_state_dict(state["task"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.precision.load_state_dict(state["precision"])
+    log.info(f"going on from step {manifest['step']}")
+    return int(manifest["step"])
+
+
+def _announce(wanted: Mapping[str, Any], data: _Data, training: _Training, first: int, world: World) -> None:
+    task, batch = training.task, wanted["batch"]
+    trunk = sum(p.numel() for p in task.backbone.parameters()) / 1e6
+    head = sum(p.numel() for p in task.head.parameters()) / 1e6
+    log.info(
+        f"{data.plan.total} pictures in {len(data.shards)} shards, {data.plan.lanes} lanes; backbone {trunk:.1f} M "
+        f"parameters, head {head:.1f} M; {world.size} x {world.device.type}, {data.threads} reading threads"
+    )
+    peak = wanted["schedule"]["peak"]
+    log.info(
+        f"{training.total_steps} steps of {batch} pictures ({training.total_steps * batch / data.plan.total:.1f} epochs), "
+        f"from step {first}; peak learning rate {_rate(peak, batch, None):g} (schedule.peak={peak}); "
+        f"loss starts near ln K = {task.chance_loss:.2f}"
+    )
+    seen = batch * len(task.assign)
+    if wanted["task"]["prototypes"] > seen:
+        log.warning(
+            f"{wanted['task']['prototypes']} prototypes share {seen} views a step, so most get none; use fewer prototypes "
+            "or a larger batch"
+        )
+
+
+def _sinks(
+    wanted: Mapping[str, Any], folder: Path, world: World, total: int, first: int, chance_loss: float
+) -> list[MetricSink]:
+    if world.rank != 0:
+        return []
+    sinks: list[MetricSink] = [JsonLines(folder / "metrics.jsonl", first)]
+    if wanted["log"]["tensorboard"]:
+        sinks.append(TensorBoard(folder / "tensorboard", first))
+    return [*sinks, ProgressBar(total, first, chance_loss)]
+
+
+def _write_bundle(
+    wanted: Mapping[str, Any],
+    folder: Path,
+    task: SwAVTask,
+    crop: MultiCrop,
+    facts: Mapping[str, Any],
+    result: Mapping[str, Any],
+) -> Path:
+    card = {
+        "mean": list(crop.mean),
+        "std": list(crop.std),
+        "input_size": wanted["eval"]["size"] or crop.sizes[0],
+        "recipe": json.dumps(config.flat(dict(wanted))),
+        "data_fingerprint": facts["data"],
+        "images_seen": result.get("images", 0),
+        "metrics": {k: float(v) for k, v in result.items() if isinstance(v, int | float)},
+    }
+    return write_bundle(folder / "bundle", task.backbone, card=card)  # type: ignore[arg-type]

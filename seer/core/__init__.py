@@ -1,0 +1,1 @@
+"""What every other package may use: randomness, durations, records, protocols, the log. Imports nothing of SEER."""

@@ -1,0 +1,26 @@
+"""What people read: one logger, on standard error, from the first rank alone; the run folder keeps a copy.
+
+Standard output belongs to the JSON result.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+log = logging.getLogger("seer")
+
+
+def setup(rank: int = 0) -> None:
+    """Once a process. Ranks other than 0 speak only of errors."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    log.propagate = False
+
+
+def keep_copy(path: Path) -> None:
+    """Append all that is logged from now on to a file, with times."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)

@@ -1,0 +1,81 @@
+"""Typed values that cross packages. Legend: B images, V views, K prototypes, S side of a view in pixels."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class SampleRef(NamedTuple):
+    """Where a picture lies: shard number in the list of shards, row inside the shard."""
+
+    shard: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The members of one sample as they lie in the tar: {"jpg": bytes, "cls": b"3", ...}; unknown ones pass through."""
+
+    ref: SampleRef
+    key: str
+    fields: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that could not be used, and why. One line of `skipped.jsonl`."""
+
+    shard: str
+    member: str
+    reason: str
+    row: int
+
+
+@dataclass
+class Colour:
+    """Colour and blur of every view, drawn with the picture, applied later in one batched pass. N = views of one size.
+
+    order uint8 [N, 4]: the order of brightness 0, contrast 1, saturation 2, hue 3. factors float32 [N, 4]: three
+    multipliers and the hue shift in turns. gray bool [N]. sigma float32 [N], 0 where there is no blur. jitter bool [N].
+    """
+
+    jitter: torch.Tensor
+    order: torch.Tensor
+    factors: torch.Tensor
+    gray: torch.Tensor
+    sigma: torch.Tensor
+
+
+@dataclass
+class Batch:
+    """One step's pictures of one rank. crops: one uint8 tensor [v*B, 3, S, S] per resolution, view-major, channels_last."""
+
+    crops: list[torch.Tensor]
+    colours: list[Colour]
+    skipped: list[Skipped]
+    position: int  # pictures consumed by the whole run once this batch is done
+
+    def to(self, device: torch.device) -> "Batch":
+        """Pixels to the device; colours stay on the host, where index lists are made of them without waiting."""
+        return Batch([c.to(device, non_blocking=True) for c in self.crops], self.colours, self.skipped, self.position)
+
+
+@dataclass
+class StepOutput:
+    """What a task makes of a batch. loss [] with a gradient; metrics {name: []} detached, left on the device."""
+
+    loss: torch.Tensor
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Labelled:
+    """Pictures for evaluation. pixels uint8 [B, 3, S, S]; labels int64 [B], -1 where a sample has none."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+
+Picture = np.ndarray  # uint8 [h, w, 3], RGB

@@ -1,0 +1,107 @@
+"""Colour, blur and normalisation of a whole batch in one pass, on whatever device the batch lies.
+
+Each view has its own factors, its own order of the four colour operations and its own blur. Views are regrouped by what
+comes next for them, with index lists made on the host from the drawn numbers, so nothing waits for the device.
+The operations are those of torchvision's float kernels: brightness multiplies, contrast blends with the view's mean
+grey, saturation with its own grey, hue turns in HSV; each result is clamped to [0, 1]. The blur is a true Gaussian with
+edges repeated (Pillow's, which SwAV used, approximates one by box filters).
+
+Legend: N views of one size, S side.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from seer.core.records import Colour
+
+_GREY = (0.299, 0.587, 0.114)
+
+
+def finish(crops: torch.Tensor, colour: Colour, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 [N, 3, S, S] and the colours drawn for them (on the host) -> float32 [N, 3, S, S], channels_last."""
+    x = crops.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    for turn in range(4):
+        for operation, apply in enumerate((brightness, contrast, saturation, hue)):
+            chosen = torch.nonzero(colour.jitter & (colour.order[:, turn] == operation))[:, 0]
+            if len(chosen):
+                index = chosen.to(x.device, non_blocking=True)
+                factor = colour.factors[chosen, operation].to(x.device, non_blocking=True)[:, None, None, None]
+                x.index_copy_(0, index, apply(x[index], factor))
+    chosen = torch.nonzero(colour.gray)[:, 0]
+    if len(chosen):
+        index = chosen.to(x.device, non_blocking=True)
+        x.index_copy_(0, index, grey(x[index]).expand(-1, 3, -1, -1))
+    chosen = torch.nonzero(colour.sigma > 0)[:, 0]
+    if len(chosen):
+        index = chosen.to(x.device, non_blocking=True)
+        sigma = colour.sigma[chosen]
+        reach = math.ceil(3 * float(sigma.max()))
+        x.index_copy_(0, index, blur(x[index], sigma.to(x.device, non_blocking=True), reach))
+    return normalise(x, mean, std)
+
+
+def normalise(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Pixels in [0, 1], float32 [N, 3, S, S], in place."""
+    shift = torch.tensor(mean, device=x.device)[:, None, None]
+    scale = torch.tensor(std, device=x.device)[:, None, None]
+    return x.sub_(shift).div_(scale)
+
+
+def grey(x: torch.Tensor) -> torch.Tensor:
+    """[N, 3, S, S] -> [N, 1, S, S]."""
+    r, g, b = x.unbind(1)
+    return (_GREY[0] * r + _GREY[1] * g + _GREY[2] * b)[:, None]
+
+
+def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return x.mul_(factor).clamp_(0, 1)
+
+
+def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return _blend(x, grey(x).mean((1, 2, 3), keepdim=True), factor)
+
+
+def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return _blend(x, grey(x), factor)
+
+
+def _blend(x: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return x.mul_(factor).add_(other * (1 - factor)).clamp_(0, 1)
+
+
+def hue(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn the hue of HSV by a share of the circle. Each channel of the result is value - chroma * a hat over the hue."""
+    r, g, b = x.unbind(1)
+    value, low = x.amax(1), x.amin(1)
+    chroma = value - low
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    sixth = torch.where(
+        value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )  # hue in sixths of a turn
+    sixth = sixth[:, None] + 6 * turns
+    offsets = torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]
+    k = torch.remainder(sixth + offsets, 6)  # [N, 3, S, S]
+    hat = torch.minimum(k, 4 - k).clamp_(0, 1)
+    return value[:, None] - chroma[:, None] * hat
+
+
+def blur(x: torch.Tensor, sigma: torch.Tensor, reach: int) -> torch.Tensor:
+    """A Gaussian of each view's own sigma (pixels), edges repeated: two batched products with S x S band matrices.
+
+    reach: pixels to each side that are looked at, three times the largest sigma or more; each view ends at its own.
+    """
+    n, _, side, width = x.shape
+    assert side == width, "views are square"
+    offset = torch.arange(-reach, reach + 1, device=x.device)
+    weight = torch.exp(-0.5 * (offset / sigma[:, None].clamp(min=1e-3)) ** 2)
+    weight = weight * (offset.abs() <= (3 * sigma[:, None]).ceil())  # else a view would depend on its neighbours' sigma
+    weight = weight / weight.sum(1, keepdim=True)  # [N, 2 * reach + 1]
+    place = torch.arange(side, device=x.device)
+    band = torch.zeros(n, side, side, device=x.device)
+    for j, shift in enumerate(range(-reach, reach + 1)):
+        column = (place + shift).clamp(0, side - 1)
+        band[:, place, column] += weight[:, j, None]
+    band = band[:, None]
+    return band @ x @ band.transpose(-1, -2)

@@ -1,0 +1,89 @@
+"""Bytes to pixels: the only file that knows an image library.
+
+Only JPEG, PNG and WebP are opened, told by their first bytes, never by their names: Pillow knows some forty formats,
+one of which calls an external interpreter. Sizes are checked from the header, before any pixel is allocated. A picture
+that is cut short is refused rather than filled with grey.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from seer.core.records import Picture
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MOST_BYTES = 64 << 20
+MOST_PIXELS = 50_000_000
+LEAST_SIDE = 8
+MOST_ASPECT = 100
+
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
+
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+class Undecodable(ValueError):
+    """This picture cannot be used; the text is the reason."""
+
+
+def decode(data: bytes) -> Picture:
+    """uint8 [h, w, 3] RGB, turned upright by its EXIF orientation, transparency laid on black. Raises Undecodable."""
+    if not data:
+        raise Undecodable("empty")
+    if len(data) > MOST_BYTES:
+        raise Undecodable(f"{len(data)} bytes, more than {MOST_BYTES}")
+    if not (data[:3] == b"\xff\xd8\xff" or data[:8] == b"\x89PNG\r\n\x1a\n" or data[:4] + data[8:12] == b"RIFFWEBP"):
+        raise Undecodable(f"not a JPEG, PNG or WebP: begins with {data[:8].hex()}")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size)
+            return np.array(_rgb(image))  # a copy of our own, so that tensors may share it
+    except Undecodable:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more on damaged files
+        raise Undecodable(f"{type(error).__name__}: {error}") from error
+
+
+def encode_jpeg(picture: Picture, quality: int) -> bytes:
+    """uint8 [h, w, 3] -> a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise Undecodable(f"{width} x {height} is more than {MOST_PIXELS} pixels")
+    if min(width, height) < LEAST_SIDE or max(width, height) > MOST_ASPECT * min(width, height):
+        raise Undecodable(f"{width} x {height} is too small or too thin")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()  # first: what fails from here on to the turn is the EXIF block, never the pixels
+    try:
+        turn = _TURN.get(image.getexif().get(0x0112, 1))
+    except Exception:  # a broken block, met as SyntaxError, struct.error and others, does not cost the picture
+        turn = None
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 bits a pixel: convert() would saturate nearly all of them
+        grey = (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")

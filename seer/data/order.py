@@ -1,0 +1,139 @@
+"""Which picture comes when: a pure function of integers. The whole state of a run's data is how many were consumed.
+
+The shards of an epoch, permuted by (seed, epoch), form one line of N rows. The line is cut into L lanes of equal length
+(one row apart where L does not divide N); inside a lane, blocks of rows are permuted by a key of their own. A step takes
+the same number of rows from every lane; rank r owns L/R neighbouring lanes, so the global batch is the same set for
+every number of ranks R that divides L.
+
+Surprising: lanes turn over to their next epoch one by one where L does not divide N, since each counts its own rows;
+so every row comes exactly once in every epoch and nothing is dropped. Memory is O(shards), for two epochs at a time.
+Source: the tried design of `facts/reliability.md` 4.3.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seer.core import rng
+from seer.core.errors import RequestError
+
+MOST_LANES = 512
+_TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
+TRIES = 8  # stand-ins for one position before the run stops
+
+
+@dataclass(frozen=True)
+class Places:
+    """n positions and the rows they mean. int64 [n] each."""
+
+    lane: np.ndarray
+    position: np.ndarray  # in the lane, counted over all epochs
+    epoch: np.ndarray
+    shard: np.ndarray
+    row: np.ndarray
+
+
+def choose_lanes(batch: int, pictures: int) -> int:
+    """The most lanes up to 512 that divide the global batch and are no more than the pictures: many lanes mix best."""
+    return max(n for n in range(1, min(batch, pictures, MOST_LANES) + 1) if batch % n == 0)
+
+
+class Plan:
+    """The order of all epochs for shards of the given counts."""
+
+    def __init__(self, counts: Sequence[int], *, seed: int, lanes: int, block: int = 8192):
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.total = int(self.counts.sum())
+        if not 1 <= lanes <= self.total:
+            raise RequestError(f"{lanes} lanes for {self.total} pictures; data.lanes must be from 1 to the pictures")
+        if block < 1:
+            raise RequestError(f"data.block={block}; a block holds at least one picture")
+        self.lanes, self.block, self.seed = lanes, block, seed
+        self.lane_start = np.arange(lanes + 1, dtype=np.int64) * self.total // lanes
+        self._lines: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal orders: seed, lanes, block, counts."""
+        words = f"v1 {self.seed} {self.lanes} {self.block} ".encode() + self.counts.tobytes()
+        return hashlib.sha256(words).hexdigest()[:16]
+
+    def places(self, consumed: int, batch: int, rank: int = 0, ranks: int = 1) -> Places:
+        """The rows of the next global batch that are this rank's: [batch / ranks], lane by lane.
+
+        consumed and batch count pictures over all ranks. Raises RequestError unless ranks divides lanes divides batch.
+        """
+        if self.lanes % ranks or batch % self.lanes or consumed % self.lanes:
+            raise RequestError(
+                f"{ranks} ranks, {self.lanes} lanes, batch {batch}: ranks must divide data.lanes and data.lanes the batch"
+            )
+        each, owned = batch // self.lanes, self.lanes // ranks
+        lane = np.repeat(np.arange(rank * owned, (rank + 1) * owned, dtype=np.int64), each)
+        position = consumed // self.lanes + np.tile(np.arange(each, dtype=np.int64), owned)
+        return self._locate(lane, position, None)
+
+    def stand_in(self, lane: int, position: int, attempt: int) -> Places:
+        """Another row of the same block for a position whose row cannot be used. attempt counts from 1. [1]"""
+        return self._locate(np.array([lane]), np.array([position]), attempt)
+
+    def _locate(self, lane: np.ndarray, position: np.ndarray, attempt: int | None) -> Places:
+        length = self.lane_start[lane + 1] - self.lane_start[lane]
+        epoch, offset = position // length, position % length
+        block = offset // self.block
+        first = block * self.block
+        size = np.minimum(self.block, length - first)
+        if attempt is None:
+            keys = rng.sub_keys(rng.key(self.seed, "block"), epoch, lane, block)
+            inside = permute(offset - first, size, keys)
+        else:
+            keys = rng.sub_keys(rng.key(self.seed, "stand-in", attempt), lane, position)
+            inside = (rng.uniforms(keys, 1)[:, 0] * size).astype(np.int64)
+        line = self.lane_start[lane] + first + inside
+        shard, row = np.empty_like(line), np.empty_like(line)
+        for one in np.unique(epoch):
+            chosen = epoch == one
+            shards, ends = self._line(int(one))
+            slot = np.searchsorted(ends, line[chosen], side="right")
+            shard[chosen] = shards[slot]
+            row[chosen] = line[chosen] - (ends[slot] - self.counts[shards[slot]])
+        return Places(lane, position, epoch, shard, row)
+
+    def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards of an epoch in order, and the line index behind each."""
+        line = self._lines.get(epoch)
+        if line is None:
+            for old in [e for e in list(self._lines) if abs(e - epoch) > 1]:
+                self._lines.pop(old, None)  # reader threads come here too
+            n = len(self.counts)
+            keys = np.full(n, rng.key(self.seed, "shards", epoch), dtype=np.uint64)
+            shards = permute(np.arange(n), np.full(n, n), keys)
+            line = self._lines[epoch] = shards, np.cumsum(self.counts[shards])
+        return line
+
+
+def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Keyed bijections of [0, size): element i goes where permutation keys[i] of size[i] sends index[i]. int64 [n].
+
+    A Feistel network of six rounds on the smallest even number of bits that holds size; values that fall outside walk
+    on (fewer than four passes on average) until they fall inside, which keeps it a bijection.
+    """
+    bits = np.maximum(1, np.ceil(np.log2(np.maximum(size, 2).astype(np.float64)) / 2)).astype(np.uint64)
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    value = index.astype(np.uint64)
+    limit = size.astype(np.uint64)
+    todo = np.arange(len(index))
+    while len(todo):
+        low, high = value[todo] & mask[todo], value[todo] >> bits[todo]
+        for turn in _TURNS:
+            mixed = rng.mix(low + keys[todo] + turn) & mask[todo]
+            low, high = high ^ mixed, low
+        value[todo] = (high << bits[todo]) | low
+        todo = todo[value[todo] >= limit[todo]]
+    return value.astype(np.int64)
+
+
+def plan(counts: Sequence[int], *, seed: int, lanes: int, block: int = 8192) -> Plan:
+    """The public name: see `Plan`."""
+    return Plan(counts, seed=seed, lanes=lanes, block=block)

@@ -1,0 +1,145 @@
+"""The training loop: one function that everything passes through, top to bottom."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from seer.core.errors import Interrupted, NumericsError
+from seer.core.protocols import Evaluator, StopTraining, Task
+from seer.core.records import Batch, Skipped
+from seer.engine.checkpoint import Checkpoints
+from seer.engine.metrics import Metrics
+from seer.engine.precision import Precision
+from seer.engine.probe import Probe
+from seer.engine.stop import StopRequest
+from seer.optim.groups import apply_schedules, drop_frozen_gradients
+from seer.optim.schedules import Schedule
+from seer.parallel.collectives import any_true
+from seer.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often, in steps; 0 = only where it must be (evaluation and checkpoint: at the end)."""
+
+    log: int
+    evaluate: int
+    checkpoint: int
+
+
+def fit(
+    task: Task,
+    batches: Callable[[int], Iterator[Batch]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    lr: Schedule,
+    weight_decay: Schedule | None,
+    precision: Precision,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    evaluators: Sequence[Evaluator],
+    ledger: Callable[[int, Sequence[Skipped]], int],
+    world: World,
+    every: Every,
+    batch: int,
+    pictures: int,
+    first_step: int,
+    total_steps: int,
+    facts: Mapping[str, Any],
+) -> None:
+    """Train from first_step to total_steps.
+
+    batches(consumed) yields what comes after `consumed` pictures of the run. ledger(step, skipped) keeps the skipped and
+    returns how many there are by now. Raises Interrupted once a requested stop is saved, NumericsError for a loss that is
+    not finite (seen when metrics are written), and what the loader raises.
+    """
+
+    def save(step: int) -> None:
+        state = {"task": task.state_dict(), "optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
+        checkpoints.save(step, state, {**facts, "images": step * batch})
+
+    def look() -> None:
+        metrics.flush()
+        if metrics.last.get("loss", 0.0) - metrics.last.get("loss", 0.0) != 0.0:  # inf and nan alike
+            raise NumericsError(
+                f"the loss is {metrics.last['loss']} at step {step}; lower optim.peak_lr or set precision.dtype=fp32"
+            )
+
+    probe = Probe(world.device, batch)
+    task.model.train()
+    if first_step == 0 and evaluators:
+        metrics.add(0, _evaluate(task, evaluators))
+        probe.skip()
+    with StopRequest() as stop, closing(batches(first_step * batch)) as stream:  # type: ignore[type-var]
+        for step, batch_now in zip(range(first_step, total_steps), stream, strict=False):
+            probe.waited()
+            apply_schedules(optimizer, step, lr, weight_decay)
+            task.before_step(step)
+            with precision.autocast():
+                output = task.loss(batch_now.to(world.device))
+            precision.backward(output.loss)
+            drop_frozen_gradients(optimizer)
+            norm = precision.step(optimizer)
+            task.after_step(step)
+            skipped = ledger(step, batch_now.skipped)
+            probe.stepped()
+
+            done, end = step + 1, step + 1 == total_steps
+            if end or done % every.log == 0:
+                metrics.add(
+                    step, _row(output.loss, output.metrics, norm, optimizer, probe, done, batch, pictures, skipped)
+                )
+                look()
+            stopping = any_true(stop.asked is not None, world.group)
+            if evaluators and (end or (every.evaluate and done % every.evaluate == 0)):
+                metrics.add(step, _evaluate(task, evaluators))
+            try:
+                metrics.flush()
+            except StopTraining:
+                stopping = True
+            if end or stopping or (every.checkpoint and done % every.checkpoint == 0):
+                save(done)
+            probe.skip()
+            if stopping and not end:
+                raise Interrupted(
+                    f"stopped on {stop.asked or 'request'} after step {done} of {total_steps}, saved; run again to go on",
+                    done,
+                )
+
+
+def _row(
+    loss: torch.Tensor,
+    extra: Mapping[str, torch.Tensor],
+    norm: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    probe: Probe,
+    done: int,
+    batch: int,
+    pictures: int,
+    skipped: int,
+) -> dict[str, torch.Tensor | float]:
+    group = max(optimizer.param_groups, key=lambda g: g["lr"])
+    return {
+        "epoch": done * batch / pictures,
+        "images": done * batch,
+        "loss": loss,
+        "lr": group["lr"],
+        "weight_decay": group["weight_decay"],
+        "grad_norm": norm,
+        **extra,
+        **probe.read(),
+        "skipped": skipped,
+    }
+
+
+def _evaluate(task: Task, evaluators: Sequence[Evaluator]) -> dict[str, float]:
+    """Every evaluator on the plain backbone, in evaluation mode, back to training afterwards."""
+    task.model.eval()
+    try:
+        with torch.no_grad():
+            return {k: v for one in evaluators for k, v in one.run(task.backbone).items()}  # type: ignore[arg-type]
+    finally:
+        task.model.train()

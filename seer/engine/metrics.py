@@ -1,0 +1,131 @@
+"""Numbers by step: kept on the device until it is time to look, then written to every sink in one go."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from tqdm import tqdm
+
+from seer.core.log import log
+from seer.core.protocols import MetricSink
+
+
+class Metrics:
+    """sinks receive one row for each step passed to `add`, when `flush` is called."""
+
+    def __init__(self, sinks: Sequence[MetricSink]):
+        self.sinks = list(sinks)
+        self._rows: list[tuple[int, dict[str, Any]]] = []
+        self.last: dict[str, float] = {}
+
+    def add(self, step: int, values: Mapping[str, torch.Tensor | float]) -> None:
+        self._rows.append((step, dict(values)))
+
+    def flush(self) -> None:
+        """One transfer from the device for all rows; then the sinks. A sink may raise StopTraining."""
+        rows, self._rows = self._rows, []
+        tensors = [v.detach().float().reshape(()) for _, row in rows for v in row.values() if torch.is_tensor(v)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        for step, row in rows:
+            values = {k: next(numbers) if torch.is_tensor(v) else float(v) for k, v in row.items()}
+            self.last.update(values)
+            for sink in self.sinks:
+                sink.write(step, values)
+
+    def close(self) -> None:
+        self.flush()
+        for sink in self.sinks:
+            sink.close()
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object a line. A resumed run first drops what was written behind its checkpoint."""
+
+    def __init__(self, path: Path, first_step: int = 0):
+        kept = [row for row in read_rows(path) if row["step"] < first_step] if first_step and path.exists() else []
+        temporary = path.with_suffix(".writing")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        temporary.replace(path)
+        self._file: IO[str] = open(path, "a", encoding="utf-8", buffering=1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+class TensorBoard:
+    """Event files beside the run. A resumed run purges what lies behind its first step."""
+
+    def __init__(self, folder: Path, first_step: int = 0):
+        from torch.utils.tensorboard import SummaryWriter  # 1 s to import, for those who want it
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class ProgressBar:
+    """For people, on standard error: done, images/s, data wait, loss beside ln K, time left.
+
+    A terminal gets a moving bar; a log file a line now and then, at most one every `quiet_s` seconds.
+    """
+
+    def __init__(self, total_steps: int, first_step: int, chance_loss: float, quiet_s: float = 20):
+        self._total, self._chance, self._quiet = total_steps, chance_loss, quiet_s
+        self._live = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            file=sys.stderr,
+            disable=not self._live,
+            dynamic_ncols=True,
+        )
+        self._start, self._first, self._said = time.monotonic(), first_step, -math.inf
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if "loss" not in values:
+            self._say(step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+            return
+        words = (
+            f"loss {values['loss']:.3f} (ln K {self._chance:.2f})  {values['images_per_s']:.0f} images/s  "
+            f"data wait {values['data_wait']:.0%}"
+        )
+        if self._live:
+            self._bar.set_description_str(words, refresh=False)
+            self._bar.update(step + 1 - self._bar.n)
+        elif time.monotonic() - self._said >= self._quiet or step + 1 == self._total:
+            done = step + 1 - self._first
+            left = (time.monotonic() - self._start) / max(done, 1) * (self._total - step - 1)
+            self._say(step + 1, f"{words}  {left / 60:.1f} min left")
+            self._said = time.monotonic()
+
+    def _say(self, step: int, words: str) -> None:
+        if self._live:
+            self._bar.clear()
+        log.info(f"step {step}/{self._total}  {words}")
+
+    def close(self) -> None:
+        self._bar.close()

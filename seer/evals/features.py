@@ -1,0 +1,123 @@
+"""Features of labelled pictures: the shorter side resized, the centre cut out, one forward each.
+
+Legend: M pictures in all, B in one forward, S side, C features.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from seer.core.errors import RequestError
+from seer.core.log import log
+from seer.core.protocols import Backbone
+from seer.core.records import Labelled, Picture, Sample
+from seer.data.augment import normalise
+from seer.data.decode import Undecodable, decode
+from seer.data.multicrop import resize
+from seer.data.shards import Shard, class_names, folder_of, picture_of
+from seer.data.tar import TarError
+
+
+class Pictures:
+    """Labelled pictures for evaluation. labels: member (`cls` of each sample), folder (its folder's name), or auto.
+
+    size: side of the centre cut; resize: length of the shorter side before it, by default size * 256 / 224, or the size
+    itself below 64 pixels. most: use so many pictures at the most, spread evenly over the whole (0 = all).
+    Raises RequestError when there are no labels.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        *,
+        size: int,
+        resize: int | None = None,
+        labels: str = "auto",
+        most: int = 0,
+        classes: Sequence[str] | None = None,
+    ):
+        if labels not in ("auto", "member", "folder"):
+            raise RequestError(f"labels={labels}: one of auto, member, folder")
+        self.shards, self.size = shards, size
+        self.short = resize or (size if size < 64 else round(size * 256 / 224))
+        first = shards[0].read(0, 0)
+        by_member = labels == "member" or (labels == "auto" and "cls" in first.fields)
+        if by_member and "cls" not in first.fields:
+            raise RequestError(f"{shards[0].path} has no `cls` members; write shards with labels=folder")
+        self.classes = None if by_member else list(classes or class_names(shards))
+        if self.classes is not None and len(self.classes) < 2:
+            raise RequestError(f"{shards[0].path}: no `cls` members and no class folders, so there are no labels")
+        rows = [(s, r) for s, shard in enumerate(shards) for r in range(len(shard))]
+        self.rows = [rows[i * len(rows) // most] for i in range(most)] if 0 < most < len(rows) else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, batch: int = 256, threads: int = 2) -> Iterator[Labelled]:
+        """uint8 [B, 3, S, S] and int64 [B], in the order of the rows. A picture that cannot be read is left out."""
+        with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
+            for first in range(0, len(self.rows), batch):
+                found = [one for one in pool.map(self._one, self.rows[first : first + batch]) if one is not None]
+                if found:
+                    yield Labelled(torch.stack([p for p, _ in found]), torch.tensor([label for _, label in found]))
+
+    def _one(self, place: tuple[int, int]) -> tuple[torch.Tensor, int] | None:
+        try:
+            sample = self.shards[place[0]].read(*place)
+            picture = decode(picture_of(sample))
+        except (Undecodable, TarError) as error:
+            log.warning(f"{self.shards[place[0]].path} row {place[1]} is left out: {error}")
+            return None
+        if self.classes is None:
+            label = self._member(sample)
+        else:
+            name = folder_of(sample.key)
+            if name not in self.classes:
+                raise RequestError(f"class folder {name!r} of {sample.key} is not among the {len(self.classes)} known")
+            label = self.classes.index(name)
+        return centre(picture, self.short, self.size), label
+
+    def _member(self, sample: Sample) -> int:
+        text = sample.fields.get("cls", b"").strip()
+        if not text.isdigit():
+            raise RequestError(
+                f"{sample.key} in {self.shards[sample.ref.shard].path}: `cls` is {text!r}, not the number of a class; "
+                "write shards with labels=folder"
+            )
+        return int(text)
+
+
+def centre(picture: Picture, short: int, size: int) -> torch.Tensor:
+    """uint8 [h, w, 3] -> the shorter side resized to `short`, the central square of `size`: uint8 [3, S, S]."""
+    h, w = picture.shape[:2]
+    scale = short / min(h, w)
+    pixels = torch.from_numpy(np.ascontiguousarray(picture))[None].permute(0, 3, 1, 2)
+    pixels = resize(pixels, max(size, round(h * scale)), max(size, round(w * scale)))[0]
+    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
+    return pixels[:, top : top + size, left : left + size]
+
+
+@torch.no_grad()
+def extract(
+    model: Backbone,
+    pictures: Pictures,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch: int = 256,
+    threads: int = 2,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 [M, C] and int64 [M], on the host. The model must be in evaluation mode."""
+    device = next(p.device for _, p in model.named_parameters())
+    features, labels = [], []
+    for one in pictures.batches(batch, threads):
+        x = one.pixels.to(device).to(torch.float32, memory_format=torch.channels_last).div_(255)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            features.append(model(normalise(x, mean, std)).float().cpu())
+        labels.append(one.labels)
+    if not features:
+        raise RequestError("none of the pictures for evaluation could be read")
+    return torch.cat(features), torch.cat(labels)

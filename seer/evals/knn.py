@@ -1,0 +1,87 @@
+"""k nearest neighbours: what the features are worth with nothing learnt on top.
+
+Cosine similarity; each of the k nearest votes with weight exp(similarity / temperature) (Wu et al. 2018,
+arXiv 1805.01978; SwAV and DINO use k = 20 or 200, temperature 0.07 or 0.1).
+Legend: M train pictures, Q test pictures, C features.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from seer.core.errors import RequestError
+from seer.core.protocols import Backbone
+from seer.evals.features import Pictures, extract
+
+
+def knn_top1(
+    train: torch.Tensor,
+    train_labels: torch.Tensor,
+    test: torch.Tensor,
+    test_labels: torch.Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Share of test rows whose heaviest class is right. [M, C], [M], [Q, C], [Q]; k is cut down to M."""
+    if k < 1 or temperature <= 0:
+        raise RequestError(f"k={k}, temperature={temperature}: both above 0")
+    k = min(k, len(train))
+    train, classes = F.normalize(train, dim=1), int(max(train_labels.max(), test_labels.max())) + 1
+    right = 0
+    for rows, wanted in zip(F.normalize(test, dim=1).split(512), test_labels.split(512), strict=True):
+        similarity, index = (rows @ train.T).topk(k, dim=1)  # [q, k]
+        votes = torch.zeros(len(rows), classes).scatter_add_(
+            1, train_labels[index], torch.exp((similarity - 1) / temperature)
+        )
+        right += int((votes.argmax(1) == wanted).sum())
+    return right / len(test)
+
+
+class KNN:
+    """Evaluator: features of train and test, then `knn_top1`. dtype of the forward: fp32 or bf16."""
+
+    def __init__(
+        self,
+        train: Pictures,
+        test: Pictures,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        k: int = 20,
+        temperature: float = 0.07,
+        batch: int = 256,
+        threads: int = 2,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.train, self.test, self.k, self.temperature = train, test, k, temperature
+        self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
+
+    def run(self, model: Backbone) -> dict[str, float]:
+        known, known_labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
+        asked, asked_labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
+        top1 = knn_top1(known, known_labels, asked, asked_labels, k=self.k, temperature=self.temperature)
+        return {"knn_top1": top1}
+
+
+def baselines(
+    train: Pictures, test: Pictures, *, k: int = 20, temperature: float = 0.07, side: int = 32, threads: int = 2
+) -> dict[str, float]:
+    """kNN on centred raw pixels (side x side) and on colour histograms (8 x 8 x 8 bins): features without a network."""
+    sets = {}
+    for name, pictures in (("train", train), ("test", test)):
+        pixels, colours, labels = [], [], []
+        for one in pictures.batches(256, threads):
+            small = F.interpolate(one.pixels.float(), size=(side, side), mode="bilinear", antialias=True)
+            pixels.append(small.flatten(1) - small.flatten(1).mean(1, keepdim=True))
+            bins = one.pixels.long() // 32  # [B, 3, S, S], 0..7
+            index = (bins[:, 0] * 64 + bins[:, 1] * 8 + bins[:, 2]).flatten(1)  # [B, S*S]
+            counts = torch.zeros(len(index), 512).scatter_add_(1, index, torch.ones(index.shape))
+            colours.append(counts.sqrt())  # the cosine of square roots is the Bhattacharyya coefficient
+            labels.append(one.labels)
+        sets[name] = torch.cat(pixels), torch.cat(colours), torch.cat(labels)
+    return {
+        figure: knn_top1(
+            sets["train"][i], sets["train"][2], sets["test"][i], sets["test"][2], k=k, temperature=temperature
+        )
+        for i, figure in enumerate(("knn_pixels", "knn_colours"))
+    }

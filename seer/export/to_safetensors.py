@@ -1,0 +1,52 @@
+"""A bundle folder: `backbone.safetensors` and `bundle.json`, our own format, with everything kept.
+
+Surprising: the bundle is written in one stroke and then read back from the disk through `load_backbone`, the same road
+that every later user takes; when that gives other features, it is removed again.
+
+Legend: N pictures, S side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from seer.export import parity
+from seer.models.bundle import DESCRIPTION, WEIGHTS, write_bundle
+from seer.models.pretrained import load_backbone
+from seer.models.regnet import RegNet
+
+
+def export(backbone: RegNet, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
+    """Writes the bundle folder `output` and checks the features of what it reads back.
+
+    Args:
+        backbone: any device; read, not changed.
+        card: see `seer.models.bundle.write_bundle`.
+        output: the folder; a bundle there is replaced.
+        pictures: [N, 3, S, S], normalised, for the comparison of features in eval mode.
+
+    Returns `file` (the weights), `bundle` (the folder), `parity`, `tolerance`, `pictures`, `card`.
+
+    Raises ValueError for a malformed card, and for features that differ by more than 1e-5 of their largest value.
+    """
+    wanted = parity.reference(backbone, pictures)
+    folder = write_bundle(output, backbone, card=card)
+    difference = parity.relative_difference(parity.features(load_backbone(folder), pictures), wanted)
+    try:
+        parity.require(difference, tolerance=parity.TOLERANCE, what="the bundle read back")
+    except ValueError:
+        (folder / WEIGHTS).unlink()
+        (folder / DESCRIPTION).unlink()
+        raise
+    return {
+        "file": str(folder / WEIGHTS),
+        "bundle": str(folder),
+        "parity": difference,
+        "tolerance": parity.TOLERANCE,
+        "pictures": len(pictures),
+        "card": dict(card),
+    }

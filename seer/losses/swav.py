@@ -1,0 +1,111 @@
+"""The SwAV loss: every view predicts the codes of the other assign views.
+
+Surprising here: the published loop takes a log-softmax for each of the A*(V-1) (assign, predicting) pairs, though it
+depends on the predicting view alone. Cross entropy is linear in the codes, so here each view meets the *sum* of the
+codes it has to predict, once:
+
+    sum_a CE(q_a, x) = mass * logsumexp(x/T) - sum_k q[k] x[k]/T        q = the sum of those codes, mass = sum_k q[k]
+
+and the gradient, (mass * softmax(x/T) - q) / T, is written straight into the one buffer that is returned. Neither
+log-probabilities nor any other matrix is kept between forward and backward. float32 also under autocast, where no
+operation used here goes to a lower precision; the codes get no gradient.
+
+Letters: V views, A assign views, B images, K prototypes, T temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seer.parallel.collectives import Group, all_reduce_sum
+
+__all__ = ["code_entropy", "swav_loss", "used_prototypes"]
+
+
+def swav_loss(scores: Tensor, codes: Tensor, *, temperature: float, assign: Sequence[int] = (0, 1)) -> Tensor:
+    """Cross entropy of softmax(scores[p] / T) against the codes of a, mean over assign views a and views p != a.
+
+    scores       [V, B, K] floating point, view-major; computed in float32
+    codes        [A, B, K], row i belongs to view assign[i]; no gradient flows to them
+    temperature  T, 0.1 in SwAV and SEER
+    assign       the A distinct views whose codes were computed
+
+    Returns [] float32; ln K for uniform predictions. ValueError for wrong arguments. Source: arXiv 2006.09882, eq. 2.
+    """
+    views, assign = scores.shape[0], tuple(assign)
+    if scores.dim() != 3 or codes.shape != (len(assign), *scores.shape[1:]):
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and codes {tuple(codes.shape)} with assign={assign}; "
+            f"swav_loss takes [V, B, K] and [A, B, K] with A = len(assign) = {len(assign)}"
+        )
+    if len(set(assign)) != len(assign) or not assign or not all(0 <= view < views for view in assign):
+        raise ValueError(f"assign is {assign}; it has to name distinct views from 0 to {views - 1}")
+    if views < 2:
+        raise ValueError(f"scores hold {views} view; a view predicts the codes of another, so at least 2 are needed")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it divides the scores and must be above 0 (SEER: 0.1)")
+    return _SwappedPrediction.apply(scores.float(), codes.float(), 1.0 / temperature, assign)
+
+
+class _SwappedPrediction(torch.autograd.Function):
+    """Saves its inputs and the logsumexp [V, B] only."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, codes: Tensor, sharpness: float, assign: tuple[int, ...]) -> Tensor:
+        normalisers = scores.new_zeros(scores.shape[:2])  # [V, B]
+        loss = scores.new_zeros(())
+        for view, target in _targets(codes, assign, scores.shape[0]):
+            logits = scores[view] * sharpness  # [B, K]
+            normalisers[view] = torch.logsumexp(logits, dim=1)
+            loss += (target.sum(1) * normalisers[view]).sum() - logits.mul_(target).sum()
+        ctx.save_for_backward(scores, codes, normalisers)
+        ctx.sharpness, ctx.assign = sharpness, assign
+        ctx.terms = len(assign) * (scores.shape[0] - 1) * scores.shape[1]
+        return loss / ctx.terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        scores, codes, normalisers = ctx.saved_tensors
+        gradient = torch.zeros_like(scores)  # [V, B, K]; an only assign view predicts nothing and keeps its zeros
+        scale = upstream * (ctx.sharpness / ctx.terms)  # []
+        for view, target in _targets(codes, ctx.assign, scores.shape[0]):
+            buffer = torch.mul(scores[view], ctx.sharpness, out=gradient[view])
+            buffer.sub_(normalisers[view].unsqueeze(1)).exp_()  # softmax(x/T)
+            buffer.mul_(target.sum(1, keepdim=True)).sub_(target).mul_(scale)
+        return gradient, None, None, None
+
+
+def _targets(codes: Tensor, assign: tuple[int, ...], views: int) -> Iterator[tuple[int, Tensor]]:
+    """Yields (view, sum [B, K] of the codes it has to predict); the sum of all codes is made once."""
+    everything = codes.sum(0) if len(assign) > 1 else codes[0]
+    for view in range(views):
+        others = [row for row, owner in enumerate(assign) if owner != view]
+        if len(others) == len(assign):
+            yield view, everything
+        elif len(others) == 1:
+            yield view, codes[others[0]]
+        elif others:
+            yield view, codes[others].sum(0)
+
+
+@torch.no_grad()
+def code_entropy(codes: Tensor) -> Tensor:
+    """Mean entropy of a sample's code in nats: codes [..., K] -> [] float32. ln K says that training has collapsed."""
+    return torch.special.entr(codes.float()).sum(-1).mean()
+
+
+@torch.no_grad()
+def used_prototypes(codes: Tensor, group: Group | None = None) -> Tensor:
+    """Number of distinct prototypes that are some sample's first choice, over all rows: codes [..., K] -> [] int64.
+
+    With a group, over the rows of all ranks (one all-reduce of [K]). Marks instead of `unique`, which would wait for
+    the device.
+    """
+    marks = torch.zeros(codes.shape[-1], dtype=torch.int64, device=codes.device)  # [K]
+    marks.index_fill_(0, codes.argmax(-1).flatten(), 1)
+    return (all_reduce_sum(marks, group) > 0).sum()

@@ -1,0 +1,1 @@
+"""Networks, innocent of ranks."""

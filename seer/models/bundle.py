@@ -1,0 +1,243 @@
+"""The bundle: a folder in which a backbone explains itself, `backbone.safetensors` beside `bundle.json`.
+
+Surprising:
+- The description lies in both files: as `bundle.json` for people and other tools, and as metadata inside the weights.
+  Two files cannot be replaced in one stroke, so each carries the number of its writing; when they differ (a crash
+  between the two renames) the copy inside the weights holds. The weights file alone is a whole backbone as well.
+- The stem's stride leaves no trace in any tensor's shape; only the description knows it.
+- `write_bundle` checks the weights against an empty model of the same architecture first, so a wrapped or surgically
+  changed module is refused rather than written as something that never loads.
+
+bundle.json, version 1:
+
+    {"format": "seer-bundle", "version": 1, "written": number of the writing,
+     "architecture": {"name": zoo name or null, "widths", "depths", "group_widths", "se_ratio", "stem_width",
+                      "stem_stride"},
+     "feature_dim", "input_size", "normalisation": {"mean": [3], "std": [3]},
+     "provenance": {"recipe", "data_fingerprint", "commit", "images_seen", "licence", "metrics"}}
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from seer.models.regnet import RegNet
+from seer.models.zoo import name_of
+
+if TYPE_CHECKING:
+    from seer.core.protocols import Backbone
+
+FORMAT = "seer-bundle"
+VERSION = 1
+WEIGHTS = "backbone.safetensors"
+DESCRIPTION = "bundle.json"
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PROVENANCE = ("recipe", "data_fingerprint", "commit", "images_seen", "licence", "metrics")
+CARD = ("mean", "std", "input_size", *PROVENANCE)
+
+
+def write_bundle(
+    folder: str | os.PathLike[str],
+    backbone: RegNet,
+    *,
+    card: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Writes the bundle, float32 and contiguous, and returns its folder; an older bundle there is replaced.
+
+    Args:
+        folder: made when missing.
+        backbone: a `RegNet`, on any device.
+        card: any of `mean`, `std` (three numbers for RGB in [0, 1]; ImageNet's when absent), `input_size` (224),
+            `recipe`, `data_fingerprint`, `commit`, `images_seen`, `licence` (of imported weights), `metrics` (name ->
+            number).
+        state_dict: the whole tensors, where the backbone itself holds only shards of them or none (meta).
+
+    Raises ValueError for an unknown or malformed entry of the card, and for weights that are not this architecture's.
+    """
+    architecture = backbone.architecture
+    weights = backbone.state_dict() if state_dict is None else state_dict
+    with torch.device("meta"):
+        check_weights(weights, RegNet(**architecture).state_dict(), what="these weights")
+    described = json.dumps(_describe(architecture, backbone.feature_dim, card), indent=2, allow_nan=False) + "\n"
+    tensors = {name: plain(tensor) for name, tensor in weights.items()}
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = f".{uuid.uuid4().hex}.tmp"
+    new_weights, new_description = folder / (WEIGHTS + suffix), folder / (DESCRIPTION + suffix)
+    try:
+        save_file(tensors, new_weights, metadata={"format": "pt", FORMAT: described})
+        new_description.write_text(described, encoding="utf-8")
+        _flush(new_weights)
+        _flush(new_description)
+        os.replace(new_weights, folder / WEIGHTS)
+        os.replace(new_description, folder / DESCRIPTION)
+        _flush(folder)
+        _flush(folder.parent)
+    finally:
+        for leftover in (new_weights, new_description):
+            leftover.unlink(missing_ok=True)
+    return folder
+
+
+def read_bundle(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, Any]]:
+    """The backbone (float32, CPU, eval mode) and its description, as in this file's head.
+
+    Raises FileNotFoundError without weights, ValueError for a broken, foreign or newer description and for weights that
+    do not fit it (the first five keys named).
+    """
+    folder = Path(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}; a bundle is a folder with {WEIGHTS} and {DESCRIPTION}")
+    weights, described = read_safetensors(folder / WEIGHTS)
+    beside = None
+    if (folder / DESCRIPTION).is_file():
+        text = (folder / DESCRIPTION).read_text(encoding="utf-8")
+        beside = _parse(text, what=str(folder / DESCRIPTION))
+    if described is None or (beside is not None and beside.get("written") == described.get("written")):
+        described = beside
+    if described is None:
+        raise ValueError(
+            f"{folder} has no {DESCRIPTION}; load {folder / WEIGHTS} itself to infer the shape from the weights"
+        )
+    with torch.device("meta"):
+        backbone = RegNet(**_architecture(described, what=str(folder)))
+    return fill(backbone, weights, what=str(folder / WEIGHTS)), described
+
+
+def card_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The card that `write_bundle` was given, out of a bundle's description: to export or write it again."""
+    normalisation = description["normalisation"]
+    card = {"mean": normalisation["mean"], "std": normalisation["std"], "input_size": description["input_size"]}
+    return card | {key: description["provenance"].get(key) for key in PROVENANCE}
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors by name, and the description inside the file if it is ours. Raises ValueError for a broken file."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            text = (opened.metadata() or {}).get(FORMAT)
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or a cut one: {error}") from error
+    return weights, None if text is None else _parse(text, what=f"the metadata of {path}")
+
+
+def stem_stride_of(description: Mapping[str, Any] | None, *, what: str) -> int:
+    """The stem's stride that a description names; 2, the published models' stride, without one."""
+    return 2 if description is None else _architecture(description, what=what)["stem_stride"]
+
+
+def check_weights(given: Mapping[str, Any], wanted: Mapping[str, Tensor], *, what: str) -> None:
+    """Raises one ValueError that names the first five missing, unexpected or wrong keys; nothing is changed.
+
+    A key is wrong when it is no dense tensor, has another shape, or holds integers where numbers are wanted.
+    """
+    problems = [f"missing {key} {list(wanted[key].shape)}" for key in wanted if key not in given]
+    for key, value in given.items():
+        if key not in wanted:
+            problems.append(f"unexpected {key}")
+        elif not isinstance(value, Tensor) or value.layout != torch.strided:
+            problems.append(f"{key} is no dense tensor but a {type(value).__name__}")
+        elif value.shape != wanted[key].shape:
+            problems.append(f"{key} is {list(value.shape)}, wanted {list(wanted[key].shape)}")
+        elif value.is_floating_point() != wanted[key].is_floating_point():
+            problems.append(f"{key} is {value.dtype}, wanted {wanted[key].dtype}")
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{what} do not fit the architecture, nothing was loaded: {'; '.join(problems[:5])}{more}")
+
+
+def fill(backbone: RegNet, weights: Mapping[str, Tensor], *, what: str) -> RegNet:
+    """Copies the weights into a backbone on meta, as float32 on the CPU, and returns it in eval mode.
+
+    Copies, because the given tensors may be a window onto a file that someone overwrites later.
+    """
+    check_weights(weights, backbone.state_dict(), what=f"the weights in {what}")
+    backbone.to_empty(device="cpu")
+    backbone.load_state_dict(dict(weights), strict=True)
+    return backbone.eval()
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor as files want it: detached, on the CPU, contiguous, float32 unless it counts.
+
+    Raises ValueError for a tensor without its values: on meta, or a shard of it (DTensor).
+    """
+    if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+        kind = "meta tensor" if tensor.is_meta else type(tensor).__name__
+        raise ValueError(f"a {kind} of shape {list(tensor.shape)} holds no whole values: gather the state dict first")
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _describe(architecture: dict[str, Any], feature_dim: int, card: Mapping[str, Any]) -> dict[str, Any]:
+    for key in card:
+        if key not in CARD:
+            near = difflib.get_close_matches(str(key), CARD, n=1, cutoff=0.0)[0]
+            raise ValueError(f"a card has no entry {key!r}, perhaps {near!r}; it may hold {', '.join(CARD)}")
+    colours = {}
+    for key, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        colours[key] = [float(value) for value in (usual if card.get(key) is None else card[key])]
+        if len(colours[key]) != 3:
+            raise ValueError(f"the card's {key} is {colours[key]}: wanted three numbers, one a colour")
+    metrics = dict(card.get("metrics") or {})
+    unsound = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+    if unsound:
+        raise ValueError(f"the card's metrics hold non-finite numbers, which JSON cannot: {unsound}; leave them out")
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "written": uuid.uuid4().hex,
+        "architecture": {"name": name_of(architecture), **architecture},
+        "feature_dim": feature_dim,
+        "input_size": 224 if card.get("input_size") is None else int(card["input_size"]),
+        "normalisation": colours,
+        "provenance": {key: card.get(key) for key in PROVENANCE} | {"metrics": metrics},
+    }
+
+
+def _parse(text: str, *, what: str) -> dict[str, Any]:
+    try:
+        described = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is no JSON: {error}") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise ValueError(f"{what} describes no bundle: its format is not {FORMAT!r}")
+    if described.get("version") != VERSION:
+        raise ValueError(f"{what} has version {described.get('version')!r}; this program reads {VERSION}: upgrade it")
+    return described
+
+
+def _architecture(described: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    wanted = ("widths", "depths", "group_widths", "se_ratio", "stem_width", "stem_stride")
+    architecture = described.get("architecture")
+    architecture = architecture if isinstance(architecture, dict) else {}
+    absent = [key for key in wanted if key not in architecture]
+    if absent:
+        raise ValueError(f"the description of {what} lacks architecture.{', architecture.'.join(absent)}")
+    return {key: architecture[key] for key in wanted}
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,63 @@
+"""What stands on a backbone during pretraining: a projector and prototypes.
+
+Legend: N rows (views times images), C features, D embedding, K prototypes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from seer.core.errors import RequestError
+
+
+class SwAVHead(nn.Module):
+    """Linear (BN) ReLU, repeated, a bare last Linear, unit length; scores are cosines with the unit prototypes.
+
+    hidden: widths of the inner layers, () for one Linear. embedding: D. prototypes: K. batch_norm: between the inner
+    layers, as SEER trained its sizes up to 32GF and not the larger ones (`facts/seer.md` section 3). Layers keep torch's
+    default initialisation. Prototypes have no bias, and unit rows before the first forward.
+
+    Scores are computed in float32 whatever the model's precision: bfloat16 near 1 is 2^-8 coarse, which divided by
+    epsilon would be an error of 6 % in every code; it costs K*D products a row, nothing beside the backbone.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: Sequence[int] = (2048,),
+        embedding: int = 128,
+        prototypes: int = 3000,
+        batch_norm: bool = True,
+        last_batch_norm: bool = False,
+    ):
+        super().__init__()
+        if prototypes < 2:
+            raise RequestError(f"task.prototypes={prototypes}: fewer than 2 prototypes can tell nothing apart")
+        if embedding < 1 or any(width < 1 for width in hidden):
+            raise RequestError(f"task.hidden={list(hidden)}, task.embedding={embedding}: widths are at least 1")
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [
+                nn.Linear(features, width),
+                *([nn.BatchNorm1d(width)] if batch_norm else []),
+                nn.ReLU(inplace=True),
+            ]
+            features = width
+        last = [nn.BatchNorm1d(embedding, affine=False)] if last_batch_norm else []
+        self.projector = nn.Sequential(*layers, nn.Linear(features, embedding), *last)
+        self.prototypes = nn.Linear(embedding, prototypes, bias=False)
+        self.normalise_prototypes()
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, C] -> embeddings [N, D] of unit length and scores [N, K] in [-1, 1], both float32."""
+        projected = self.projector(features)
+        with torch.autocast(features.device.type, enabled=False):
+            embeddings = F.normalize(projected.float(), dim=1)
+            return embeddings, F.linear(embeddings, self.prototypes.weight.float())
+
+    @torch.no_grad()
+    def normalise_prototypes(self) -> None:
+        """Every row back to length 1. Momentum is left alone, as in SwAV."""
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))

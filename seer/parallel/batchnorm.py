@@ -1,0 +1,73 @@
+"""Batch norm whose statistics are those of a group of ranks.
+
+On a GPU torch's own SyncBatchNorm does it. That refuses CPU tensors, so here the same arithmetic stands in a few lines
+over differentiable collectives: gloo tests then cover the real model. Means and variances of the ranks are joined by
+the parallel formula (variance of means plus mean of variances), not by sums of squares, which cancel in float32.
+
+Legend: N rows or images, C channels, R ranks of the group.
+"""
+
+import torch
+from torch import nn
+
+from seer.parallel.collectives import Group, all_gather_stack
+
+
+class _GroupStatistics:
+    """Mixed into a BatchNorm class: in training, normalises with the statistics of the joined batch of the group."""
+
+    group: Group
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, C] or [N, C, h, w]
+        if not self.training:  # type: ignore[attr-defined]
+            return super().forward(x)  # type: ignore[misc]
+        axes = [d for d in range(x.ndim) if d != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.float()
+            variance, mean = torch.var_mean(wide, axes, correction=0)  # [C] each
+            both = all_gather_stack(torch.stack([mean, variance]), self.group)  # [R, 2, C]
+            mean = both[:, 0].mean(0)
+            variance = both[:, 1].mean(0) + (both[:, 0] - mean).square().mean(0)
+            self._track(mean.detach(), variance.detach(), len(both) * x.numel() // x.shape[1])
+            scale = torch.rsqrt(variance + self.eps)  # type: ignore[attr-defined]
+            if self.weight is not None:  # type: ignore[attr-defined]
+                scale = scale * self.weight.float()  # type: ignore[attr-defined]
+            y = (wide - mean.view(shape)) * scale.view(shape)
+            if self.bias is not None:  # type: ignore[attr-defined]
+                y = y + self.bias.float().view(shape)  # type: ignore[attr-defined]
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+        if self.running_mean is None:  # type: ignore[has-type]
+            return
+        unbiased = variance * (count / max(count - 1, 1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)  # type: ignore[attr-defined,has-type]
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)  # type: ignore[attr-defined,has-type]
+        self.num_batches_tracked.add_(1)  # type: ignore[attr-defined]
+
+
+class GroupBatchNorm1d(_GroupStatistics, nn.BatchNorm1d):
+    """nn.BatchNorm1d over the joined batch of a group."""
+
+
+class GroupBatchNorm2d(_GroupStatistics, nn.BatchNorm2d):
+    """nn.BatchNorm2d over the joined batch of a group."""
+
+
+def group_batchnorm(model: nn.Module, group: Group | None, device: torch.device) -> nn.Module:
+    """Make every batch norm of a model share its statistics over `group`, in place; None leaves the model alone.
+
+    Parameters, buffers and their names stay. Every rank of the group must have the same number of images.
+    """
+    if group is None:
+        return model
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+    for module in model.modules():
+        for plain, grouped in ((nn.BatchNorm1d, GroupBatchNorm1d), (nn.BatchNorm2d, GroupBatchNorm2d)):
+            if type(module) is plain:
+                module.__class__ = grouped
+                module.group = group  # type: ignore[assignment]
+    return model

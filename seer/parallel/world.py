@@ -1,0 +1,71 @@
+"""Who and where this process is: rank, size, device. The only file that creates process groups.
+
+One process needs no rendezvous and gets no group; torchrun (or SLURM with the same variables) makes `RANK`,
+`WORLD_SIZE`, `LOCAL_RANK`, and then gloo speaks for the CPU and NCCL for CUDA.
+"""
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from seer.core.errors import RequestError
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    group: dist.ProcessGroup | None = None  # all ranks; None for one process
+
+    def barrier(self) -> None:
+        if self.group is not None:
+            dist.barrier(self.group)
+
+
+@contextmanager
+def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
+    """device: auto, cpu or cuda. timeout_s: how long a collective waits for a peer.
+
+    Raises RequestError when cuda is asked for and absent.
+    """
+    rank, size, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if device not in ("auto", "cpu", "cuda"):
+        raise RequestError(f"parallel.device={device}: one of auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("parallel.device=cuda, but torch sees no GPU here; use parallel.device=auto")
+    if device != "cpu" and torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise RequestError(f"local rank {local}, but {torch.cuda.device_count()} GPUs; start one rank a GPU")
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    else:
+        place = torch.device("cpu")
+    if size == 1:
+        yield World(0, 1, 0, place)
+        return
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout_s)
+    )
+    try:
+        yield World(rank, size, local, place, dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+
+
+def batch_norm_groups(world: World, group_size: int) -> dist.ProcessGroup | None:
+    """The group this rank shares batch statistics with. 0 = all ranks, 1 = none; else it must divide the world."""
+    if group_size == 1 or world.group is None:
+        return None
+    if group_size < 0 or (group_size and world.size % group_size):
+        raise RequestError(f"parallel.batch_norm_group={group_size} does not divide {world.size} ranks; 0 means all")
+    if group_size in (0, world.size):
+        return world.group
+    groups = [dist.new_group(list(range(i, i + group_size))) for i in range(0, world.size, group_size)]
+    return groups[world.rank // group_size]

@@ -1,0 +1,1 @@
+"""Ways of learning: what the loop trains."""

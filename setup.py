@@ -1,0 +1,62 @@
+"""What `pip install` needs to know of SEER; tool settings are in pyproject.toml, the tried versions in constraints.txt.
+
+Surprising: the folder `configs/`, which lies at the top of a checkout where people look for it, is installed as the
+package `seer.configs`, so that an installed wheel needs no checkout. Editable installs of such a mapping need PEP 660,
+hence setuptools >= 77 in pyproject.toml.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+
+
+def version() -> str:
+    """Read `__version__` without importing `seer`: an isolated build has none of its requirements."""
+    for line in (HERE / "seer" / "__init__.py").read_text(encoding="utf-8").splitlines():
+        if line.startswith("__version__"):
+            return line.split('"')[1]
+    raise SystemExit('seer/__init__.py has no line `__version__ = "…"`; setup.py reads the version there')
+
+
+setup(
+    name="seer-pretrain",
+    version=version(),
+    description="Self-supervised pretraining of vision backbones from pictures that nobody labelled or selected",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    author="The SEER authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["seer", "seer.*"]), "seer.configs"],
+    package_dir={"seer.configs": "configs"},
+    package_data={"seer.configs": ["*.yaml", "**/*.yaml"]},
+    zip_safe=False,
+    install_requires=[
+        "torch>=2.11",  # torch.load(weights_only=True) was escaped below 2.10
+        "torchvision>=0.26",  # the release that goes with torch 2.11
+        "webdataset>=1.0",
+        "hydra-core>=1.3.7,<1.4",  # what a _target_ may name: holes closed in 1.3.4 and 1.3.7; 1.4 changes the API
+        "omegaconf>=2.3,<2.4",  # what hydra-core 1.3 is written for
+        "numpy>=2.0",
+        "pillow>=13.0",  # fixes of out-of-bounds accesses in decoders came in 12.2, 12.3 and 13.0
+        "safetensors>=0.5",
+        "tqdm>=4.66",
+        "tensorboard>=2.18",
+    ],
+    extras_require={
+        # setuptools: tests/test_packaging.py builds a wheel without fetching anything.
+        "test": ["pytest>=9.0", "ruff>=0.15", "mypy>=1.19", "setuptools>=77"],
+    },
+    entry_points={"console_scripts": ["seer = seer.cli.main:main"]},
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

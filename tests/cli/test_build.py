@@ -1,0 +1,129 @@
+"""`_target_` finds public classes and functions of SEER and of torch's optimizers, and nothing else runs."""
+
+import os
+
+import pytest
+import torch
+
+from seer.cli.build import build, find
+from seer.core.errors import RequestError
+from seer.data.multicrop import MultiCrop
+from seer.optim.lars import LARS
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("torch.optim.SGD", torch.optim.SGD),
+        ("torch.optim.adamw.AdamW", torch.optim.AdamW),
+        ("seer.optim.lars.LARS", LARS),
+        ("seer.data.multicrop.MultiCrop", MultiCrop),
+        ("seer.evals.knn.MultiCrop", None),
+        ("seer.cli.build.find", find),
+    ],
+)
+def test_public_classes_and_functions_are_found(target, expected):
+    if expected is None:
+        with pytest.raises(RequestError):
+            find(target)
+    else:
+        assert find(target) is expected
+
+
+REFUSED = [
+    "os.system",
+    "os.mkdir",
+    "builtins.eval",
+    "builtins.exec",
+    "subprocess.run",
+    "torch.load",
+    "torch.nn.Linear",
+    "torch.hub.load",
+    "numpy.load",
+    "webdataset.gopen",
+    "seer_evil.run",
+    "torch.optimx.f",
+    # paths that walk through what a module of ours has imported
+    "torch.optim.optimizer.torch.os.mkdir",
+    "torch.optim.optimizer.torch.load",
+    "torch.optim.optimizer.functools.partial",
+    "torch.optim.optimizer.torch",
+    "seer.cli.main.importlib.import_module",
+    "seer.cli.main.importlib",
+    "seer.cli.main.os.system",
+    "seer.cli.main.Path",
+    "seer.cli.main.sys.exit",
+    "seer.data.shards.os.remove",
+    "seer.data.shards.Counter",
+    "seer.data.shards.mmap.mmap",
+    "seer.core.rng.torch.load",
+    "seer.engine.checkpoint.shutil.rmtree",
+    "seer.engine.checkpoint.torch.load",
+    # private names, module entry points, things that are neither class nor function
+    "seer.data.shards._sync",
+    "seer.data.shards._mapped",
+    "seer.__main__.main",
+    "seer.data.loader.Loader.__init__",
+    "seer.data.loader.Loader.batches",
+    "seer.data.decode.FORMATS",
+    "seer.data.shards.INDEX",
+    "seer.core.log.log",
+    "seer.models.zoo.ROWS",
+    # nonsense
+    "seer.data.multicrop.Multicrop",
+    "seer.nowhere.Thing",
+    "seer",
+    "seer.",
+    ".",
+    "",
+    "SGD",
+    "seer.data.multicrop:MultiCrop",
+    "seer.data..multicrop.MultiCrop",
+    "../seer/data/multicrop.MultiCrop",
+    None,
+    3,
+    ["os.system"],
+]
+
+
+@pytest.mark.parametrize("target", REFUSED, ids=str)
+def test_everything_else_is_refused_by_name_and_nothing_runs(target, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seer_evil.py").write_text("open('imported', 'w').close()\ndef run(*a): open('ran', 'w').close()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for given in (("ran",), (f"touch {tmp_path}/ran",), ()):
+        with pytest.raises(RequestError) as caught:
+            build({"_target_": target}, *given)
+        assert repr(target) in str(caught.value) and caught.value.exit_status == 78
+    assert os.listdir(tmp_path) == ["seer_evil.py"]
+
+
+def test_what_is_built_gets_the_arguments_of_the_node_and_of_the_program():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    node = {"_target_": "torch.optim.SGD", "lr": 0.5, "momentum": 0.1}
+    made = build(node, [parameter], momentum=0.9)
+    assert type(made) is torch.optim.SGD and made.defaults["lr"] == 0.5 and made.defaults["momentum"] == 0.9
+    assert node == {"_target_": "torch.optim.SGD", "lr": 0.5, "momentum": 0.1}
+
+
+@pytest.mark.parametrize("node", [{"lrr": 1}, {"lr": 1, "_args_": [1]}, {"_convert_": "all"}, {"_partial_": True}])
+def test_an_argument_that_the_target_does_not_take_is_refused_by_name(node):
+    with pytest.raises(RequestError, match=next(k for k in reversed(node))):
+        build({"_target_": "torch.optim.SGD", **node}, [torch.nn.Parameter(torch.zeros(1))])
+
+
+def test_a_missing_argument_is_refused_by_name():
+    with pytest.raises(RequestError, match="name"):
+        build({"_target_": "seer.models.zoo.build"})
+
+
+def test_values_are_values_and_not_built_in_turn(tmp_path):
+    nested = {"_target_": "os.mkdir", "path": str(tmp_path / "ran")}
+    with pytest.raises((RequestError, TypeError, ValueError)):
+        build({"_target_": "seer.data.multicrop.MultiCrop", "sizes": nested})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_type_error_inside_a_constructor_is_not_mistaken_for_a_wrong_argument():
+    with pytest.raises(TypeError):
+        build({"_target_": "torch.optim.SGD"}, 5)

@@ -1,0 +1,306 @@
+"""Words to config: typos answered with the nearest right key, real paths untouched, and YAML that lists every argument."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seer.cli import config
+from seer.cli.build import find
+from seer.core.errors import RequestError
+from seer.models.zoo import ROWS
+
+FOLDER = Path(config.folder())
+# What the program gives a target of each group: not for people to write.
+GIVEN = {
+    "model": set(),
+    "augment": set(),
+    "task": {"backbone", "crop", "group"},
+    "optim": {"params"},
+    "schedule": {"step"},
+    "precision": {"device"},
+    "eval": {"train", "test", "mean", "std", "batch", "threads", "dtype"},
+    "surgery": set(),
+    "data": set(),
+    "log": set(),
+    "parallel": set(),
+}
+TARGETS = sorted(p for p in FOLDER.rglob("*.yaml") if "_target_" in p.read_text())
+
+
+def source(value: str) -> object:
+    return config.read("shard", [f"source={value}", "output=o"])["source"]
+
+
+def refused(*words: str, verb: str = "pretrain") -> str:
+    with pytest.raises(RequestError) as caught:
+        config.read(verb, words)
+    assert caught.value.exit_status == 78
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", TARGETS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_the_yaml_lists_every_argument_of_its_target_and_no_other(path):
+    node = yaml.safe_load(path.read_text())
+    parameters = inspect.signature(find(node["_target_"])).parameters
+    assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+    assert set(node) - {"_target_"} == set(parameters) - GIVEN[path.parent.name]
+    assert GIVEN[path.parent.name] <= set(parameters), "a name that the program gives is not taken"
+
+
+def test_every_group_with_a_target_is_known_here_and_there_are_many():
+    assert {p.parent.name for p in TARGETS} <= set(GIVEN) and len(TARGETS) >= 30
+
+
+def test_every_model_of_the_zoo_has_its_yaml_and_no_other():
+    named = {p.stem: yaml.safe_load(p.read_text())["name"] for p in (FOLDER / "model").glob("*.yaml")}
+    assert named == {name: name for name in ROWS}
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "shard", "evaluate", "export"])
+def test_every_verb_says_what_it_needs(verb):
+    if verb == "pretrain":
+        assert config.read(verb, [])["data"]["source"] is None
+    else:
+        assert "needs" in refused(verb=verb) and "=…" in refused(verb=verb)
+
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in (FOLDER / "recipe").glob("*.yaml")))
+def test_every_recipe_composes_and_its_keys_all_exist(recipe):
+    plain, full = config.read("pretrain", []), config.read("pretrain", [f"recipe={recipe}"])
+    every_choice = {k for group in ("model", "data", "augment", "task", "optim", "schedule", "precision")
+                    for p in (FOLDER / group).glob("*.yaml") for k in (f"{group}.{n}" for n in yaml.safe_load(p.read_text()))}  # fmt: skip
+    assert set(config.flat(full)) <= set(config.flat(plain)) | every_choice
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "expected"),
+    [
+        ("batch=64", "batch", 64),
+        ("optim.weight_decay=0", "optim.weight_decay", 0),
+        ("optim.lr=1e-3", "optim.lr", 1e-3),
+        ("augment.sizes=[64,32]", "augment.sizes", [64, 32]),
+        ("every.log=5", "every.log", 5),
+        ("every.log=1ep", "every.log", "1ep"),
+        ("steps=3", "steps", 3),
+        ("schedule.peak=0.6", "schedule.peak", 0.6),
+        ("precision.clip=1", "precision.clip", 1),
+        ("data.threads=null", "data.threads", None),
+        ("model=regnety_32gf", "model.name", "regnety_32gf"),
+        ("log.tensorboard=false", "log.tensorboard", False),
+        ("output=", "output", ""),
+        ("data.source=null", "data.source", None),
+    ],
+)
+def test_a_word_sets_its_key(word, key, expected):
+    found = config.flat(config.read("pretrain", [word]))[key]
+    assert found == expected and type(found) is type(expected)
+
+
+def test_a_choice_and_a_key_of_it_may_come_in_any_order():
+    for words in (["optim=sgd", "optim.nesterov=true"], ["optim.nesterov=true", "optim=sgd"]):
+        assert config.read("pretrain", words)["optim"]["nesterov"] is True
+
+
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        ("bacth=64", "batch"),
+        ("data.sorce=x", "data.source"),
+        ("optim.weight_deacy=0", "optim.weight_decay"),
+        ("weight_decay=0", "optim.weight_decay"),
+        ("optimizer.lr=1", "optim.lr"),
+        ("modle=regnety_400mf", "model"),
+        ("task.prototype=16", "task.prototypes"),
+        ("every.logs=1", "every.log"),
+        ("optim.nesterov=true", "optim"),  # of sgd, not of lars
+    ],
+)
+def test_an_unknown_key_names_the_nearest_right_one(word, right):
+    said = refused(word)
+    assert f"unknown key {word.partition('=')[0]!r}" in said and f"did you mean '{right}" in said
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "model=regnety_32",
+        "optim=adam",
+        "augment=SwAV",
+        "recipe=nothing",
+        "eval=",
+        "model=../task/swav",
+        "task=3",
+        "optim={}",
+        "optim=null",
+    ],
+)
+def test_an_unknown_choice_lists_the_choices(word):
+    said = refused(word)
+    group, _, choice = word.partition("=")
+    there = sorted(p.stem for p in (FOLDER / group).glob("*.yaml"))
+    assert (
+        f"{group}={choice}" in said.replace("''", "") and all(name in said for name in there) and "did you mean" in said
+    )
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "batch=many", "batch=6.5", "batch=true", "batch=[1]", "seed=1.5", "optim.lr=fast", "optim.lr=[1]", "optim.lr=true",
+        "task.batch_norm=1", "task.batch_norm=maybe", "augment.sizes=64", "augment.flip=half", "every.log=[1]",
+        "every.log=1.5", "task.iterations=3.0", "parallel.channels_last=0", "every=5", "every={log: x, a: 1}", "groups=5",
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_type_is_refused_by_name(word):
+    assert word.partition("=")[0] in refused(word)
+
+
+@pytest.mark.parametrize(
+    "word", ["optim.lr=nan", "optim.lr=inf", "augment.flip=-inf", "optim.lr=.nan", "precision.clip=nan"]
+)
+def test_numbers_that_are_none_are_refused(word):
+    said = refused(word)
+    assert word.partition("=")[0] in said
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("+batch=1", "never added"),
+        ("++batch=1", "never added"),
+        ("+new=1", "never added"),
+        ("~batch=1", "never added or removed"),
+        ("~task", "not understood"),
+        ("batch", "not understood"),
+        ("=5", "not understood"),
+        ("", "not understood"),
+        ("--multirun", "not understood"),
+        ("optim@optim2=sgd", "packages"),
+        ("optim@:_global_=sgd", "packages"),
+        ("hydra.run.dir=x", "unknown key"),
+        ("hydra/launcher=basic", "unknown key"),
+        ("task._target_=os.system", ""),
+    ],
+)
+def test_words_that_would_change_the_shape_of_the_config_are_refused(word, reason):
+    if word.startswith("task._target_"):
+        with pytest.raises(RequestError):
+            find(config.read("pretrain", [word])["task"]["_target_"])
+    else:
+        assert reason in refused(word)
+
+
+@pytest.mark.parametrize("separate", ["1,2", "[64,32],[32,16]"])
+def test_sweeps_are_refused(separate):
+    assert refused(f"batch={separate}")
+
+
+PATHS = [
+    "/plain/path.tar",
+    "relative/path",
+    "./here",
+    "../up",
+    "~/home",
+    "/d/{000000..000009}.tar",
+    "/d/{train,test}-{00..03}.tar",
+    "/d/2024 (1)/a",
+    "/d/with space",
+    " leading and trailing ",
+    "/d/it's",
+    "/d/'quoted' \"twice\"",
+    "/d/back\\slash",
+    "/d/ends in \\",
+    "/d/both\\'",
+    "\\\\server\\share",
+    "/d/[0-9]*.tar",
+    "/d/?.tar",
+    "/d/a=b",
+    "/d/100%",
+    "/d/#1",
+    "/d/a:b",
+    "/d/a;b|c&d",
+    "/d/$HOME/${oc.env:HOME}/$(id)",
+    "/d/日本/ä",
+    "https://host/x-{000..009}.tar?X-Sig=a%2Fb=&e=1&k=v+w",
+    "s3://bucket/x.tar",
+    "pipe:cat /x",
+    "123",
+    "1e5",
+    "0x10",
+    "true",
+    "False",
+    "None",
+    "nan",
+    "inf",
+    "-",
+    "-1",
+    "(",
+    "}",
+    "@x",
+    "!x",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_odd_paths_reach_the_config_unchanged(path):
+    found = config.read("shard", [f"source={path}", f"output={path}"])
+    assert (found["source"], found["output"]) == (path, path)
+
+
+@pytest.mark.parametrize(
+    ("verb", "key"),
+    [
+        ("shard", "source"),
+        ("evaluate", "weights"),
+        ("evaluate", "data.train"),
+        ("evaluate", "data.test"),
+        ("pretrain", "eval.train"),
+    ],
+)
+def test_every_path_word_of_every_verb_takes_odd_paths(verb, key):
+    needed = {
+        "shard": ["source=a", "output=o"],
+        "evaluate": ["weights=w", "data.train=a", "data.test=b"],
+        "pretrain": [],
+    }
+    words = [w for w in needed[verb] if not w.startswith(f"{key}=")]
+    assert (
+        config.flat(config.read(verb, [*words, f"{key}=/d/2024 (1)/{{00..09}}.tar"]))[key] == "/d/2024 (1)/{00..09}.tar"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a.tar,b.tar", ["a.tar", "b.tar"]),
+        ("/d/2024 (1)/a,b", ["/d/2024 (1)/a", "b"]),
+        ("/d/{a,b}.tar,/e/c d.tar", ["/d/{a,b}.tar", "/e/c d.tar"]),
+        ("1,2", ["1", "2"]),
+        ("[a.tar,'b c.tar']", ["a.tar", "b c.tar"]),
+        ("'one, with a comma.tar'", "one, with a comma.tar"),
+    ],
+)
+def test_a_comma_makes_a_list_of_paths(value, expected):
+    assert source(value) == expected
+
+
+def test_the_config_is_made_of_plain_values_and_a_second_reading_is_not_stained_by_the_first():
+    first = config.read("pretrain", ["batch=64", "optim=sgd"])
+    second = config.read("pretrain", [])
+
+    def plain(value):
+        if isinstance(value, dict):
+            return type(value) is dict and all(type(k) is str and plain(v) for k, v in value.items())
+        return all(map(plain, value)) if type(value) is list else type(value) in (str, int, float, bool, type(None))
+
+    assert plain(first) and second["batch"] == 256 and second["optim"]["_target_"] == "seer.optim.lars.LARS"
+
+
+def test_flat_names_nested_keys_by_dots():
+    assert config.flat({"a": {"b": 1, "c": {"d": [1, {"e": 2}]}}, "f": None}) == {
+        "a.b": 1,
+        "a.c.d": [1, {"e": 2}],
+        "f": None,
+    }

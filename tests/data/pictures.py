@@ -1,0 +1,39 @@
+"""Small pictures and archives for the tests of this folder and others."""
+
+import io
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def pixels(seed: int, height: int = 24, width: int = 20) -> np.ndarray:
+    """uint8 [h, w, 3]: a smooth picture that no other seed gives."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def encoded(picture: np.ndarray | Image.Image, form: str = "JPEG", **how: object) -> bytes:
+    buffer = io.BytesIO()
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(buffer, form, **how)
+    return buffer.getvalue()
+
+
+def jpeg(seed: int, height: int = 24, width: int = 20) -> bytes:
+    return encoded(pixels(seed, height, width), quality=95)
+
+
+def png(seed: int, height: int = 24, width: int = 20) -> bytes:
+    return encoded(pixels(seed, height, width), "PNG")
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path

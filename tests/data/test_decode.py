@@ -1,0 +1,189 @@
+"""Bytes to pixels, fault by fault (`facts/reliability.md` 2.1), against Pillow where a picture is good."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from seer.data.decode import Undecodable, decode, encode_jpeg
+from tests.data.pictures import encoded, jpeg, pixels, png
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def header_of_png(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds a few bytes."""
+    claims = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", claims) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+def test_good_pictures_of_the_three_formats_decode_as_pillow_decodes_them():
+    picture = pixels(0)
+    for form, how in (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {"lossless": True})):
+        data = encoded(picture, form, **how)
+        found = decode(data)
+        assert found.dtype == np.uint8 and found.shape == (24, 20, 3) and found.flags.writeable and found.flags.owndata
+        np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+BAD = {
+    "empty": (b"", "empty"),
+    "HTML": (b"<!DOCTYPE html><html>404</html>", "not a JPEG, PNG or WebP: begins with 3c21"),
+    "GIF": (encoded(pixels(0), "GIF"), "not a JPEG"),
+    "TIFF": (encoded(pixels(0), "TIFF"), "not a JPEG"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
+    "one byte": (b"\xff", "not a JPEG"),
+    "the first bytes of a JPEG": (b"\xff\xd8\xff\xe0", "Error"),
+    "a bomb in a header": (header_of_png(65_000, 65_000), "65000 x 65000 is more than|DecompressionBomb"),
+    "a bomb that Pillow only warns of": (header_of_png(9_000, 7_000), "9000 x 7000 is more than|DecompressionBomb"),
+    "1 x 5000": (png(0, 1, 5000), "too small or too thin"),
+    "8 x 801": (png(0, 801, 8), "too small or too thin"),
+    "7 x 7": (png(0, 7, 7), "too small or too thin"),
+    "too many bytes": (b"\xff\xd8\xff" + bytes(64 << 20), "more than"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_picture_is_undecodable_and_the_reason_is_told(fault):
+    data, reason = BAD[fault]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # as on import, which pytest undoes
+        with pytest.raises(Undecodable, match=reason):
+            decode(data)
+
+
+def test_the_least_and_the_thinnest_pictures_allowed_decode():
+    assert decode(png(0, 8, 8)).shape == (8, 8, 3) and decode(png(0, 8, 800)).shape == (8, 800, 3)
+
+
+def test_a_picture_cut_short_is_refused_wherever_it_is_cut():
+    for whole in (jpeg(1, 64, 64), encoded(pixels(1, 64, 64), progressive=True), png(1), encoded(pixels(1), "WEBP")):
+        for length in range(1, len(whole) - 12, 23):
+            with pytest.raises(Undecodable):
+                decode(whole[:length])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright_as_pillow_turns_them(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(pixels(2), form, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert expected.shape == ((24, 20, 3) if orientation < 5 else (20, 24, 3))
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\x05\0", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff"]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_broken_exif_block_does_not_cost_the_picture(form, exif):
+    data = encoded(pixels(3), form, exif=exif)
+    plain = encoded(pixels(3), form)
+    np.testing.assert_array_equal(decode(data), decode(plain))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_turned_picture_with_any_damaged_exif_byte_still_decodes():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description that is long enough"
+    whole = exif.tobytes()
+    for at in range(6, len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0xFF
+        assert sorted(decode(encoded(pixels(3), exif=bytes(damaged))).shape) == [3, 20, 24]
+
+
+def test_cmyk_becomes_the_rgb_that_pillow_makes_of_it():
+    image = Image.fromarray(pixels(4)).convert("CMYK")
+    data = encoded(image, quality=95)
+    found = decode(data)
+    assert Image.open(io.BytesIO(data)).mode == "CMYK"
+    assert np.abs(found.astype(int) - pixels(4)).mean() < 6  # not inverted: that would be off by a hundred
+
+
+def test_a_ramp_of_16_bits_keeps_256_levels():
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    found = decode(encoded(Image.fromarray(ramp), "PNG"))
+    np.testing.assert_array_equal(found[..., 0], np.round(ramp / 257))
+    assert len(np.unique(found)) == 256 and (found[..., 0] == found[..., 2]).all()
+
+
+def test_one_bit_grey_and_grey_with_alpha_decode():
+    grey = Image.fromarray(pixels(5)).convert("L")
+    assert set(np.unique(decode(encoded(grey.convert("1"), "PNG")))) == {0, 255}
+    np.testing.assert_array_equal(decode(encoded(grey, "PNG"))[..., 1], np.asarray(grey))
+    clear = grey.copy()
+    clear.putalpha(0)
+    assert decode(encoded(clear, "PNG")).max() == 0
+
+
+def test_palettes_with_transparency_decode_on_black_without_a_warning():
+    image = Image.fromarray(pixels(6)).quantize(16)
+    plain = decode(encoded(image, "PNG"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_index = decode(encoded(image, "PNG", transparency=3))
+        by_bytes = decode(encoded(image, "PNG", transparency=bytes([0, 128] + [255] * 14)))
+    index = np.asarray(image)
+    expected = plain.copy()
+    expected[index == 3] = 0
+    np.testing.assert_array_equal(by_index, expected)
+    assert (by_bytes[index == 0] == 0).all() and (by_bytes[index > 1] == plain[index > 1]).all()
+    assert np.abs(by_bytes[index == 1] - plain[index == 1] * (128 / 255)).max() <= 1
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_transparency_is_laid_on_black(form):
+    rgba = np.dstack([pixels(7), np.full((24, 20), 51, dtype=np.uint8)])
+    rgba[:4, :, 3] = 255
+    found = decode(encoded(rgba, form, **({"lossless": True} if form == "WEBP" else {})))
+    np.testing.assert_array_equal(found[:4], rgba[:4, :, :3])
+    assert np.abs(found[4:] - rgba[4:, :, :3] * 0.2).max() <= 1
+
+
+def test_only_the_first_picture_of_an_animation_is_decoded():
+    frames = [Image.fromarray(pixels(i)) for i in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    np.testing.assert_array_equal(decode(buffer.getvalue()), pixels(0))
+
+
+def test_a_png_called_jpg_is_known_by_its_bytes(tmp_path):
+    from seer.data.shards import open_shards, picture_of
+
+    (tmp_path / "wrong.jpg").write_bytes(png(8))
+    np.testing.assert_array_equal(decode(picture_of(open_shards(tmp_path)[0].read(0, 0))), pixels(8))
+
+
+def test_encode_jpeg_is_read_back_close_to_what_it_was():
+    smooth = pixels(9, 96, 96)
+    assert np.abs(decode(encode_jpeg(smooth, 95)).astype(int) - smooth).mean() < 2
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_flipped_bits_never_raise_anything_but_undecodable(form):
+    random = np.random.default_rng(["JPEG", "PNG", "WEBP"].index(form))
+    refused = 0
+    for i in range(300):
+        data = np.frombuffer(encoded(pixels(i % 10, 24, 24), form), dtype=np.uint8).copy()
+        for at in random.integers(0, len(data) * 8, random.integers(1, 9)):
+            data[at // 8] ^= 1 << (at % 8)
+        try:
+            found = decode(data.tobytes())
+            assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
+        except Undecodable as error:
+            assert str(error)
+            refused += 1
+    assert 0 < refused < 300, refused

@@ -1,0 +1,213 @@
+"""Batches do not depend on threads, prefetch, ranks or restarts; a broken picture costs itself alone and is told."""
+
+import pytest
+import torch
+
+from seer.core.errors import BadDataError, RequestError, StorageError
+from seer.data.loader import CHUNK, Loader
+from seer.data.multicrop import MultiCrop
+from seer.data.order import TRIES, plan
+from seer.data.reader import Reader
+from seer.data.shards import open_shards, write_shards
+from tests.data.pictures import jpeg, pixels, png
+
+N, LANES = 70, 8
+CROP = MultiCrop((16, 8), (2, 1), ((0.3, 1), (0.1, 0.3)))
+
+
+def loader(folder, *, batch=16, lanes=LANES, seed=0, block=10, **how) -> Loader:
+    shards = open_shards(folder)
+    return Loader(
+        Reader(shards, plan([len(s) for s in shards], seed=seed, lanes=lanes, block=block), seed),
+        CROP,
+        batch=batch,
+        **how,
+    )
+
+
+def take(one: Loader, steps: int, consumed: int = 0) -> list:
+    stream = one.batches(consumed)
+    batches = [next(stream) for _ in range(steps)]
+    stream.close()
+    return batches
+
+
+def tensors(batch) -> list[torch.Tensor]:
+    return [*batch.crops, *(getattr(c, name) for c in batch.colours for name in c.__dataclass_fields__)]
+
+
+def same(a, b) -> bool:
+    return a.position == b.position and all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+def write(folder, broken=(), total=N, per_shard=20):
+    """Pictures of which some are garbage under the name of a picture."""
+    make = ((f"k{i:03d}", {"png": b"not a picture" if i in broken else png(i)}) for i in range(total))
+    write_shards(make, folder, total=total, per_shard=per_shard)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    return take(loader(folder, threads=1, prefetch=1), 12)  # more than two epochs
+
+
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 9), (2, 1), (5, 3)])
+def test_batches_are_the_same_whatever_threads_and_prefetch(folder, expected, threads, prefetch):
+    found = take(loader(folder, threads=threads, prefetch=prefetch), 12)
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_batches_are_uint8_channels_last_view_major_and_tell_their_position(expected):
+    batch = expected[0]
+    assert [tuple(c.shape) for c in batch.crops] == [(32, 3, 16, 16), (16, 3, 8, 8)]
+    assert all(c.dtype == torch.uint8 and c.is_contiguous(memory_format=torch.channels_last) for c in batch.crops)
+    assert [len(c.sigma) for c in batch.colours] == [32, 16]
+    assert [b.position for b in expected] == [16 * (i + 1) for i in range(12)]
+
+
+def test_pictures_are_those_of_the_plan_cut_with_the_draws_of_their_own_key(folder, expected):
+    one = loader(folder)
+    places = one.reader.plan.places(16, 16)
+    for i in (0, 7, 15):
+        picture, key, skipped = one.reader.picture(places, i)
+        assert not skipped
+        number = int(open_shards(folder)[places.shard[i]].read(0, int(places.row[i])).key[1:])
+        assert (picture == pixels(number)).all()
+        draw = CROP.draw(24, 20, key)
+        out = [torch.zeros(v, 1, 3, s, s, dtype=torch.uint8) for v, s in zip(CROP.counts, CROP.sizes, strict=True)]
+        CROP.cut(picture, draw, out, 0)
+        large = expected[1].crops[0].unflatten(0, (2, 16))[:, i]
+        assert torch.equal(large, out[0][:, 0]) and torch.equal(expected[1].crops[1][i], out[1][0, 0])
+        assert expected[1].colours[0].factors[16 + i].tolist() == draw.factors[1].tolist()
+
+
+@pytest.mark.parametrize("step", [1, 4, 9])
+def test_going_on_from_a_position_gives_the_same_batches_bit_by_bit(folder, expected, step):
+    found = take(loader(folder, threads=3), 3, consumed=expected[step - 1].position)
+    assert all(same(a, b) for a, b in zip(found, expected[step:], strict=False))
+
+
+def test_a_picture_gets_other_views_in_its_next_epoch_and_with_another_seed(folder, expected):
+    other = take(loader(folder, seed=1), 1)[0]
+    assert not torch.equal(other.crops[0], expected[0].crops[0])
+    seen = {bytes(c.numpy().tobytes()) for b in expected for c in b.crops[0]}
+    assert len(seen) == 12 * 32
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_batches_of_all_ranks_joined_are_the_batch_of_one(folder, expected, ranks):
+    parts = [take(loader(folder, rank=r, ranks=ranks), 6) for r in range(ranks)]
+    for step in range(6):
+        of_ranks, whole = [p[step] for p in parts], expected[step]
+        assert {p.position for p in of_ranks} == {whole.position}
+        for index, views in enumerate(CROP.counts):
+            joined = torch.cat([p.crops[index].unflatten(0, (views, -1)) for p in of_ranks], 1).flatten(0, 1)
+            assert torch.equal(joined, whole.crops[index])
+            for name in whole.colours[0].__dataclass_fields__:
+                parts_of_it = [getattr(p.colours[index], name).unflatten(0, (views, -1)) for p in of_ranks]
+                assert torch.equal(torch.cat(parts_of_it, 1).flatten(0, 1), getattr(whole.colours[index], name))
+
+
+def test_a_broken_picture_is_replaced_and_named_and_all_others_stay_as_they_were(tmp_path, expected):
+    found = take(loader(write(tmp_path, broken={33}), threads=3), 12)
+    skipped = [s for b in found for s in b.skipped]
+    assert {s.member for s in skipped} == {"k033"} and len(skipped) >= 2  # once in each epoch begun
+    assert all("not a JPEG, PNG or WebP" in s.reason and s.shard.endswith(".tar") and s.row >= 0 for s in skipped)
+    changed = 0
+    for batch, whole in zip(found, expected, strict=True):
+        differ = (batch.crops[0] != whole.crops[0]).flatten(1).any(1).unflatten(0, (2, 16)).any(0)  # [B]
+        changed += int(differ.sum())
+        assert int(differ.sum()) <= len(batch.skipped)
+    assert 2 <= changed <= len(skipped)
+
+
+def test_stand_ins_are_the_same_for_two_ranks_and_after_a_restart(tmp_path):
+    write(tmp_path, broken=range(0, 70, 5))
+    whole = take(loader(tmp_path), 4)
+    again = take(loader(tmp_path, threads=4), 2, consumed=whole[1].position)
+    assert all(same(a, b) and a.skipped == b.skipped for a, b in zip(again, whole[2:], strict=True))
+    parts = [take(loader(tmp_path, rank=r, ranks=2), 4) for r in range(2)]
+    for step in range(4):
+        joined = torch.cat([p[step].crops[0].unflatten(0, (2, -1)) for p in parts], 1).flatten(0, 1)
+        assert torch.equal(joined, whole[step].crops[0])
+        assert parts[0][step].skipped + parts[1][step].skipped == whole[step].skipped
+
+
+def test_twelve_bad_pictures_of_500_are_all_counted_once_an_epoch(tmp_path):
+    bad = {3, 50, 51, 52, 99, 100, 250, 251, 300, 444, 498, 499}
+    write(tmp_path, broken=bad, total=500, per_shard=120)
+    one = loader(tmp_path, batch=50, lanes=50, block=100)
+    batches = take(one, 10)  # one epoch
+    names = [s.member for b in batches for s in b.skipped]
+    assert set(names) == {f"k{i:03d}" for i in bad}
+    assert 12 <= len(names) <= 20  # a stand-in may be bad as well, and is told too
+    assert sum(len(b.crops[0]) for b in batches) == 2 * 500
+
+
+def test_a_flipped_byte_in_a_shard_is_skipped_with_the_reason(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "shard-000001.tar"
+    shard = open_shards(path)[0]
+    data = bytearray(path.read_bytes())
+    data[int(shard.index[4]["offset"]) + 600] ^= 1
+    path.write_bytes(data)
+    skipped = [s for b in take(loader(tmp_path), 5) for s in b.skipped]
+    assert skipped and all(s.row == 4 and "checksum differs" in s.reason and s.shard == str(path) for s in skipped)
+
+
+def test_nine_bad_pictures_in_a_row_stop_the_run_and_the_last_is_named(tmp_path):
+    assert TRIES == 8
+    write(tmp_path, broken=range(70))
+    with pytest.raises(BadDataError, match=r"9 pictures in a row.*k0\d\d in .*shard-.*not a JPEG"):
+        take(loader(tmp_path), 1)
+
+
+def test_eight_bad_pictures_and_a_good_one_go_on(tmp_path):
+    write(tmp_path, broken=range(0, 70, 2))  # every second one: 9 bad in a row are a matter of 1 in 500
+    batches = take(loader(tmp_path), 4)
+    assert sum(len(b.skipped) for b in batches) > 20
+
+
+def test_storage_that_fails_is_no_bad_picture_and_stops_the_run(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i:02d}.jpg").write_bytes(jpeg(i))
+    one = loader(tmp_path, batch=8, lanes=4)
+    (tmp_path / "07.jpg").unlink()
+    with pytest.raises(StorageError, match=r"07\.jpg"):
+        take(one, 3)
+
+
+def test_threads_end_with_the_stream(folder):
+    import threading
+
+    before = {t for t in threading.enumerate() if t.name.startswith("pictures")}
+    take(loader(folder, threads=4), 2)
+    assert {t for t in threading.enumerate() if t.name.startswith("pictures")} == before
+
+
+def test_a_batch_may_be_larger_than_a_chunk_and_than_the_data(folder):
+    assert CHUNK < 160
+    (batch,) = take(loader(folder, batch=160, threads=3), 1)
+    assert len(batch.crops[0]) == 320 and len({bytes(c.numpy().tobytes()) for c in batch.crops[0]}) == 320
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"threads": 0}, "threads"),
+        ({"prefetch": 0}, "prefetch"),
+        ({"ranks": 3}, "multiple"),
+        ({"batch": 1, "ranks": 2}, "multiple"),
+        ({"batch": 12}, "lanes"),
+        ({"ranks": 16}, "lanes"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused_at_once(folder, how, reason):
+    with pytest.raises(RequestError, match=reason):
+        loader(folder, **how)

@@ -1,0 +1,319 @@
+"""Shards: what is written, read by strangers (webdataset, tarfile); what sources name; what is refused."""
+
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+
+from seer.core.errors import RequestError, StorageError
+from seer.data.shards import build_index, class_names, fingerprint, open_shards, picture_of, write_shards
+from seer.data.tar import TarError
+from tests.data.pictures import jpeg, png, write_tar
+
+SAMPLES = [(f"k{i:03d}", {"jpg": jpeg(i), "cls": str(i % 7).encode()}) for i in range(23)]
+
+
+@pytest.fixture
+def written(tmp_path):
+    manifest = write_shards(SAMPLES, tmp_path, total=23, per_shard=6, card={"classes": list("abcdefg")})
+    return tmp_path, manifest
+
+
+def read_all(source) -> list[tuple[str, dict[str, bytes]]]:
+    opened = open_shards(source)
+    found = [shard.read(number, row) for number, shard in enumerate(opened) for row in range(len(shard))]
+    return [(s.key, s.fields) for s in found]
+
+
+def test_webdataset_tarfile_and_we_read_back_what_was_written(written):
+    webdataset = pytest.importorskip("webdataset")
+    folder, manifest = written
+    paths = [str(folder / s["name"]) for s in manifest["shards"]]
+    as_stranger = [
+        (s["__key__"], {"jpg": s["jpg"], "cls": s["cls"]})
+        for s in webdataset.WebDataset(paths, shardshuffle=False, empty_check=False)
+    ]
+    members = {}
+    for path in paths:
+        with tarfile.open(path) as tar:
+            members |= {m.name: tar.extractfile(m).read() for m in tar}
+    assert as_stranger == SAMPLES
+    assert members == {f"{key}.{e}": data for key, fields in SAMPLES for e, data in fields.items()}
+    assert read_all(folder) == SAMPLES
+
+
+def test_shards_differ_by_one_sample_at_most_and_the_manifest_tells_it(written):
+    folder, manifest = written
+    counts = [s["count"] for s in manifest["shards"]]
+    assert sorted(counts) == [5, 6, 6, 6] and manifest["samples"] == 23 and manifest["classes"] == list("abcdefg")
+    assert [len(s) for s in open_shards(folder)] == counts
+    assert [(folder / s["name"]).stat().st_size for s in manifest["shards"]] == [s["bytes"] for s in manifest["shards"]]
+    assert sorted(p.name for p in folder.iterdir() if "writing" in p.name) == []
+
+
+@pytest.mark.parametrize(("total", "per_shard"), [(1, 1), (1, 100), (7, 7), (8, 7), (20, 3)])
+def test_any_total_is_cut_evenly_and_no_shard_is_larger_than_asked(tmp_path, total, per_shard):
+    manifest = write_shards(SAMPLES[:total], tmp_path, total=total, per_shard=per_shard)
+    counts = [s["count"] for s in manifest["shards"]]
+    assert sum(counts) == total and max(counts) <= per_shard and max(counts) - min(counts) <= 1
+
+
+def test_writing_the_same_twice_gives_the_same_bytes(tmp_path):
+    a, b = (write_shards(SAMPLES, tmp_path / name, total=23, per_shard=6) for name in "ab")
+    assert a == b
+    assert fingerprint(open_shards(tmp_path / "a")) == fingerprint(open_shards(tmp_path / "b"))
+
+
+def test_a_source_that_ends_too_early_leaves_no_manifest(tmp_path):
+    with pytest.raises((StorageError, RuntimeError), match="ended before"):
+        write_shards(SAMPLES[:10], tmp_path, total=23, per_shard=6)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_tar_without_an_index_reads_the_same_and_nothing_is_written_beside_it(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [(f"{k}.{e}", d) for k, fields in SAMPLES for e, d in fields.items()])
+    assert read_all(path) == SAMPLES
+    assert os.listdir(tmp_path) == ["x.tar"]
+
+
+def test_another_archive_of_another_size_makes_the_index_stale_and_the_error_tells_the_remedy(written):
+    folder, manifest = written
+    path = folder / manifest["shards"][0]["name"]
+    write_tar(path, [(f"{i}.jpg", jpeg(i) * 9) for i in range(6)])
+    with pytest.raises(StorageError, match=r"another archive.*delete shard-000000\.tar\.index\.npy"):
+        open_shards(path)
+    (folder / f"{path.name}.index.npy").unlink()
+    assert len(open_shards(path)[0]) == 6
+
+
+def test_another_archive_of_the_same_size_is_noticed_when_a_row_is_read(tmp_path):
+    path = tmp_path / "x.tar"
+    write_tar(path, [(f"{i}.png", bytes([i]) * 600) for i in range(4)])
+    np.save(f"{path}.index.npy", build_index(path))
+    write_tar(path, [(f"{i}.png", bytes([i + 9]) * 600) for i in range(4)])
+    with pytest.raises(TarError, match="checksum differs"):
+        open_shards(path)[0].read(0, 2)
+
+
+def test_a_flipped_data_byte_is_noticed_by_the_index_and_costs_that_row_alone(written):
+    folder, manifest = written
+    path = folder / manifest["shards"][1]["name"]
+    data, index = bytearray(path.read_bytes()), build_index(path)
+    data[int(index[2]["offset"]) + 700] ^= 1
+    path.write_bytes(data)
+    shard = open_shards(path)[0]
+    with pytest.raises(TarError, match="checksum differs"):
+        shard.read(0, 2)
+    assert [shard.read(0, r).key for r in (0, 1, 3, 4)] == [SAMPLES[r][0] for r in (5, 6, 8, 9)]
+
+
+def test_an_archive_that_shrinks_while_open_gives_a_short_read(written):
+    folder, manifest = written
+    path = folder / manifest["shards"][0]["name"]
+    shard = open_shards(path)[0]
+    os.truncate(path, 2000)
+    with pytest.raises(TarError, match="short read"):
+        shard.read(0, 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x93NUMPY\x01\x00"])
+def test_an_unreadable_index_is_told_with_the_remedy(written, content):
+    folder, manifest = written
+    path = folder / manifest["shards"][0]["name"]
+    (folder / f"{path.name}.index.npy").write_bytes(content)
+    with pytest.raises(StorageError, match=r"unreadable index.*delete"):
+        open_shards(path)
+
+
+def test_an_index_that_is_a_pickle_runs_nothing(written, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    folder, manifest = written
+    path = folder / manifest["shards"][0]["name"]
+    np.save(f"{path}.index.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    with pytest.raises(StorageError):
+        open_shards(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_of_pictures_is_one_shard_in_the_order_of_names_nested_or_not(tmp_path):
+    for i, name in enumerate(["b/2.jpg", "a/1.PNG", "a/x/3.webp", "top.jpeg", "a/notes.txt", ".hidden.jpg"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes([i]))
+    (shard,) = open_shards(tmp_path)
+    assert shard.keys() == ["a/1", "a/x/3", "b/2", "top"]
+    assert [picture_of(shard.read(0, r)) for r in range(4)] == [b"\1", b"\2", b"\0", b"\3"]
+    assert class_names([shard]) == ["", "a", "b", "x"]
+
+
+def test_a_picture_that_vanishes_from_a_folder_is_a_failure_of_storage(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (shard,) = open_shards(tmp_path)
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(StorageError, match=r"a\.jpg"):
+        shard.read(0, 0)
+
+
+@pytest.fixture
+def tars(tmp_path):
+    for i in range(4):
+        write_tar(tmp_path / f"s-{i:03d}.tar", [(f"{i}-{j}.jpg", jpeg(j)) for j in range(2)])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{d}", [0, 1, 2, 3]),
+        ("{d}/s-002.tar", [2]),
+        ("file://{d}/s-002.tar", [2]),
+        ("file:{d}/s-002.tar", [2]),
+        ("{d}/s-{{000..002}}.tar", [0, 1, 2]),
+        ("{d}/s-00{{1..2}}.tar", [1, 2]),
+        ("{d}/s-{{003,001}}.tar", [3, 1]),
+        ("{d}/s-*.tar", [0, 1, 2, 3]),
+        ("{d}/s-00[13].tar", [1, 3]),
+        ("{d}/s-00?.tar", [0, 1, 2, 3]),
+    ],
+)
+def test_a_source_names_these_shards_in_this_order(tars, source, expected):
+    source = source.format(d=tars)
+    assert [s.path.name for s in open_shards(source)] == [f"s-{i:03d}.tar" for i in expected]
+    assert [s.path.name for s in open_shards([source])] == [f"s-{i:03d}.tar" for i in expected]
+
+
+def test_a_list_of_sources_keeps_its_order(tars):
+    found = open_shards([f"{tars}/s-003.tar", tars / "s-000.tar"])
+    assert [s.path.name for s in found] == ["s-003.tar", "s-000.tar"]
+
+
+def test_odd_names_on_disk_are_names_before_they_are_patterns(tmp_path):
+    for name in ("{1..2}.tar", "a[1].tar", "with space (1).tar", "pipe:touch x.tar"):
+        write_tar(tmp_path / name, [("a.jpg", jpeg(0))])
+        assert [s.path.name for s in open_shards(tmp_path / name)] == [name]
+
+
+@pytest.mark.parametrize(
+    "sources", [["s-000.tar", "s-000.tar"], ["s-001.tar", "s-*.tar"], ["s-{001..002}.tar", "./s-002.tar"]]
+)
+def test_a_shard_listed_twice_is_refused_by_name(tars, sources):
+    with pytest.raises(RequestError, match=r"s-00\d\.tar is listed twice"):
+        open_shards([f"{tars}/{s}" for s in sources])
+
+
+@pytest.mark.parametrize("missing", ["s-009.tar", "s-{002..005}.tar", "x-*.tar", "nowhere/"])
+def test_what_does_not_exist_is_refused_by_name(tars, missing):
+    with pytest.raises(RequestError, match="does not exist"):
+        open_shards(f"{tars}/{missing}")
+
+
+@pytest.mark.parametrize(
+    ("source", "scheme"),
+    [
+        ("pipe:touch {d}/ran", "pipe"),
+        ("pipe:touch {d}/ran; cat {d}/s-000.tar", "pipe"),
+        ("http://localhost:9/{{000..002}}.tar", "http"),
+        ("https://localhost/x.tar?sig=a=b&e=1", "https"),
+        ("s3://bucket/x.tar", "s3"),
+        ("data:text/plain,touch", "data"),
+    ],
+)
+def test_urls_are_refused_by_their_scheme_and_nothing_runs(tars, source, scheme):
+    with pytest.raises(RequestError, match=f"scheme '{scheme}'"):
+        open_shards(source.format(d=tars))
+    assert not (tars / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("members", "complaint"),
+    [
+        (["a.jpg", "b.jpg", "a.jpg"], "'a' occurs again"),
+        (["a.jpg", "b.jpg", "a.png"], "'a' occurs again"),
+        (["a.jpg", "a.jpg"], "2 pictures"),
+        (["a.jpg", "a.JPG"], "2 pictures"),
+        (["a.jpg", "a.cls", "a.webp"], "2 pictures"),
+    ],
+)
+def test_samples_that_cannot_be_told_apart_are_refused_by_name(tmp_path, members, complaint):
+    path = write_tar(tmp_path / "x.tar", [(name, jpeg(0)) for name in members])
+    with pytest.raises(TarError, match=complaint) as caught:
+        open_shards(path)
+    assert str(path) in str(caught.value)
+
+
+def test_dots_in_names_do_not_merge_samples(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("photo.1.2.jpg", b"a"), ("photo.1.3.jpg", b"b"), ("photo.1.3.cls", b"7")])
+    assert read_all(path) == [("photo.1.2", {"jpg": b"a"}), ("photo.1.3", {"jpg": b"b", "cls": b"7"})]
+
+
+def test_members_of_unknown_kinds_pass_through_and_samples_without_a_picture_do_not_count(tmp_path):
+    members = [("README", b"hi"), ("a.JPG", b"A"), ("a.json", b"{}"), ("b.txt", b"no picture"), ("c.png", b"C")]
+    assert read_all(write_tar(tmp_path / "x.tar", members)) == [
+        ("a", {"jpg": b"A", "json": b"{}"}),
+        ("c", {"png": b"C"}),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "one of two"])
+def test_no_pictures_is_a_wrong_request_that_names_the_place(tmp_path, kind):
+    if kind == "folder":
+        (tmp_path / "notes.txt").write_text("x")
+    if kind != "folder":
+        write_tar(tmp_path / "empty.tar", [("notes.txt", b"x")])
+    if kind == "one of two":
+        write_tar(tmp_path / "a.tar", [("a.jpg", b"x")])
+    with pytest.raises(RequestError, match="no pictures in .*" + ("" if kind == "folder" else "empty.tar")):
+        open_shards(tmp_path)
+
+
+def test_a_damaged_archive_is_refused_with_its_path(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("a.jpg", jpeg(0)), ("b.jpg", jpeg(1))])
+    os.truncate(path, path.stat().st_size - 10240 + 1024)
+    with pytest.raises(TarError, match=r"x\.tar: "):
+        open_shards(path)
+
+
+def test_names_that_climb_out_of_the_archive_stay_names(tmp_path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    names = ["../../evil.jpg", f"{tmp_path}/absolute.jpg", "a/../../b.jpg"]
+    path = write_tar(inside / "x.tar", [(name, png(i)) for i, name in enumerate(names)])
+    samples = read_all(path)
+    write_shards(
+        ((f"{i:03d}", fields) for i, (_, fields) in enumerate(samples)), tmp_path / "out", total=3, per_shard=3
+    )
+    everything = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert [key for key, _ in samples] == [n.removesuffix(".jpg") for n in names]
+    assert everything == [
+        "inside/x.tar", "out/manifest.json", "out/shard-000000.tar", "out/shard-000000.tar.index.npy",
+    ]  # fmt: skip
+
+
+def test_threads_and_two_processes_may_read_one_open_shard(written):
+    folder, _ = written
+    (shard, *_) = open_shards(folder)
+    expected = SAMPLES[3][1]["jpg"]
+    child = os.fork()
+    if child == 0:  # the child reads first and last rows through the descriptor of its parent
+        good = all(shard.read(0, r).fields["jpg"] == SAMPLES[r][1]["jpg"] for r in (4, 0) for _ in range(50))
+        os._exit(0 if good else 1)
+    assert all(shard.read(0, 3).fields["jpg"] == expected for _ in range(100))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_tar_of_webp_and_gnu_names_reads_as_tarfile_reads_it(tmp_path):
+    members = [("n" * 120 + f"/{i}.webp", bytes([i]) * 99) for i in range(5)]
+    data = io.BytesIO((write_tar(tmp_path / "x.tar", members, tarfile.GNU_FORMAT)).read_bytes())
+    with tarfile.open(fileobj=data) as tar:
+        expected = [(m.name.removesuffix(".webp"), {"webp": tar.extractfile(m).read()}) for m in tar]
+    assert read_all(tmp_path / "x.tar") == expected
+    assert open_shards(tmp_path / "x.tar")[0].keys() == [key for key, _ in expected]
+
+
+def test_a_repeated_shard_is_found_among_twenty_thousand():
+    with pytest.raises(RequestError, match="listed twice"):
+        open_shards(["/dev/null"] * 20_000)

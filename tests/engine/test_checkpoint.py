@@ -1,0 +1,286 @@
+"""A checkpoint exists whole and checked, or not at all: damage, interruption, a full disk and hostile files."""
+
+import json
+import logging
+import os
+import pickle
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from seer.core.errors import RequestError, StorageError
+from seer.core.log import log
+from seer.engine.checkpoint import Checkpoints, read_manifest
+from seer.parallel.world import World
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+FACTS = {"data": "abc", "batch": 64}
+
+
+def state(step: int, size: int = 100) -> dict:
+    parameter = torch.nn.Parameter(torch.full((size,), float(step)))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    return {
+        "task": {"backbone.w": parameter.detach(), "backbone.bn.num_batches_tracked": torch.tensor(step)},
+        "optimizer": optimizer.state_dict(),
+        "precision": {},
+    }
+
+
+def same(a, b) -> bool:
+    if torch.is_tensor(a):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.fixture
+def two(tmp_path) -> Checkpoints:
+    checkpoints = Checkpoints(tmp_path, ALONE)
+    for step in (10, 20):
+        checkpoints.save(step, state(step), FACTS)
+    return checkpoints
+
+
+@pytest.fixture
+def told(caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.WARNING)
+    return caplog
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_is_saved_is_loaded_bit_by_bit_with_its_facts(tmp_path):
+    saved = state(10)
+    saved["task"]["odd"] = torch.tensor([float("nan"), -0.0, 1e-45, float("inf")])
+    path = Checkpoints(tmp_path, ALONE).save(10, saved, FACTS)
+    found, manifest = Checkpoints(tmp_path, ALONE).load_newest()
+    assert found["task"].pop("odd").view(torch.int32).equal(saved["task"].pop("odd").view(torch.int32))
+    assert same(found, saved)
+    assert (manifest["step"], manifest["ranks"], manifest["data"], manifest["batch"]) == (10, 1, "abc", 64)
+    assert path.name == "step-00000010" and os.readlink(tmp_path / "last") == path.name
+    assert set(manifest["files"]) == {"task.pt", "optimizer.pt", "precision.pt"}
+
+
+def test_nothing_saved_yet_is_none(tmp_path):
+    assert Checkpoints(tmp_path / "new", ALONE).load_newest() is None
+
+
+def test_the_newest_of_several_is_loaded_also_beyond_eight_digits(two, tmp_path):
+    assert two.load_newest()[1]["step"] == 20
+    two.save(1_234_567_890, state(1), FACTS)
+    assert two.load_newest()[1]["step"] == 1_234_567_890
+
+
+@pytest.mark.parametrize("file", ["task.pt", "optimizer.pt", "precision.pt"])
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_one_flipped_bit_in_any_file_leads_to_the_older_checkpoint_and_is_told(two, tmp_path, told, file, place):
+    path = tmp_path / "step-00000020" / file
+    size = path.stat().st_size
+    at = {"first": 0, "middle": size // 2, "last": size - 1}[place]
+    flip(path, at)
+    found, manifest = two.load_newest()
+    assert manifest["step"] == 10 and same(found, state(10))
+    assert f"step-00000020 is passed over: {file}" in told.text
+
+
+@pytest.mark.slow
+def test_whichever_bit_of_a_manifest_flips_what_is_loaded_is_right(two, tmp_path):
+    path = tmp_path / "step-00000020" / "manifest.json"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flip(path, at)
+        found, manifest = two.load_newest()
+        assert same(found, state(manifest["step"])), at
+        assert manifest["step"] in (10, 20)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "empty", "no manifest", "cut manifest", "other format"])
+def test_a_damaged_checkpoint_is_passed_over(two, tmp_path, told, damage):
+    folder = tmp_path / "step-00000020"
+    if damage == "cut":
+        os.truncate(folder / "task.pt", 100)
+    elif damage == "missing":
+        (folder / "optimizer.pt").unlink()
+    elif damage == "empty":
+        (folder / "task.pt").write_bytes(b"")
+    elif damage == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif damage == "cut manifest":
+        os.truncate(folder / "manifest.json", 50)
+    else:
+        text = (folder / "manifest.json").read_text()
+        (folder / "manifest.json").write_text(text.replace('"format": 1', '"format": 2'))
+    assert two.load_newest()[1]["step"] == 10
+    assert "step-00000020 is passed over" in told.text
+
+
+def test_when_none_is_whole_the_error_says_so_and_training_does_not_start_anew(two, tmp_path):
+    for step in (10, 20):
+        flip(tmp_path / f"step-{step:08d}" / "task.pt", 500)
+    with pytest.raises(StorageError, match="none of 2 checkpoints"):
+        two.load_newest()
+
+
+def test_strange_folders_are_left_alone(two, tmp_path, told):
+    for name in ("step-99", "step-00000030.bak", "notes"):
+        (tmp_path / name).mkdir()
+    assert two.load_newest()[1]["step"] == 20 and told.text == ""
+    two.save(30, state(30), FACTS)
+    assert {"step-99", "step-00000030.bak", "notes"} <= set(names(tmp_path))
+
+
+def test_half_written_folders_go_when_a_run_starts_and_never_count(two, tmp_path):
+    half = tmp_path / "step-00000030.writing"
+    half.mkdir()
+    (half / "task.pt").write_bytes(b"half")
+    assert two.load_newest()[1]["step"] == 20
+    assert Checkpoints(tmp_path, ALONE).load_newest()[1]["step"] == 20
+    assert names(tmp_path) == ["last", "step-00000010", "step-00000020"]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_few_stay(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path, ALONE, keep=keep)
+    for step in (10, 20, 30, 40):
+        checkpoints.save(step, state(step), FACTS)
+    assert names(tmp_path) == ["last", *(f"step-{s:08d}" for s in (10, 20, 30, 40)[-keep:])]
+    assert (tmp_path / "last").resolve().name == "step-00000040"
+
+
+def test_keeping_none_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="keep=0"):
+        Checkpoints(tmp_path, ALONE, keep=0)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_broken_checkpoints_ahead_do_not_push_out_the_whole_ones_behind(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path, ALONE, keep=3)
+    for step in (10, 20, 30):
+        checkpoints.save(step, state(step), FACTS)
+    for step in (20, 30):
+        flip(tmp_path / f"step-{step:08d}" / "task.pt", 500)
+    going_on = Checkpoints(tmp_path, ALONE, keep=keep)
+    assert going_on.load_newest()[1]["step"] == 10
+    going_on.save(15, state(15), FACTS)
+    assert going_on.load_newest()[1]["step"] == 15
+
+
+def test_saving_a_step_again_replaces_it_whole(two, tmp_path):
+    flip(tmp_path / "step-00000020" / "task.pt", 500)
+    two.save(20, state(77), FACTS)
+    assert same(two.load_newest()[0], state(77))
+
+
+@contextmanager
+def full_disk(most: int):
+    """No file of this process may grow beyond so many bytes: writes fail as on a full disk (File too large)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("most", [0, 100_000, 399_000])
+def test_a_full_disk_is_told_with_the_free_space_and_the_older_checkpoint_loads(two, tmp_path, most):
+    with (
+        full_disk(most),
+        pytest.raises(StorageError, match=r"step 30 .*GB free.*older checkpoints are intact") as caught,
+    ):
+        two.save(30, state(30, size=100_000), FACTS)
+    assert caught.value.exit_status == 74
+    assert not (tmp_path / "step-00000030").exists() and os.readlink(tmp_path / "last") == "step-00000020"
+    assert same(Checkpoints(tmp_path, ALONE).load_newest()[0], state(20))
+    assert not list(tmp_path.glob("*.writing"))
+
+
+def test_a_disk_that_fails_while_the_manifest_is_written_leaves_the_older_checkpoint(two, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("seer.engine.checkpoint.json.dump", fail)
+        with pytest.raises(StorageError, match="No space left on device"):
+            two.save(30, state(30), FACTS)
+    assert two.load_newest()[1]["step"] == 20
+    two.save(30, state(30), FACTS)  # once there is room again
+    assert two.load_newest()[1]["step"] == 30
+
+
+def test_a_kill_between_any_two_system_calls_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    """Every fsync, rename and link of a save is made the last one, in turn."""
+
+    class Killed(BaseException):
+        pass
+
+    Checkpoints(tmp_path, ALONE).save(10, state(10), FACTS)
+    calls = {"left": 0}
+
+    def dying(real):
+        def call(*arguments, **named):
+            if calls["left"] == 0:
+                raise Killed
+            calls["left"] -= 1
+            return real(*arguments, **named)
+
+        return call
+
+    for last in range(40):
+        calls["left"] = last
+        with monkeypatch.context() as m:
+            for name in ("fsync", "rename", "replace", "open"):
+                m.setattr(f"seer.engine.checkpoint.os.{name}", dying(getattr(os, name)))
+            try:
+                Checkpoints(tmp_path, ALONE).save(20, state(20), FACTS)
+                done = True
+            except Killed:
+                done = False
+        found, manifest = Checkpoints(tmp_path, ALONE).load_newest()
+        assert same(found, state(manifest["step"])) and manifest["step"] in ({20} if done else {10, 20})
+        if done:
+            break
+    assert done and last >= 6  # three files, the manifest, the rename, the link, the folder
+
+
+class Evil:
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder / "ran"),)
+
+
+@pytest.mark.parametrize("how", ["torch.save", "plain pickle"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_hostile_pickle_with_right_checksums_runs_nothing_and_is_passed_over(two, tmp_path, told, how):
+    import hashlib
+
+    file = tmp_path / "step-00000020" / "task.pt"
+    torch.save({"w": Evil(tmp_path)}, file) if how == "torch.save" else file.write_bytes(pickle.dumps(Evil(tmp_path)))
+    manifest = read_manifest(file.parent)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest["files"]["task.pt"] = {"bytes": file.stat().st_size, "sha256": digest}
+    (file.parent / "manifest.json").write_text(json.dumps(manifest))
+    assert two.load_newest()[1]["step"] == 10
+    assert not (tmp_path / "ran").exists()
+    assert "step-00000020 is passed over: task.pt" in told.text

@@ -1,0 +1,145 @@
+"""Pictures for evaluation: the centre cut against Pillow, where labels come from, and what is left out."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seer.core.errors import RequestError
+from seer.core.log import log
+from seer.data.shards import open_shards
+from seer.evals.features import Pictures, centre, extract
+from tests.data.pictures import encoded, pixels, png, write_tar
+
+
+class Sum(torch.nn.Module):
+    """Features from which the pixels can be told: the mean of each channel and the corner pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return torch.cat([x.mean((2, 3)), x[:, :, 0, 0]], 1) * self.one
+
+
+def labels_of(pictures: Pictures, **how) -> list[int]:
+    return torch.cat([b.labels for b in pictures.batches(**how)]).tolist()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("cat/a", "dog/b", "cat/c", "ant/deep/d"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(png(len(name)))
+    return tmp_path
+
+
+@pytest.fixture
+def members(tmp_path):
+    rows = [(f"{i}.{e}", d) for i, label in enumerate((3, 0, 7)) for e, d in (("png", png(i)), ("cls", b"%d" % label))]
+    return write_tar(tmp_path / "x.tar", rows)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "short", "size"), [(60, 90, 40, 32), (90, 60, 40, 32), (40, 40, 40, 40), (20, 31, 48, 48)]
+)
+def test_the_centre_cut_is_that_of_pillow(height, width, short, size):
+    picture = pixels(0, height, width)
+    scale = short / min(height, width)
+    tall, wide = round(height * scale), round(width * scale)
+    resized = np.asarray(Image.fromarray(picture).resize((wide, tall), Image.Resampling.BILINEAR))
+    top, left = (tall - size) // 2, (wide - size) // 2
+    found = centre(picture, short, size).permute(1, 2, 0).numpy().astype(int)
+    assert found.shape == (size, size, 3)
+    assert np.abs(found - resized[top : top + size, left : left + size]).max() <= 1
+
+
+def test_the_shorter_side_is_256_for_224_and_small_pictures_are_not_cut(members):
+    shards = open_shards(members)
+    assert Pictures(shards, size=224).short == 256
+    assert Pictures(shards, size=32).short == 32
+    assert Pictures(shards, size=32, resize=40).short == 40
+
+
+def test_labels_come_from_the_members_of_the_samples(members):
+    for how in ("auto", "member"):
+        assert labels_of(Pictures(open_shards(members), size=16, labels=how)) == [3, 0, 7]
+
+
+def test_labels_come_from_the_folders_that_directly_hold_the_pictures_in_the_order_of_names(folders):
+    for how in ("auto", "folder"):
+        pictures = Pictures(open_shards(folders), size=16, labels=how)
+        assert pictures.classes == ["cat", "deep", "dog"]
+        assert labels_of(pictures) == [1, 0, 0, 2]  # ant/deep/d, cat/a, cat/c, dog/b
+
+
+def test_test_pictures_take_the_classes_of_the_training_pictures(folders, tmp_path_factory):
+    other = tmp_path_factory.mktemp("test")
+    (other / "dog").mkdir()
+    (other / "dog/x.png").write_bytes(png(0))
+    train = Pictures(open_shards(folders), size=16)
+    assert labels_of(Pictures(open_shards(other), size=16, classes=train.classes)) == [2]
+    (other / "emu").mkdir()
+    (other / "emu/x.png").write_bytes(png(0))
+    with pytest.raises(RequestError, match="'emu'"):
+        labels_of(Pictures(open_shards(other), size=16, classes=train.classes))
+
+
+def test_no_labels_at_all_is_a_wrong_request(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(0))
+    with pytest.raises(RequestError, match="no labels"):
+        Pictures(open_shards(tmp_path), size=16)
+    with pytest.raises(RequestError, match=r"`cls`"):
+        Pictures(open_shards(tmp_path), size=16, labels="member")
+    with pytest.raises(RequestError, match="labels=name"):
+        Pictures(open_shards(tmp_path), size=16, labels="name")
+
+
+@pytest.mark.parametrize("label", [None, b"", b"cat", b"-1", b"1.0"])
+def test_a_sample_whose_label_is_missing_or_no_number_is_named(tmp_path, label):
+    rows = [("a.png", png(0)), ("a.cls", b"1"), ("b.png", png(1))] + ([("b.cls", label)] if label is not None else [])
+    with pytest.raises(RequestError, match=r"b in .*x\.tar: `cls`"):
+        labels_of(Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16))
+
+
+@pytest.mark.parametrize(("most", "expected"), [(0, 10), (3, 3), (10, 10), (99, 10)])
+def test_so_many_at_the_most_are_spread_evenly_over_the_whole(tmp_path, most, expected):
+    rows = [(f"{i}.{e}", d) for i in range(10) for e, d in (("png", png(i)), ("cls", b"%d" % i))]
+    pictures = Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16, most=most)
+    found = labels_of(pictures, batch=4)
+    assert len(pictures) == len(found) == expected
+    assert found == ([0, 3, 6] if most == 3 else list(range(10)))
+
+
+def test_a_broken_picture_is_left_out_with_its_label_and_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    rows = [
+        (f"{i}.{e}", d) for i in range(4) for e, d in (("png", b"broken" if i == 2 else png(i)), ("cls", b"%d" % i))
+    ]
+    with caplog.at_level(logging.WARNING):
+        assert labels_of(Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)) == [0, 1, 3]
+    assert "row 2 is left out" in caplog.text
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_features_are_those_of_normalised_centre_cuts_in_the_order_of_rows_whatever_the_batch(tmp_path, batch):
+    rows = [
+        (f"{i}.{e}", d) for i in range(7) for e, d in (("png", encoded(pixels(i, 16, 16), "PNG")), ("cls", b"%d" % i))
+    ]
+    pictures = Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+    features, labels = extract(Sum(), pictures, mean=mean, std=std, batch=batch, threads=3)
+    x = (np.stack([pixels(i, 16, 16) for i in range(7)]) / 255 - mean) / std  # [7, h, w, 3]
+    expected = np.concatenate([x.mean((1, 2)), x[:, 0, 0]], 1)
+    assert labels.tolist() == list(range(7)) and not features.requires_grad
+    torch.testing.assert_close(features, torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_no_readable_picture_is_a_wrong_request(tmp_path):
+    rows = [(f"{i}.{e}", d) for i in range(2) for e, d in (("png", b"broken"), ("cls", b"1"))]
+    pictures = Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)
+    with pytest.raises(RequestError, match="none of the pictures"):
+        extract(Sum(), pictures, mean=(0.5,) * 3, std=(0.5,) * 3)

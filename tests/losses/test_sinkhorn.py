@@ -1,0 +1,148 @@
+"""Sinkhorn against the published procedure written out in float64, and over ranks against the joined batch."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from seer.losses.sinkhorn import residual, sinkhorn
+
+TOLERANCE = 1e-5
+
+
+def cosines(samples: int, prototypes: int, seed: int = 0, width: int = 64) -> Tensor:
+    """Scores of samples that lie near prototypes, as in a run that has learnt something: [B, K] float32 in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.nn.functional.normalize(torch.randn(prototypes, width, generator=generator), dim=1)
+    chosen = centres[torch.randint(prototypes, (samples,), generator=generator)]
+    noise = 0.12 * torch.randn(samples, width, generator=generator)
+    return torch.nn.functional.normalize(chosen + noise, dim=1) @ centres.t()
+
+
+def published(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Prototypes to 1/K, then samples to 1/B, on the whole matrix [B, K], in float64."""
+    plan = torch.exp(scores.double() / epsilon)
+    plan /= plan.sum()
+    samples, prototypes = plan.shape
+    for _ in range(iterations):
+        plan = plan / plan.sum(0, keepdim=True) / prototypes
+        plan = plan / plan.sum(1, keepdim=True) / samples
+    return plan * samples
+
+
+def assert_same_codes(codes: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    assert codes.dtype == torch.float32 and codes.shape == expected.shape
+    difference = (codes.double() - expected).abs()
+    assert difference.max() <= tolerance and difference.sum(-1).max() <= tolerance
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.05, 0.03])
+@pytest.mark.parametrize(("samples", "prototypes"), [(7, 5), (64, 300), (512, 30), (34, 16000)])
+def test_codes_are_those_of_the_published_procedure(samples, prototypes, epsilon):
+    scores = cosines(samples, prototypes)
+    before = scores.clone()
+    for iterations in (1, 3, 10):
+        codes = sinkhorn(scores, epsilon=epsilon, iterations=iterations)
+        assert_same_codes(codes, published(scores, epsilon, iterations))
+        assert (codes.sum(-1) - 1).abs().max() <= 5e-6  # sums of up to 16000 float32
+    assert torch.equal(scores, before)
+
+
+def test_leading_dimensions_are_separate_problems():
+    scores = torch.stack([cosines(24, 40, seed) for seed in range(6)]).view(2, 3, 24, 40)
+    codes = sinkhorn(scores, epsilon=0.05, iterations=5)
+    for a in range(2):
+        for b in range(3):
+            assert_same_codes(codes[a, b], published(scores[a, b], 0.05, 5))
+
+
+def test_strided_scores_give_the_codes_of_their_values():
+    scores = cosines(40, 24).t()
+    assert_same_codes(sinkhorn(scores, epsilon=0.05, iterations=3), published(scores, 0.05, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_computed_in_float32(dtype):
+    scores = cosines(64, 300).to(dtype)
+    assert_same_codes(sinkhorn(scores, epsilon=0.05, iterations=10), published(scores, 0.05, 10))
+
+
+def test_autocast_leaves_the_computation_in_float32():
+    scores = cosines(64, 300).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        codes = sinkhorn(scores, epsilon=0.05, iterations=10)
+    assert_same_codes(codes, published(scores.detach(), 0.05, 10))
+    assert not codes.requires_grad
+
+
+def test_sharp_epsilon_and_hopeless_rows_and_columns_stay_finite():
+    scores = torch.full((6, 4), -1.0)
+    scores[:5, :3] = cosines(5, 3)  # the last prototype has no mass, the last sample fits nothing: exp(-200)
+    for iterations in (1, 10):
+        codes = sinkhorn(scores, epsilon=0.01, iterations=iterations)
+        assert codes.isfinite().all()
+        assert (codes.sum(-1) - 1).abs().max() <= 1e-5
+    assert sinkhorn(torch.full((8, 5), -1.0), epsilon=0.005, iterations=3).allclose(torch.full((8, 5), 0.2))
+
+
+def test_residual_is_the_largest_relative_excess_of_a_prototype():
+    codes = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5]] * 4])
+    assert residual(codes).item() == pytest.approx(0.5)  # masses 3 and 1 where 2 is uniform; the second problem has 0
+    assert residual(codes[1]).item() == 0.0
+    rounds = [residual(sinkhorn(cosines(64, 32), epsilon=0.05, iterations=n)).item() for n in (1, 3, 10, 100)]
+    assert rounds == sorted(rounds, reverse=True) and rounds[-1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("shape", "epsilon", "iterations", "named"),
+    [((4,), 0.05, 3, r"\(4,\)"), ((0, 4), 0.05, 3, r"\(0, 4\)"), ((2, 4), 0.0, 3, "epsilon is 0.0"),
+     ((2, 4), math.nan, 3, "epsilon is nan"), ((2, 4), 0.05, 0, "iterations is 0")],
+)  # fmt: skip
+def test_wrong_arguments_are_named(shape, epsilon, iterations, named):
+    with pytest.raises(ValueError, match=named):
+        sinkhorn(torch.zeros(shape), epsilon=epsilon, iterations=iterations)
+
+
+SHARES = (20, 33, 11)  # unequal on purpose: nothing in the result may depend on how the batch is cut
+PROTOTYPES = 200
+
+
+def joined(ranks: int) -> Tensor:
+    """[2, sum of shares, K]: two assign views of the joined batch."""
+    return torch.stack([cosines(sum(SHARES[:ranks]), PROTOTYPES, seed) for seed in (1, 2)])
+
+
+def balance(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(SHARES))
+    groups = {len(SHARES): dist.group.WORLD, 2: dist.new_group([0, 1])}
+    for ranks, group in groups.items():
+        if rank < ranks:
+            mine = joined(ranks).split(SHARES[:ranks], dim=1)[rank]
+            codes = sinkhorn(mine, epsilon=0.05, iterations=10, group=group)
+            torch.save((codes, residual(codes, group)), f"{folder}/{ranks}-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # nothing after this line is under test
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(balance, (str(folder),), nprocs=len(SHARES))
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_together_equal_one_process_on_the_joined_batch(folder, ranks):
+    parts = [torch.load(folder / f"{ranks}-{rank}.pt") for rank in range(ranks)]
+    codes = torch.cat([codes for codes, _ in parts], dim=1)
+    for view in range(2):
+        assert_same_codes(codes[view], published(joined(ranks)[view], 0.05, 10))
+    for _, deviation in parts:
+        assert deviation.item() == pytest.approx(residual(codes).item(), rel=1e-4)

@@ -1,0 +1,124 @@
+"""The SwAV loss against its definition, pair by pair in float64, differentiated by torch."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from seer.losses.swav import code_entropy, swav_loss, used_prototypes
+
+
+def pairwise(scores: Tensor, codes: Tensor, temperature: float, assign: tuple[int, ...]) -> Tensor:
+    terms = []
+    for row, a in enumerate(assign):
+        for p in range(len(scores)):
+            if p != a:
+                log_probabilities = torch.log_softmax(scores[p] / temperature, dim=1)
+                terms.append(-(codes[row] * log_probabilities).sum(1).mean())
+    return torch.stack(terms).mean()
+
+
+def example(views: int, images: int, prototypes: int, assigned: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(views, images, prototypes, generator=generator) * 2 - 1
+    codes = torch.softmax(4 * torch.randn(assigned, images, prototypes, generator=generator), dim=-1)
+    return scores, codes
+
+
+CASES = [
+    (6, 17, 300, (0, 1)),
+    (6, 5, 16000, (0, 1)),
+    (2, 8, 30, (0, 1)),
+    (2, 8, 30, (1, 0)),
+    (3, 8, 30, (1,)),
+    (4, 8, 30, (0, 1, 3)),
+    (3, 8, 30, (2, 0, 1)),
+]
+
+
+@pytest.mark.parametrize(("views", "images", "prototypes", "assign"), CASES)
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_loss_and_gradient_are_those_of_the_definition(views, images, prototypes, assign, temperature):
+    scores, codes = example(views, images, prototypes, len(assign))
+    ours, exact = scores.clone().requires_grad_(), scores.double().requires_grad_()
+    loss = swav_loss(ours, codes, temperature=temperature, assign=assign)
+    expected = pairwise(exact, codes.double(), temperature, assign)
+    assert loss.shape == () and loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    assert (ours.grad - exact.grad).norm() <= 1e-5 * exact.grad.norm()
+
+
+def test_codes_whose_rows_do_not_sum_to_one_are_taken_as_they_are():
+    scores, codes = example(4, 6, 20, 2)
+    codes = codes * torch.linspace(0.0, 2.0, 6)[:, None]
+    ours, exact = scores.clone().requires_grad_(), scores.double().requires_grad_()
+    loss, expected = swav_loss(ours, codes, temperature=0.1), pairwise(exact, codes.double(), 0.1, (0, 1))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    assert (ours.grad - exact.grad).norm() <= 1e-5 * exact.grad.norm()
+
+
+@pytest.mark.parametrize("prototypes", [512, 16000])
+def test_uniform_predictions_cost_the_logarithm_of_the_prototypes(prototypes):
+    _, codes = example(6, 4, prototypes, 2)
+    loss = swav_loss(torch.zeros(6, 4, prototypes), codes, temperature=0.1)
+    assert loss.item() == pytest.approx(math.log(prototypes), rel=1e-6)
+
+
+def test_bfloat16_scores_and_autocast_are_computed_in_float32():
+    scores, codes = example(6, 17, 300, 2)
+    scores = scores.bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = swav_loss(scores, codes, temperature=0.1)
+    exact = scores.detach().double().requires_grad_()
+    expected = pairwise(exact, codes.double(), 0.1, (0, 1))
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    assert scores.grad.dtype == torch.bfloat16
+    assert (scores.grad - exact.grad).norm() <= 2**-8 * exact.grad.norm()
+
+
+def test_large_logits_stay_finite():
+    scores = torch.tensor([[[300.0, -300.0]], [[-300.0, 300.0]]]).requires_grad_()
+    codes = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    loss = swav_loss(scores, codes, temperature=0.1)
+    loss.backward()
+    assert loss.item() == pytest.approx(6000.0) and scores.grad.isfinite().all()
+
+
+def test_only_scores_get_a_gradient_and_inputs_stay_unchanged():
+    scores, codes = example(4, 6, 20, 2)
+    leaf, targets = scores.clone().requires_grad_(), codes.clone().requires_grad_()
+    swav_loss(leaf, targets, temperature=0.1).backward()
+    assert targets.grad is None
+    assert torch.equal(leaf.detach(), scores) and torch.equal(targets.detach(), codes)
+
+
+@pytest.mark.parametrize(
+    ("scores", "codes", "temperature", "assign", "named"),
+    [((4, 6, 20), (2, 6, 21), 0.1, (0, 1), r"\(2, 6, 21\)"), ((4, 6, 20), (1, 6, 20), 0.1, (0, 1), r"\(1, 6, 20\)"),
+     ((4, 6, 20), (2, 6, 20), 0.1, (0, 4), "0 to 3"), ((4, 6, 20), (2, 6, 20), 0.1, (1, 1), "distinct"),
+     ((4, 6, 20), (0, 6, 20), 0.1, (), "distinct"), ((1, 6, 20), (1, 6, 20), 0.1, (0,), "1 view"),
+     ((4, 6, 20), (2, 6, 20), 0.0, (0, 1), "temperature is 0.0"), ((6, 20), (2, 20), 0.1, (0, 1), r"\[V, B, K\]")],
+)  # fmt: skip
+def test_wrong_arguments_are_named(scores, codes, temperature, assign, named):
+    with pytest.raises(ValueError, match=named):
+        swav_loss(torch.zeros(scores), torch.zeros(codes), temperature=temperature, assign=assign)
+
+
+def test_entropy_is_zero_for_one_hot_and_ln_k_for_uniform_codes():
+    assert code_entropy(torch.eye(8)).item() == 0.0
+    assert code_entropy(torch.full((2, 3, 8), 1 / 8)).item() == pytest.approx(math.log(8), rel=1e-6)
+    half = torch.stack([torch.eye(8), torch.full((8, 8), 1 / 8)])
+    assert code_entropy(half).item() == pytest.approx(math.log(8) / 2, rel=1e-6)
+
+
+def test_used_prototypes_counts_distinct_first_choices_over_all_views():
+    codes = torch.nn.functional.one_hot(torch.tensor([[0, 0, 3], [3, 5, 0]]), 9).float()
+    assert used_prototypes(codes).item() == 3
+    assert used_prototypes(codes[0]).item() == 2

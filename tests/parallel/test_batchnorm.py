@@ -1,0 +1,168 @@
+"""Grouped batch norm in 2 and 4 gloo processes against nn.BatchNorm on the joined batch of each group."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from seer.parallel.batchnorm import GroupBatchNorm1d, GroupBatchNorm2d, group_batchnorm
+from seer.parallel.world import World, batch_norm_groups
+
+STEPS, PER_RANK = 3, 5
+CPU = torch.device("cpu")
+KINDS = {
+    "1d": lambda: nn.BatchNorm1d(6, momentum=0.3),
+    "2d": lambda: nn.BatchNorm2d(6, momentum=0.3, eps=1e-3),
+    "plain": lambda: nn.BatchNorm2d(6, affine=False),
+    "stateless": lambda: nn.BatchNorm2d(6, track_running_stats=False),
+}
+
+
+def layer(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    made = KINDS[kind]()
+    if made.affine:
+        nn.init.uniform_(made.weight, 0.5, 2)
+        nn.init.uniform_(made.bias, -1, 1)
+    return made
+
+
+def pictures(kind: str, step: int, rank: int) -> torch.Tensor:
+    """Ranks see data of different means and spreads; the means are large against the spread."""
+    g = torch.Generator().manual_seed(100 * step + rank)
+    shape = (PER_RANK, 6) if kind == "1d" else (PER_RANK, 6, 3, 4)
+    return torch.randn(shape, generator=g) * (1 + 0.5 * rank) + 4 + rank
+
+
+def trained(model: nn.Module, batches: list[list[torch.Tensor]]) -> dict:
+    """Steps over batches (a list of parts each): outputs, gradients of inputs and parameters, and the statistics in the end."""
+    outputs, gradients = [], []
+    for parts in batches:
+        x = torch.cat(parts).requires_grad_()
+        y = model(x)
+        y.sin().sum().backward()
+        outputs.append(y.detach())
+        gradients.append(x.grad)
+    model.eval()
+    return {
+        "outputs": outputs,
+        "gradients": gradients,
+        "parameters": {k: p.grad for k, p in model.named_parameters()},
+        "buffers": dict(model.named_buffers()),
+        "evaluated": model(batches[0][0]).detach(),
+    }
+
+
+def on_joined(kind: str, members) -> dict:
+    """nn.BatchNorm in one process, in float64: the truth to a digit beyond what float32 can say."""
+    model = nn.Sequential(layer(kind)).double()
+    found = trained(model, [[pictures(kind, s, r).double() for r in members] for s in range(STEPS)])
+    return torch.utils._pytree.tree_map(lambda v: v.float() if v.is_floating_point() else v, found)
+
+
+def speak(rank: int, folder: str, ranks: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    world = World(rank, ranks, rank, CPU, dist.group.WORLD)
+    said = {}
+    for size in [n for n in (1, 2, 4) if n <= ranks]:
+        group = batch_norm_groups(world, size)
+        for kind in KINDS:
+            model = group_batchnorm(nn.Sequential(layer(kind)), group, CPU)
+            said[size, kind] = trained(model, [[pictures(kind, s, rank)] for s in range(STEPS)])
+            said[size, kind]["class"] = type(model[0]).__name__
+    torch.save(said, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    # gloo's threads may abort while the interpreter unwinds after a collective inside backward; all is on disk
+    os._exit(0)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def said(request, tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
+    mp.spawn(speak, (str(folder), request.param), nprocs=request.param)
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.slow
+def test_groups_of_ranks_do_what_one_batch_norm_does_on_their_joined_batch(said):
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    ranks = len(said)
+    for size, kind in said[0]:
+        for first in range(0, ranks, size):
+            members = range(first, first + size)
+            expected = on_joined(kind, members)
+            of_group = [said[r][size, kind] for r in members]
+            for step in range(STEPS):
+                for what in ("outputs", "gradients"):
+                    joined = torch.cat([one[what][step] for one in of_group])
+                    torch.testing.assert_close(joined, expected[what][step], **close)
+            for name, gradient in expected["parameters"].items():  # what data parallel would sum
+                total = sum(one["parameters"][name] for one in of_group)
+                torch.testing.assert_close(total, gradient, rtol=1e-5, atol=5e-5)  # sums of up to 240 terms of about 1
+            for one in of_group:
+                assert one["buffers"].keys() == expected["buffers"].keys()
+                for name, buffer in expected["buffers"].items():
+                    torch.testing.assert_close(one["buffers"][name], buffer, **close)
+            if kind != "stateless":
+                torch.testing.assert_close(of_group[0]["evaluated"], expected["evaluated"], **close)
+
+
+@pytest.mark.slow
+def test_groups_hold_their_own_statistics_and_ranks_of_one_group_the_same(said):
+    ranks = len(said)
+    for size in [n for n in (1, 2, 4) if n <= ranks]:
+        variances = [said[r][size, "2d"]["buffers"]["0.running_var"] for r in range(ranks)]
+        for a in range(ranks):
+            for b in range(ranks):
+                assert torch.equal(variances[a], variances[b]) == (a // size == b // size)
+        assert said[0][size, "1d"]["class"] == ("BatchNorm1d" if size == 1 else "GroupBatchNorm1d")
+
+
+def test_without_a_group_the_model_stays_as_it_is():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm1d(3))
+    assert group_batchnorm(model, None, CPU) is model
+    assert [type(m) for m in model] == [nn.BatchNorm2d, nn.BatchNorm1d]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_alone_gets_what_torch_gives(kind):
+    alone = layer(kind)
+    alone.__class__ = {nn.BatchNorm1d: GroupBatchNorm1d, nn.BatchNorm2d: GroupBatchNorm2d}[type(alone)]
+    alone.group = None
+    batches = [[pictures(kind, s, 0)] for s in range(STEPS)]
+    found, expected = trained(nn.Sequential(alone), batches), on_joined(kind, [0])
+    for a, b in zip(found["outputs"] + found["gradients"], expected["outputs"] + expected["gradients"], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for name, buffer in expected["buffers"].items():
+        torch.testing.assert_close(found["buffers"][name], buffer, rtol=1e-5, atol=1e-5)
+
+
+def test_names_parameters_and_buffers_stay_and_other_kinds_of_batch_norm_are_left_alone():
+    class Own(nn.BatchNorm2d):
+        pass
+
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ModuleDict({"a": nn.BatchNorm1d(4)}), Own(2), nn.BatchNorm3d(2))
+    before = {k: v.data_ptr() for k, v in model.state_dict().items()}
+    group_batchnorm(model, object(), CPU)
+    assert {k: v.data_ptr() for k, v in model.state_dict().items()} == before
+    assert type(model[0]) is GroupBatchNorm2d and type(model[1]["a"]) is GroupBatchNorm1d
+    assert type(model[2]) is Own and type(model[3]) is nn.BatchNorm3d
+
+
+def test_statistics_and_the_result_of_bfloat16_pictures_are_made_in_float32():
+    alone = layer("2d")
+    alone.__class__, alone.group = GroupBatchNorm2d, None
+    x = pictures("2d", 0, 0).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = alone(x)
+    expected = layer("2d")
+    wanted = expected(x.float())
+    assert y.dtype == torch.bfloat16 and alone.running_mean.dtype == torch.float32
+    torch.testing.assert_close(y, wanted.bfloat16(), rtol=0, atol=0.04)
+    torch.testing.assert_close(alone.running_var, expected.running_var, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,69 @@
+"""Running the program as its users do: in this process for speed, or as one or several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seer.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[1]
+# A real pretraining step at the smallest size: RegNetY-200MF, two resolutions, prototypes, Sinkhorn, LARS.
+SMALL = (
+    "model=regnety_200mf",
+    "augment=small",
+    "augment.counts=[2,2]",
+    "task.prototypes=16",
+    "task.hidden=[32]",
+    "task.embedding=16",
+    "batch=16",
+    "every.log=1",
+    "every.evaluate=0",
+    "log.tensorboard=false",
+    "data.threads=1",
+    "parallel.device=cpu",
+)
+
+
+@dataclass
+class Ended:
+    status: int
+    result: dict[str, Any]  # the JSON line
+    words: str  # what people saw
+
+
+def seer(capfd: pytest.CaptureFixture[str], *words: str) -> Ended:
+    """A verb in this process."""
+    capfd.readouterr()
+    status = main(list(words))
+    out, err = capfd.readouterr()
+    return Ended(status, json.loads(out.strip().splitlines()[-1]) if out.strip() else {}, err)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def start(*words: str, ranks: int = 1, folder: Path | None = None) -> subprocess.Popen[str]:
+    """A verb as a process of its own, or as several under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "seer", *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=folder or ROOT)
+
+
+def wait(process: subprocess.Popen[str], limit_s: float = 300) -> Ended:
+    out, err = process.communicate(timeout=limit_s)
+    lines = out.strip().splitlines()
+    return Ended(process.returncode, json.loads(lines[-1]) if lines else {}, err)
+
+
+def losses(run: Path) -> list[float]:
+    """The loss of every step that a run has logged, exactly as written."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]

@@ -1,0 +1,70 @@
+"""Stopping and going on: the losses of an interrupted run are those of one that was left alone, bit for bit."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from seer.data import sample
+from tests.program import SMALL, losses, start, wait
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for key, fields in sample.samples(50, seed=3):
+        (folder / f"{key}.jpg").write_bytes(fields["jpg"])
+    return folder
+
+
+def _after(run: Path, steps: int, limit_s: float = 120) -> None:
+    """Wait until a run has logged so many steps."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{run} did not reach step {steps}")
+
+
+def test_ctrl_c_saves_exits_75_and_the_same_command_continues_bit_for_bit(pictures: Path, tmp_path: Path) -> None:
+    words = ("pretrain", *SMALL, f"data.source={pictures}", "steps=16", "every.checkpoint=0")
+    quiet = wait(start(*words, f"output={tmp_path / 'quiet'}"))
+    assert quiet.status == 0
+    run = tmp_path / "disturbed"
+    process = start(*words, f"output={run}")
+    _after(run, 5)
+    os.kill(process.pid, signal.SIGINT)
+    stopped = wait(process)
+    assert stopped.status == 75 and stopped.result["exit"] == 75 and "Traceback" not in stopped.words
+    done = len(losses(run))
+    assert 5 <= done < 16
+    assert wait(start(*words, f"output={run}")).status == 0
+    assert losses(run) == losses(tmp_path / "quiet") and len(losses(run)) == 16
+
+
+def test_a_killed_run_continues_from_its_last_checkpoint_bit_for_bit(pictures: Path, tmp_path: Path) -> None:
+    words = ("pretrain", *SMALL, f"data.source={pictures}", "steps=16", "every.checkpoint=4")
+    assert wait(start(*words, f"output={tmp_path / 'quiet'}")).status == 0
+    run = tmp_path / "killed"
+    process = start(*words, f"output={run}")
+    _after(run, 7)
+    process.kill()
+    process.communicate()
+    assert wait(start(*words, f"output={run}")).status == 0
+    assert losses(run) == losses(tmp_path / "quiet")
+
+
+def test_two_ranks_give_the_losses_of_one_process(pictures: Path, tmp_path: Path) -> None:
+    words = ("pretrain", *SMALL, f"data.source={pictures}", "steps=20", "task.iterations=10")
+    assert wait(start(*words, f"output={tmp_path / 'one'}")).status == 0
+    two = wait(start(*words, f"output={tmp_path / 'two'}", ranks=2))
+    assert two.status == 0, two.words
+    one_losses, two_losses = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one_losses) == 20
+    assert two_losses == pytest.approx(one_losses, abs=1e-4)
+    assert max(one_losses) - min(one_losses) > 1e-3  # they moved, so agreeing says something

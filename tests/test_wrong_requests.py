@@ -1,0 +1,110 @@
+"""A wrong request ends in the first seconds with status 78 and one line that names the value and the remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from seer.data import sample
+from tests.program import SMALL, Ended, seer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for key, fields in sample.samples(20, seed=2):
+        (folder / f"{key}.jpg").write_bytes(fields["jpg"])
+    return folder
+
+
+def refused(ended: Ended) -> str:
+    assert ended.status == 78 and ended.result["exit"] == 78
+    assert len(ended.words.strip().splitlines()) == 1, ended.words
+    return ended.words
+
+
+def test_an_unknown_key_is_answered_with_the_nearest_right_one(capfd) -> None:
+    assert "'task.prototypes'" in refused(seer(capfd, "pretrain", "task.prototpyes=30"))
+    assert "'batch'" in refused(seer(capfd, "pretrain", "bacth=30"))
+
+
+def test_an_unknown_verb_is_answered_with_the_verbs(capfd) -> None:
+    assert "pretrain" in refused(seer(capfd, "train"))
+
+
+def test_no_source_is_told_with_what_a_source_is(capfd) -> None:
+    assert "data.source=" in refused(seer(capfd, "pretrain", *SMALL))
+
+
+def test_a_folder_without_pictures_is_told_and_leaves_no_run_folder(capfd, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    words = (f"data.source={tmp_path / 'empty'}", f"output={tmp_path / 'run'}")
+    assert "no pictures in" in refused(seer(capfd, "pretrain", *SMALL, *words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_that_does_not_exist_is_named(capfd, tmp_path: Path) -> None:
+    words = (f"data.source={tmp_path / 'nowhere'}", f"output={tmp_path / 'run'}")
+    assert "nowhere" in refused(seer(capfd, "pretrain", *SMALL, *words))
+
+
+def test_fewer_than_two_prototypes_are_refused(capfd, tmp_path: Path, pictures: Path) -> None:
+    words = ("task.prototypes=1", f"data.source={pictures}", f"output={tmp_path / 'run'}")
+    assert "prototypes=1" in refused(seer(capfd, "pretrain", *SMALL, *words))
+
+
+def test_a_batch_smaller_than_the_ranks_is_refused(capfd, tmp_path: Path, pictures: Path, monkeypatch) -> None:
+    from contextlib import contextmanager
+
+    import torch
+
+    from seer.cli import pretrain
+    from seer.parallel.world import World
+
+    @contextmanager
+    def four_ranks(*_: object):
+        yield World(0, 4, 0, torch.device("cpu"))
+
+    monkeypatch.setattr(pretrain, "open_world", four_ranks)
+    words = ("batch=2", f"data.source={pictures}", f"output={tmp_path / 'run'}")
+    text = refused(seer(capfd, "pretrain", *SMALL, *words))
+    assert "batch=2" in text and "4 ranks" in text
+
+
+def test_an_output_folder_of_another_run_is_refused_with_the_difference(capfd, tmp_path: Path, pictures: Path) -> None:
+    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=1")
+    assert seer(capfd, "pretrain", *SMALL, *words).status == 0
+    text = refused(seer(capfd, "pretrain", *SMALL, *words, "seed=5"))
+    assert "another run" in text and "seed: 0 -> 5" in text
+
+
+def test_an_output_folder_with_strange_files_is_refused(capfd, tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    text = refused(seer(capfd, "pretrain", *SMALL, f"data.source={pictures}", f"output={tmp_path}"))
+    assert "not empty" in text and (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("batch=0", "batch=0"),
+        ("batch=many", "batch='many'"),
+        ("steps=abc", "'abc'"),
+        ("task.epsilon=-1", "epsilon=-1"),
+        ("task.temperature=nan", "nan"),
+        ("schedule.peak=high", "'high'"),
+        ("schedule.warmup=100", "warmup"),
+        ("precision.dtype=fp8", "fp8"),
+        ("augment.sizes=[16,32]", "[16, 32]"),
+        ("augment.blur=2", "blur=2"),
+        ("data.lanes=5", "5 lanes"),
+        ("model=regnety_17gf", "regnety_16gf"),
+        ("model._target_=os.mkdir", "os.mkdir"),
+        ("groups=[{pattern: prototpyes}]", "prototpyes"),
+        ("every.log=0", "every.log=0"),
+    ],
+)
+def test_a_wrong_value_is_named(capfd, tmp_path: Path, pictures: Path, word: str, named: str) -> None:
+    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=10", word)
+    assert named in refused(seer(capfd, "pretrain", *SMALL, *words))
