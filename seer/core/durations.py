@@ -35,7 +35,7 @@ def steps(duration: int | float | str, *, batch: int, pictures: int, total: int 
     if unit == "%":
         if total is None:
             raise ValueError(f"duration {duration!r} is a share of the run, so it cannot be the length of the run")
-        return round(number / 100 * total)
+        return math.ceil(number / 100 * total)  # up, so that what comes every 25% comes four times and not five
     if number != int(number):
         raise ValueError(f"duration {duration!r} is not a whole number of steps")
     return int(number)

@@ -17,7 +17,7 @@ from seer.engine.probe import Probe
 from seer.engine.stop import StopRequest
 from seer.optim.groups import apply_schedules, drop_frozen_gradients
 from seer.optim.schedules import Schedule
-from seer.parallel.collectives import any_true
+from seer.parallel.collectives import all_reduce_mean, any_true
 from seer.parallel.world import World
 
 
@@ -53,8 +53,9 @@ def fit(
     """Train from first_step to total_steps.
 
     batches(consumed) yields what comes after `consumed` pictures of the run. ledger(step, skipped) keeps the skipped and
-    returns how many there are by now. Raises Interrupted once a requested stop is saved, NumericsError for a loss that is
-    not finite (seen when metrics are written), and what the loader raises.
+    returns how many there are by now on this rank; metrics tell the sum of them, and the mean of a loss, over all ranks.
+    Raises Interrupted once a requested stop is saved, NumericsError for a loss that is not finite (seen when metrics are
+    written), and what the loader raises.
     """
 
     def save(step: int) -> None:
@@ -89,9 +90,9 @@ def fit(
 
             done, end = step + 1, step + 1 == total_steps
             if end or done % every.log == 0:
-                metrics.add(
-                    step, _row(output.loss, output.metrics, norm, optimizer, probe, done, batch, pictures, skipped)
-                )
+                shared = _over_ranks({"loss": output.loss, **output.metrics, "skipped": skipped * world.size}, world)
+                progress = {"epoch": done * batch / pictures, "images": done * batch}
+                metrics.add(step, {**progress, **shared, **_rates(optimizer), "grad_norm": norm, **probe.read()})
                 look()
             stopping = any_true(stop.asked is not None, world.group)
             if evaluators and (end or (every.evaluate and done % every.evaluate == 0)):
@@ -110,29 +111,16 @@ def fit(
                 )
 
 
-def _row(
-    loss: torch.Tensor,
-    extra: Mapping[str, torch.Tensor],
-    norm: torch.Tensor,
-    optimizer: torch.optim.Optimizer,
-    probe: Probe,
-    done: int,
-    batch: int,
-    pictures: int,
-    skipped: int,
-) -> dict[str, torch.Tensor | float]:
+def _over_ranks(values: Mapping[str, torch.Tensor | float], world: World) -> dict[str, torch.Tensor]:
+    """Each value's mean over all ranks, [] float32: every rank's loss is the mean over its own pictures alone."""
+    rows = [torch.as_tensor(v, dtype=torch.float32, device=world.device).detach() for v in values.values()]
+    return dict(zip(values, all_reduce_mean(torch.stack(rows), world.group).unbind(), strict=True))
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Of the group that learns fastest; groups may be frozen or scaled."""
     group = max(optimizer.param_groups, key=lambda g: g["lr"])
-    return {
-        "epoch": done * batch / pictures,
-        "images": done * batch,
-        "loss": loss,
-        "lr": group["lr"],
-        "weight_decay": group["weight_decay"],
-        "grad_norm": norm,
-        **extra,
-        **probe.read(),
-        "skipped": skipped,
-    }
+    return {"lr": group["lr"], "weight_decay": group["weight_decay"]}
 
 
 def _evaluate(task: Task, evaluators: Sequence[Evaluator]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Every form a duration may take, as a table, and every form that is refused."""
 
+import math
+
 import pytest
 
 from seer.core.durations import steps
@@ -51,6 +53,12 @@ def test_duration_is_refused_and_named(duration):
 def test_a_share_of_the_run_cannot_be_the_length_of_the_run():
     with pytest.raises(ValueError, match="share of the run"):
         steps("10%", batch=32, pictures=1000)
+
+
+def test_what_comes_every_quarter_of_the_run_comes_four_times_and_not_five():
+    for total in range(5, 500):
+        every = steps("25%", batch=32, pictures=1000, total=total)
+        assert math.ceil(total / every) <= 4
 
 
 def test_epochs_that_come_out_whole_are_not_rounded_up():
