@@ -59,8 +59,16 @@ def test_a_killed_run_continues_from_its_last_checkpoint_bit_for_bit(pictures: P
     assert losses(run) == losses(tmp_path / "quiet")
 
 
-def test_two_ranks_give_the_losses_of_one_process(pictures: Path, tmp_path: Path) -> None:
-    words = ("pretrain", *SMALL, f"data.source={pictures}", "steps=20", "task.iterations=10")
+def test_two_ranks_give_the_losses_of_one_process(tmp_path: Path) -> None:
+    """In float32, where an untrained network multiplies rounding errors: few blocks, and NCHW, since torch's
+    channels_last batch norm rounds ten times more coarsely than the grouped one (LOG.md, "Two ranks and one")."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for key, fields in sample.samples(200, seed=3):
+        (folder / f"{key}.jpg").write_bytes(fields["jpg"])
+    small = [w for w in SMALL if not w.startswith(("model=", "batch="))]
+    network = ("model=regnety_tiny", "batch=64", "augment.sizes=[48,32]", "parallel.channels_last=false")
+    words = ("pretrain", *small, *network, f"data.source={folder}", "steps=20", "schedule.peak=0.05@256")
     assert wait(start(*words, f"output={tmp_path / 'one'}")).status == 0
     two = wait(start(*words, f"output={tmp_path / 'two'}", ranks=2))
     assert two.status == 0, two.words
