@@ -1,5 +1,7 @@
 """Shared by all tests: one thread a process, since tests share two cores with the ranks that they start."""
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +21,19 @@ def shared_data() -> Path:
     return folder
 
 
-def run_words(*words: str, env: dict[str, str] | None = None) -> list[str]:
-    """The command line of `seer` with this interpreter."""
-    return [sys.executable, "-m", "seer", *words]
+@pytest.fixture(scope="session")
+def wheel_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this tree, about 3 s. From a copy, since pip builds in place and a left-over build/lib would put
+    deleted files into it; without isolation, from the setuptools of this environment, so that nothing is fetched."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "source").mkdir()
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "seer", "configs"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / "source")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    made = subprocess.run([*command, "-w", folder, folder / "source"], capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stdout + made.stderr
+    (path,) = folder.glob("*.whl")
+    return path

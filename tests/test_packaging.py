@@ -1,14 +1,8 @@
-"""What an installed SEER consists of: the wheel holds all code and all configurations, and the pins fit the ranges.
-
-The wheel is built from a copy: pip builds in place, and a left-over build/lib puts deleted files into later wheels.
-"""
+"""What an installed SEER consists of: the wheel holds all code and all configurations, and the pins fit the ranges."""
 
 import email
 import importlib.resources
 import re
-import shutil
-import subprocess
-import sys
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +12,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).parents[1]
-SOURCES = ["setup.py", "pyproject.toml", "LICENSE", "seer", "configs"]
 
 
 def pins() -> dict[str, str]:
@@ -27,21 +20,9 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): version.strip() for name, version in pairs}
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """Built without isolation, from the setuptools of this environment: nothing is fetched."""
-    folder = tmp_path_factory.mktemp("wheel")
-    (folder / "source").mkdir()
-    for name in SOURCES:
-        if (TOP / name).is_dir():
-            shutil.copytree(TOP / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(TOP / name, folder / "source")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
-    made = subprocess.run([*command, "-w", folder, folder / "source"], capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout + made.stderr
-    (path,) = folder.glob("*.whl")
-    return zipfile.ZipFile(path)
+@pytest.fixture
+def wheel(wheel_path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(wheel_path)
 
 
 def header(wheel: zipfile.ZipFile) -> email.message.Message:

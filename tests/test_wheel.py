@@ -9,21 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import ROOT
-
 pytestmark = pytest.mark.slow
 
 
-def test_an_installed_wheel_pretrains_outside_the_checkout(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(ROOT)]
-    subprocess.run(build, check=True, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
+def test_an_installed_wheel_pretrains_outside_the_checkout(wheel_path: Path, tmp_path: Path) -> None:
     home = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=60)
     (packages,) = home.glob("lib/python*/site-packages")
     # Names the folder of the installed torch. Python reads no .pth files there, so an editable SEER in it stays unseen.
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = [sys.executable, "-m", "pip", f"--python={home / 'bin' / 'python'}", "install", "-q", "--no-deps", str(wheel)]
+    pip = [sys.executable, "-m", "pip", f"--python={home / 'bin' / 'python'}"]
+    install = [*pip, "install", "-q", "--no-deps", str(wheel_path)]
     subprocess.run(install, check=True, timeout=120)
     place = tmp_path / "elsewhere"
     place.mkdir()

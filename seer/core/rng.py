@@ -40,7 +40,7 @@ def key(seed: int, *parts: int | str) -> int:
 
 def sub_keys(parent: int, *columns: np.ndarray) -> np.ndarray:
     """One key for each row of integer columns: `sub_keys(k, epochs, shards, rows)`. int64 [n] each -> uint64 [n]."""
-    value = np.full(len(columns[0]), parent, dtype=np.uint64)
+    value: np.ndarray = np.full(len(columns[0]), parent, dtype=np.uint64)
     for column in columns:
         value = mix(value + _GOLDEN) ^ column.astype(np.uint64)
     return mix(value + _GOLDEN)

@@ -9,18 +9,19 @@ Legend: N rows or images, C channels, R ranks of the group.
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer.parallel.collectives import Group, all_gather_stack
 
 
-class _GroupStatistics:
+class _GroupStatistics(_BatchNorm):
     """Mixed into a BatchNorm class: in training, normalises with the statistics of the joined batch of the group."""
 
     group: Group
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, C] or [N, C, h, w]
-        if not self.training:  # type: ignore[attr-defined]
-            return super().forward(x)  # type: ignore[misc]
+        if not self.training:
+            return super().forward(x)
         axes = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         with torch.autocast(x.device.type, enabled=False):
@@ -30,22 +31,24 @@ class _GroupStatistics:
             mean = both[:, 0].mean(0)
             variance = both[:, 1].mean(0) + (both[:, 0] - mean).square().mean(0)
             self._track(mean.detach(), variance.detach(), len(both) * x.numel() // x.shape[1])
-            scale = torch.rsqrt(variance + self.eps)  # type: ignore[attr-defined]
-            if self.weight is not None:  # type: ignore[attr-defined]
-                scale = scale * self.weight.float()  # type: ignore[attr-defined]
+            scale = torch.rsqrt(variance + self.eps)
+            if self.weight is not None:
+                scale = scale * self.weight.float()
             y = (wide - mean.view(shape)) * scale.view(shape)
-            if self.bias is not None:  # type: ignore[attr-defined]
-                y = y + self.bias.float().view(shape)  # type: ignore[attr-defined]
+            if self.bias is not None:
+                y = y + self.bias.float().view(shape)
         return y.to(x.dtype)
 
     @torch.no_grad()
     def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
-        if self.running_mean is None:  # type: ignore[has-type]
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
+        self.num_batches_tracked.add_(1)
+        # momentum None is torch's word for a plain mean over all batches
+        weight = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
         unbiased = variance * (count / max(count - 1, 1))
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)  # type: ignore[attr-defined,has-type]
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)  # type: ignore[attr-defined,has-type]
-        self.num_batches_tracked.add_(1)  # type: ignore[attr-defined]
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
 
 
 class GroupBatchNorm1d(_GroupStatistics, nn.BatchNorm1d):

@@ -67,5 +67,8 @@ def batch_norm_groups(world: World, group_size: int) -> dist.ProcessGroup | None
         raise RequestError(f"parallel.batch_norm_group={group_size} does not divide {world.size} ranks; 0 means all")
     if group_size in (0, world.size):
         return world.group
-    groups = [dist.new_group(list(range(i, i + group_size))) for i in range(0, world.size, group_size)]
-    return groups[world.rank // group_size]
+    starts = range(0, world.size, group_size)  # every rank takes part in making every group
+    groups = [dist.new_group(list(range(start, start + group_size))) for start in starts]
+    own = groups[world.rank // group_size]
+    assert isinstance(own, dist.ProcessGroup)
+    return own

@@ -17,6 +17,7 @@ CPU = torch.device("cpu")
 KINDS = {
     "1d": lambda: nn.BatchNorm1d(6, momentum=0.3),
     "2d": lambda: nn.BatchNorm2d(6, momentum=0.3, eps=1e-3),
+    "counted": lambda: nn.BatchNorm2d(6, momentum=None),
     "plain": lambda: nn.BatchNorm2d(6, affine=False),
     "stateless": lambda: nn.BatchNorm2d(6, track_running_stats=False),
 }

@@ -1,0 +1,38 @@
+"""Every recipe says at its top how it is run and what was seen; each that fits a CPU trains a few steps as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from seer.data import sample
+from seer.data.shards import write_shards
+from tests.program import seer
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs" / "recipe"
+RECIPES = sorted(p.stem for p in FOLDER.glob("*.yaml") if p.stem != "none")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_opens_with_its_command_and_its_result(recipe: str) -> None:
+    top = re.match(r"(?:#.*\n)+", (FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    assert top, "no comment at the top"
+    assert f"seer pretrain recipe={recipe}" in top[0]
+    result = re.search(r"# Result: (.+)", top[0])
+    assert result and (re.search(r"\d", result[1]) or result[1].startswith("not run"))
+
+
+def test_the_readme_lists_every_recipe() -> None:
+    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", readme, re.M)) == RECIPES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cifar", "sample"])
+def test_a_recipe_for_a_cpu_trains_as_it_stands(recipe: str, tmp_path: Path, capfd) -> None:
+    write_shards(sample.samples(256, seed=0), tmp_path / "pictures", total=256, per_shard=128)
+    words = (f"data.source={tmp_path / 'pictures'}", f"output={tmp_path / 'run'}", "steps=3", "parallel.device=cpu")
+    ended = seer(capfd, "pretrain", f"recipe={recipe}", *words)
+    assert ended.status == 0, ended.words
+    assert ended.result["steps"] == 3 and 0 < ended.result["loss"] < 10
+    assert (tmp_path / "run" / "bundle" / "backbone.safetensors").exists()
