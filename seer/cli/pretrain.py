@@ -19,9 +19,11 @@ from seer.core.errors import Interrupted, RequestError
 from seer.core.log import log
 from seer.core.protocols import MetricSink
 from seer.data import sample
+from seer.data.ledger import Ledger, share
 from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import Plan, choose_lanes
+from seer.data.quarantine import read_exclude
 from seer.data.reader import Reader
 from seer.data.shards import MANIFEST, Shard, fingerprint, open_shards, write_shards
 from seer.engine.checkpoint import Checkpoints
@@ -69,7 +71,8 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
             )
         folder = Path(wanted["output"])
         source = wanted["data"]["source"]
-        shards = open_shards(source) if source else None  # a wrong path must not leave a run folder behind
+        check = {"check_crc": wanted["data"]["check_crc"]}
+        shards = open_shards(source, **check) if source else None  # a wrong path must not leave a run folder behind
         torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
         task = build(wanted["task"], build(wanted["model"], device=None), crop, world.group)
         run_folder.claim(folder, wanted, world)
@@ -86,6 +89,7 @@ def _check(wanted: Mapping[str, Any]) -> None:
         raise RequestError(f"batch={wanted['batch']}: at least 1 image")
     if not wanted["data"]["source"] and not wanted["data"]["drawn"]:
         raise RequestError("pretrain needs data.source=…: a folder of pictures or of tars, a tar, a glob, {000..009}")
+    share(wanted["data"]["max_bad"])
     if bool(wanted["eval"]["train"]) != bool(wanted["eval"]["test"]):
         raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
 
@@ -112,8 +116,8 @@ def _data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world
     lanes = how["lanes"] or choose_lanes(batch, sum(len(s) for s in shards))
     plan = Plan([len(s) for s in shards], seed=rng.key(seed, "order"), lanes=lanes, block=how["block"])
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    threads = how["threads"] or max(1, len(os.sched_getaffinity(0)) // here)
-    reader = Reader(shards, plan, rng.key(seed, "views"))
+    threads = max(1, len(os.sched_getaffinity(0)) // here) if how["threads"] is None else how["threads"]
+    reader = Reader(shards, plan, rng.key(seed, "views"), read_exclude(how["exclude"], shards))
     pin = world.device.type == "cuda"
     loader = Loader(
         reader,
@@ -189,12 +193,14 @@ def _train(
     if first >= total and (done := run_folder.finished(folder)):
         log.info(f"{folder} is complete; give another output=, or delete it to train again")
         return done
-    probe = Probe(wanted["eval"], crop, data.threads, training.precision.dtype) if wanted["eval"]["train"] else None
+    threads = max(1, data.threads)
+    probe = Probe(wanted["eval"], crop, threads, training.precision.dtype) if wanted["eval"]["train"] else None
     _announce(wanted, data, training, first, world)
     metrics = Metrics(_sinks(wanted, folder, world, total, first, task.chance_loss))
     if probe and first == 0:
         metrics.add(0, probe.baselines())
     start = time.monotonic()
+    limits = Ledger(data.shards, wanted["data"]["max_bad"], run_folder.over_ranks(world), world.size)
 
     def finish(steps: int) -> dict[str, Any]:
         """Result and bundle, on the first rank."""
@@ -215,7 +221,7 @@ def _train(
             checkpoints=checkpoints,
             metrics=metrics,
             evaluators=[probe] if probe else [],
-            ledger=run_folder.ledger(folder, world, first),
+            ledger=run_folder.ledger(folder, world, first, limits, batch),
             world=world,
             every=training.every,
             batch=batch,

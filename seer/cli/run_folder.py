@@ -4,23 +4,34 @@ RUN/config.yaml  train.log  metrics.jsonl  tensorboard/  skipped.jsonl  result.j
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from omegaconf import OmegaConf
 
 from seer.cli.config import flat
 from seer.core.errors import RequestError, StorageError
-from seer.core.log import keep_copy
+from seer.core.log import keep_copy, log
 from seer.core.records import Skipped
+from seer.data.ledger import Ledger, shown
 from seer.engine.metrics import read_rows
+from seer.parallel.collectives import all_reduce_sum
 from seer.parallel.world import World
 
 CONFIG = "config.yaml"
 # Keys that may differ when a run goes on: how it is watched, how fast it goes, where its data lies; never what it learns.
-FREE = ("output", "every.", "log.", "eval.", "parallel.", "data.threads", "data.prefetch", "data.source")
+# data.exclude moves no picture but those it names (`data.ledger`).
+FREE = (
+    *("output", "every.", "log.", "eval.", "parallel."),
+    *("data.threads", "data.prefetch", "data.source", "data.exclude", "data.max_bad", "data.check_crc"),
+)
+CHECK = 10  # steps between two looks at the limits of the ledger where ranks have to talk for it
+NAMED = 20  # pictures named in the log for each kind of reason
 
 
 def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> None:
@@ -35,6 +46,9 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> None:
             raise RequestError(
                 f"output={folder} belongs to another run ({changes}); give another output= or the same words"
             )
+        for key in ("data.exclude", "data.max_bad"):
+            if before.get(key) != now.get(key):
+                log.info(f"{key}: {before.get(key)} before, {now.get(key)} from here on")
     elif folder.exists() and any(folder.iterdir()):
         raise RequestError(f"output={folder} is not empty and holds no run; give another output=")
     world.barrier()
@@ -50,15 +64,22 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> None:
     world.barrier()
 
 
-def ledger(folder: Path, world: World, first_step: int) -> Callable[[int, Sequence[Skipped]], int]:
+def ledger(
+    folder: Path, world: World, first_step: int, limits: Ledger, batch: int
+) -> Callable[[int, Sequence[Skipped]], int]:
     """A function that appends what a step skipped to `skipped.jsonl` and returns the count so far (of this rank).
 
-    Each rank keeps its own file; a run that goes on first drops what was written behind its checkpoint.
+    Ranks above 0 keep files of their own, `skipped-00001.jsonl`. A run that goes on first gathers them into
+    `skipped.jsonl`, without what was written behind its checkpoint. The function raises BadDataError (limits).
     """
-    path = folder / ("skipped.jsonl" if world.size == 1 else f"skipped-{world.rank:05d}.jsonl")
-    rows = [row for row in read_rows(path) if row["step"] < first_step] if path.exists() else []
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    count = len(rows)
+    if world.rank == 0:
+        _gather(folder, first_step)
+    world.barrier()
+    path = folder / ("skipped.jsonl" if world.rank == 0 else f"skipped-{world.rank:05d}.jsonl")
+    limits.restore(_lines(folder / "skipped.jsonl"), first_step, batch, counts_shards=world.rank == 0)
+    world.barrier()  # rank 0 appends to what the others were reading
+    count = sum(limits.by_kind.values()) if world.rank == 0 else 0
+    named: Counter[str] = Counter()
 
     def keep(step: int, skipped: Sequence[Skipped]) -> int:
         nonlocal count
@@ -66,10 +87,47 @@ def ledger(folder: Path, world: World, first_step: int) -> Callable[[int, Sequen
             with open(path, "a", encoding="utf-8") as file:
                 for one in skipped:
                     file.write(json.dumps({"step": step, **asdict(one)}) + "\n")
+                    named[one.kind] += 1
+                    if named[one.kind] <= NAMED:
+                        more = "; more of this kind are in skipped.jsonl alone" if named[one.kind] == NAMED else ""
+                        log.warning(f"skipped {shown(one.member)} in {one.shard}: {shown(one.reason)}{more}")
             count += len(skipped)
+        limits.add(batch, skipped)
+        if world.size == 1 or (step + 1) % CHECK == 0:
+            limits.check()
         return count
 
     return keep
+
+
+def over_ranks(world: World) -> Callable[[np.ndarray], np.ndarray]:
+    """What a Ledger sums its counts with."""
+
+    def total(counts: np.ndarray) -> np.ndarray:
+        return all_reduce_sum(torch.from_numpy(counts).to(world.device), world.group).cpu().numpy()
+
+    return total
+
+
+def _gather(folder: Path, first_step: int) -> None:
+    """All ranks' lines before first_step into skipped.jsonl, line by line: there may be millions."""
+    temporary = folder / ".skipped.jsonl.writing"
+    parts = sorted(folder.glob("skipped*.jsonl"))
+    with open(temporary, "w", encoding="utf-8") as file:
+        for part in parts:
+            file.writelines(json.dumps(row) + "\n" for row in _lines(part) if row["step"] < first_step)
+    temporary.replace(folder / "skipped.jsonl")
+    for part in parts:
+        if part.name != "skipped.jsonl":
+            part.unlink()
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a ledger; a last line cut short by a kill is left out."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -95,4 +153,6 @@ def summary(folder: Path) -> dict[str, Any]:
         values |= {"knn_top1": probed[-1], "knn_top1_untrained": probed[0], "knn_curve": probed}
     for row in rows:
         values |= {k: v for k, v in row.items() if k in ("knn_pixels", "knn_colours")}
+    reasons = Counter(row["kind"] for part in folder.glob("skipped*.jsonl") for row in _lines(part))
+    values["skipped_by_reason"] = dict(reasons.most_common())
     return values

@@ -23,14 +23,22 @@ class Sample:
     fields: dict[str, bytes]
 
 
+KINDS = ("empty", "format", "size", "truncated", "damaged", "checksum", "archive")  # what reasons are counted by
+
+
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that could not be used, and why. One line of `skipped.jsonl`."""
+    """A picture that could not be used, and why. One line of `skipped.jsonl`. kind is one of KINDS.
+
+    attempt 0: the picture that was due, which happens once an epoch; 1, 2, ...: a stand-in for it that failed as well.
+    """
 
     shard: str
     member: str
     reason: str
     row: int
+    kind: str = "damaged"
+    attempt: int = 0
 
 
 @dataclass

@@ -34,17 +34,21 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class Undecodable(ValueError):
-    """This picture cannot be used; the text is the reason."""
+    """This picture cannot be used; the text is the reason, `kind` (of records.KINDS) what it is counted by."""
+
+    def __init__(self, reason: str, kind: str = "damaged"):
+        super().__init__(reason)
+        self.kind = kind
 
 
 def decode(data: bytes) -> Picture:
     """uint8 [h, w, 3] RGB, turned upright by its EXIF orientation, transparency laid on black. Raises Undecodable."""
     if not data:
-        raise Undecodable("empty")
+        raise Undecodable("empty", "empty")
     if len(data) > MOST_BYTES:
-        raise Undecodable(f"{len(data)} bytes, more than {MOST_BYTES}")
+        raise Undecodable(f"{len(data)} bytes, more than {MOST_BYTES}", "size")
     if not (data[:3] == b"\xff\xd8\xff" or data[:8] == b"\x89PNG\r\n\x1a\n" or data[:4] + data[8:12] == b"RIFFWEBP"):
-        raise Undecodable(f"not a JPEG, PNG or WebP: begins with {data[:8].hex()}")
+        raise Undecodable(f"not a JPEG, PNG or WebP: begins with {data[:8].hex()}", "format")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
@@ -52,7 +56,7 @@ def decode(data: bytes) -> Picture:
     except Undecodable:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more on damaged files
-        raise Undecodable(f"{type(error).__name__}: {error}") from error
+        raise Undecodable(f"{type(error).__name__}: {error}", _kind(error)) from error
 
 
 def encode_jpeg(picture: Picture, quality: int) -> bytes:
@@ -62,11 +66,17 @@ def encode_jpeg(picture: Picture, quality: int) -> bytes:
     return buffer.getvalue()
 
 
+def _kind(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return "size"
+    return "truncated" if "truncated" in str(error).lower() else "damaged"
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
-        raise Undecodable(f"{width} x {height} is more than {MOST_PIXELS} pixels")
+        raise Undecodable(f"{width} x {height} is more than {MOST_PIXELS} pixels", "size")
     if min(width, height) < LEAST_SIDE or max(width, height) > MOST_ASPECT * min(width, height):
-        raise Undecodable(f"{width} x {height} is too small or too thin")
+        raise Undecodable(f"{width} x {height} is too small or too thin", "size")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

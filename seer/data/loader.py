@@ -9,7 +9,7 @@ Legend: B images per rank, v views of one size, S side.
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +32,18 @@ class _Pending:
     position: int
 
 
+class _Here(Executor):
+    """Runs at once, in the thread that submits."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        done: Future = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
 class Loader:
-    """batch: pictures of one step over all ranks. threads: how many prepare pictures. prefetch: batches made ahead."""
+    """batch: pictures of one step over all ranks. threads: how many prepare pictures; 0 = the caller's, when a batch is
+    asked for. prefetch: batches made ahead."""
 
     def __init__(
         self,
@@ -47,8 +57,8 @@ class Loader:
         prefetch: int = 4,
         pin: bool = False,
     ):
-        if threads < 1 or prefetch < 1:
-            raise RequestError(f"data.threads={threads}, data.prefetch={prefetch}: both are at least 1")
+        if threads < 0 or prefetch < 1:
+            raise RequestError(f"data.threads={threads}, data.prefetch={prefetch}: at least 0, at least 1")
         if batch < ranks or batch % ranks:
             raise RequestError(f"batch {batch} over {ranks} ranks: the batch must be a multiple of the number of ranks")
         self.reader, self.crop, self.batch, self.rank, self.ranks = reader, crop, batch, rank, ranks
@@ -58,17 +68,17 @@ class Loader:
     def batches(self, consumed: int) -> Iterator[Batch]:
         """Endless. Raises what a thread raised: BadDataError, StorageError."""
         pending: deque[_Pending] = deque()
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="pictures")
+        pool: Executor = ThreadPoolExecutor(self.threads, "pictures") if self.threads else _Here()
         try:
             while True:
-                while len(pending) <= self.prefetch:
+                while len(pending) <= (self.prefetch if self.threads else 0):
                     pending.append(self._start(pool, consumed))
                     consumed += self.batch
                 yield self._finish(pending.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, pool: ThreadPoolExecutor, consumed: int) -> _Pending:
+    def _start(self, pool: Executor, consumed: int) -> _Pending:
         places = self.reader.plan.places(consumed, self.batch, self.rank, self.ranks)
         b = len(places.row)
         crops = [

@@ -21,7 +21,7 @@ from seer.core.errors import RequestError
 
 MOST_LANES = 512
 _TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
-TRIES = 8  # stand-ins for one position before the run stops
+TRIES = 8  # bad stand-ins for one position before the run stops
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,10 @@ class Plan:
         return self._locate(lane, position, None)
 
     def stand_in(self, lane: int, position: int, attempt: int) -> Places:
-        """Another row of the same block for a position whose row cannot be used. attempt counts from 1. [1]"""
+        """Another row of the same block for a position whose row cannot be used. attempt counts from 1. [1]
+
+        Attempts above TRIES, which only excluded rows lead to, look anywhere in the epoch: a block may be excluded as a whole.
+        """
         return self._locate(np.array([lane]), np.array([position]), attempt)
 
     def _locate(self, lane: np.ndarray, position: np.ndarray, attempt: int | None) -> Places:
@@ -89,8 +92,10 @@ class Plan:
             inside = permute(offset - first, size, keys)
         else:
             keys = rng.sub_keys(rng.key(self.seed, "stand-in", attempt), lane, position)
-            inside = (rng.uniforms(keys, 1)[:, 0] * size).astype(np.int64)
+            inside = (rng.uniforms(keys, 1)[:, 0] * (size if attempt <= TRIES else self.total)).astype(np.int64)
         line = self.lane_start[lane] + first + inside
+        if attempt is not None and attempt > TRIES:
+            line %= self.total
         shard, row = np.empty_like(line), np.empty_like(line)
         for one in np.unique(epoch):
             chosen = epoch == one

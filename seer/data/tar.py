@@ -17,6 +17,13 @@ class TarError(ValueError):
     """The archive is damaged or holds what a shard may not hold: exit 65 where it ends a run."""
 
     exit_status = 65
+    kind = "archive"  # of records.KINDS: what it is counted by where it costs one row
+
+
+class ChecksumError(TarError):
+    """The bytes of a row are not those that its index was made from."""
+
+    kind = "checksum"
 
 
 class Member(NamedTuple):

@@ -57,7 +57,7 @@ def expected(folder):
     return take(loader(folder, threads=1, prefetch=1), 12)  # more than two epochs
 
 
-@pytest.mark.parametrize(("threads", "prefetch"), [(1, 9), (2, 1), (5, 3)])
+@pytest.mark.parametrize(("threads", "prefetch"), [(0, 1), (1, 9), (2, 1), (5, 3)])
 def test_batches_are_the_same_whatever_threads_and_prefetch(folder, expected, threads, prefetch):
     found = take(loader(folder, threads=threads, prefetch=prefetch), 12)
     assert all(same(a, b) for a, b in zip(found, expected, strict=True))
@@ -200,7 +200,7 @@ def test_a_batch_may_be_larger_than_a_chunk_and_than_the_data(folder):
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"threads": 0}, "threads"),
+        ({"threads": -1}, "threads"),
         ({"prefetch": 0}, "prefetch"),
         ({"ranks": 3}, "multiple"),
         ({"batch": 1, "ranks": 2}, "multiple"),

@@ -1,0 +1,133 @@
+"""What was thrown away: counted by reason, and the run stopped when it is too much.
+
+A run stops when more than `max_bad` of the last WINDOW pictures were bad (and at least LEAST), or when more than half of
+one shard was (and at least LEAST_IN_SHARD). Only the picture that was due counts, not a stand-in that failed as well, so
+shares are shares of the data and do not depend on where stand-ins happened to look.
+
+Legend: S shards, K kinds of reasons.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from seer.core.errors import BadDataError, RequestError
+from seer.core.records import KINDS, Skipped
+from seer.data.shards import Shard
+
+WINDOW = 100_000  # pictures
+LEAST = 100
+LEAST_IN_SHARD = 10
+
+
+def share(value: float | str) -> float:
+    """0.01 or "1%" -> 0.01. Raises RequestError for what is no share of a whole."""
+    text = str(value).strip()
+    try:
+        number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise RequestError(f"data.max_bad={value}: a share like 1% or 0.01, from 0 to 100%")
+    return number
+
+
+def shown(text: str, most: int = 200) -> str:
+    """A stranger's name as one short line: control characters, which may steer a terminal, are written out."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return plain if len(plain) <= most else plain[:most] + "…"
+
+
+class Ledger:
+    """Counts of the whole run. over_ranks sums an int64 array over all ranks; the default is one process."""
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        max_bad: float | str,
+        over_ranks: Callable[[np.ndarray], np.ndarray] | None = None,
+        ranks: int = 1,
+    ):
+        self.by_kind = dict.fromkeys(KINDS, 0)  # of all ranks, as of the last check
+        self._max, self._over_ranks, self._ranks = share(max_bad), over_ranks or (lambda counts: counts), ranks
+        self._paths = [str(s.path) for s in shards]
+        self._number = {path: n for n, path in enumerate(self._paths)}
+        self._rows = np.array([len(s) for s in shards], dtype=np.int64)  # [S]
+        self._bad = np.zeros(len(shards), dtype=np.int64)  # [S], this rank, this epoch
+        self._new = np.zeros(len(KINDS) + 2, dtype=np.int64)  # [K] by kind, then bad ones that were due, then alarms
+        self._pictures, self._consumed = 0, 0  # since the last check; of the whole run
+        self._window: deque[tuple[int, int]] = deque()  # (pictures, bad) of all ranks
+        self._in_window = np.zeros(2, dtype=np.int64)
+
+    def restore(self, rows: Iterable[Mapping[str, Any]], step: int, batch: int, *, counts_shards: bool = True) -> None:
+        """Go on at `step` from lines of `skipped.jsonl`. counts_shards: on one rank alone, since shards are summed."""
+        steps = min(step, -(-WINDOW // batch))
+        recent, epoch = np.zeros(steps, dtype=np.int64), self._of_epoch(step * batch)
+        for row in rows:
+            self.by_kind[row.get("kind", "damaged")] += 1
+            if row.get("attempt", 0) or row["step"] >= step:
+                continue
+            if row["step"] >= step - steps:
+                recent[row["step"] - step + steps] += 1
+            number = self._number.get(row["shard"])
+            if counts_shards and number is not None and self._of_epoch((row["step"] + 1) * batch) == epoch:
+                self._bad[number] += 1
+        self._consumed = step * batch
+        for bad in recent.tolist():
+            self._push(batch, bad)
+
+    def add(self, pictures: int, skipped: Sequence[Skipped]) -> None:
+        """One step: how many pictures it took over all ranks, and what this rank skipped."""
+        if self._of_epoch(self._consumed) != self._of_epoch(self._consumed + pictures):  # of the last picture of a step
+            self._bad[:] = 0
+        self._consumed += pictures
+        self._pictures += pictures
+        for one in skipped:
+            self._new[KINDS.index(one.kind)] += 1
+            if one.attempt == 0:
+                self._new[-2] += 1
+                self._bad[self._number[one.shard]] += 1
+
+    def check(self) -> None:
+        """Raises BadDataError on every rank alike when a limit is passed. All ranks call it at the same step."""
+        half = np.maximum(self._rows / 2, LEAST_IN_SHARD - 1) / self._ranks  # one of the ranks has its part of the half
+        self._new[-1] = int((self._bad > half).any())
+        new = self._over_ranks(self._new.copy())
+        self._new[:] = 0
+        for kind, count in zip(KINDS, new.tolist(), strict=False):
+            self.by_kind[kind] += count
+        self._push(self._pictures, int(new[-2]))
+        self._pictures = 0
+        pictures, bad = self._in_window.tolist()
+        if bad >= LEAST and bad > self._max * pictures:
+            raise BadDataError(
+                f"{bad} of the last {pictures} pictures are bad ({bad / pictures:.1%}), more than data.max_bad="
+                f"{self._max:.6g}; {self._advice()}"
+            )
+        if new[-1]:
+            total = self._over_ranks(self._bad.copy())
+            over = (2 * total > self._rows) & (total >= LEAST_IN_SHARD)
+            if over.any():
+                worst = int(np.argmax(np.where(over, total / self._rows, 0)))
+                raise BadDataError(
+                    f"{total[worst]} of the {self._rows[worst]} pictures in {self._paths[worst]} are bad, more than half; "
+                    + self._advice()
+                )
+
+    def _advice(self) -> str:
+        counts = ", ".join(f"{kind} {count}" for kind, count in self.by_kind.items() if count)
+        return (
+            f"reasons so far: {counts}. skipped.jsonl in the run folder names each: repair the shard or take it out of "
+            "data.source, go on without the named pictures (data.exclude=RUN/skipped.jsonl), or raise data.max_bad"
+        )
+
+    def _of_epoch(self, pictures: int) -> int:
+        return (pictures - 1) // max(1, int(self._rows.sum()))
+
+    def _push(self, pictures: int, bad: int) -> None:
+        self._window.append((pictures, bad))
+        self._in_window += (pictures, bad)
+        while self._in_window[0] - self._window[0][0] >= WINDOW:
+            self._in_window -= self._window.popleft()
