@@ -1,10 +1,9 @@
 """`seer pretrain`: config -> objects -> one call of the loop -> a backbone."""
 
-import functools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import torch
 
 from seer.cli import config, run_folder
-from seer.cli.build import build, find
+from seer.cli.build import build
 from seer.cli.probe import Probe
-from seer.core import durations, rng
+from seer.cli.schedule import Lengths, rate, schedule
+from seer.core import rng
 from seer.core.errors import Interrupted, RequestError
 from seer.core.log import log
 from seer.core.protocols import MetricSink
@@ -33,10 +33,12 @@ from seer.engine.precision import Precision
 from seer.engine.probe import peak_memory_gb
 from seer.models.bundle import write_bundle
 from seer.optim.groups import build_groups
-from seer.optim.schedules import Schedule, scaled_peak
+from seer.optim.schedules import Schedule
 from seer.parallel.world import World, open_world
 from seer.parallel.wrap import parallelize
 from seer.tasks.swav import SwAVTask
+
+DURATIONS = ("hard_until", "queue_from")  # arguments of a task that people write as durations
 
 
 @dataclass
@@ -73,14 +75,17 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
         source = wanted["data"]["source"]
         check = {"check_crc": wanted["data"]["check_crc"]}
         shards = open_shards(source, **check) if source else None  # a wrong path must not leave a run folder behind
+        pictures = sum(map(len, shards)) if shards is not None else wanted["data"]["drawn"]
+        lengths = Lengths(wanted["steps"], batch, pictures)
         torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
-        task = build(wanted["task"], build(wanted["model"], device=None), crop, world.group)
+        since = {k: lengths.steps(wanted["task"][k]) for k in DURATIONS if k in wanted["task"]}
+        task = build(wanted["task"], build(wanted["model"], device=None), crop, world.group, **since)
         run_folder.claim(folder, wanted, world)
         output.append(folder)
         if shards is None:
             shards = _drawn(wanted, folder, world)
         data = _data(wanted, shards, crop, world)
-        return _train(wanted, folder, data, _training(wanted, task, data.plan, world), crop, world)
+        return _train(wanted, folder, data, _training(wanted, task, lengths, world), crop, world)
 
 
 def _check(wanted: Mapping[str, Any]) -> None:
@@ -132,55 +137,21 @@ def _data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world
     return _Data(shards, plan, loader, threads)
 
 
-def _training(wanted: Mapping[str, Any], task: SwAVTask, plan: Plan, world: World) -> _Training:
+def _training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world: World) -> _Training:
     """Model, optimizer, schedule: everything that depends on the length of the run and on the world."""
-    batch = wanted["batch"]
-    total = durations.steps(wanted["steps"], batch=batch, pictures=plan.total)
-    if total < 1:
-        raise RequestError(f"steps={wanted['steps']} is no step at all; a run has at least one")
-    in_steps = functools.partial(durations.steps, batch=batch, pictures=plan.total, total=total)
-    every = Every(*(in_steps(wanted["every"][k]) for k in ("log", "evaluate", "checkpoint")))
+    every = Every(*(lengths.steps(wanted["every"][k]) for k in ("log", "evaluate", "checkpoint")))
     if every.log < 1:
         raise RequestError(f"every.log={wanted['every']['log']}: at least one step")
     how = wanted["parallel"]
     task.model = parallelize(
         task.model, world, batch_norm_group=how["batch_norm_group"], channels_last=how["channels_last"]
     )
-    rules = [{**rule, "frozen_steps": in_steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
+    rules = [{**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
     modules = {"backbone": task.backbone, "head": task.head}
     names = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
     optimizer = build(wanted["optim"], build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"]))
     precision = build(wanted["precision"], world.device)
-    return _Training(task, optimizer, precision, _schedule(wanted["schedule"], batch, total, in_steps), every, total)
-
-
-def _schedule(node: Mapping[str, Any], batch: int, total: int, in_steps: Callable[[Any], int]) -> Schedule:
-    """The learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now."""
-    numbers = {k: v for k, v in node.items() if k != "_target_"} | {"total": total}
-    numbers["peak"] = _rate(node["peak"], batch, None)
-    for name in ("start", "final"):
-        if name in numbers:
-            numbers[name] = _rate(node[name], batch, numbers["peak"])
-    numbers["warmup"] = in_steps(node["warmup"])
-    schedule = functools.partial(find(node["_target_"]), **numbers)
-    schedule(0)
-    return schedule
-
-
-def _rate(value: Any, batch: int, peak: float | None) -> float:
-    """0.6, "0.3@256" (in proportion to the batch), "0.1%" (of the peak). Raises RequestError for anything else."""
-    text = str(value)
-    try:
-        if "@" in text:
-            base, _, reference = text.partition("@")
-            return scaled_peak(float(base), batch, int(reference))
-        if text.endswith("%") and peak is not None:
-            return float(text[:-1]) / 100 * peak
-        return float(text)
-    except ValueError:
-        raise RequestError(
-            f"learning rate {text!r}: a number, 0.3@256 (for a batch of 256, in proportion), or 0.1% (of the peak)"
-        ) from None
+    return _Training(task, optimizer, precision, schedule(wanted["schedule"], lengths), every, lengths.total)
 
 
 def _train(
@@ -269,14 +240,14 @@ def _announce(wanted: Mapping[str, Any], data: _Data, training: _Training, first
     peak = wanted["schedule"]["peak"]
     log.info(
         f"{training.total_steps} steps of {batch} pictures ({training.total_steps * batch / data.plan.total:.1f} epochs), "
-        f"from step {first}; peak learning rate {_rate(peak, batch, None):g} (schedule.peak={peak}); "
+        f"from step {first}; peak learning rate {rate(peak, batch, None):g} (schedule.peak={peak}); "
         f"loss starts near ln K = {task.chance_loss:.2f}"
     )
-    seen = batch * len(task.assign)
-    if wanted["task"]["prototypes"] > seen:
+    queue = wanted["task"]["queue"]
+    if wanted["task"]["prototypes"] > batch + queue:
         log.warning(
-            f"{wanted['task']['prototypes']} prototypes share {seen} views a step, so most get none; use fewer prototypes "
-            "or a larger batch"
+            f"{wanted['task']['prototypes']} prototypes share {batch + queue} pictures a step (batch {batch} + queue {queue}), "
+            "so some get none; use fewer task.prototypes, a larger batch, or task.queue"
         )
 
 

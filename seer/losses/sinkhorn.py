@@ -27,7 +27,7 @@ from torch import Tensor
 
 from seer.parallel.collectives import Group, all_reduce_sum
 
-__all__ = ["residual", "sinkhorn"]
+__all__ = ["harden", "residual", "sinkhorn"]
 
 # exp(-69) = 1e-30 is as good as nothing beside the rest of a row or column, and its reciprocal still fits float32. No
 # cosine gets there while epsilon >= 2/69 = 0.029; below, the floor keeps every row and column positive (never 0/0)
@@ -75,6 +75,12 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: Group | 
             samples.clamp_min_(floor).reciprocal_()
         plans.mul_(prototypes.unsqueeze(1)).mul_(samples.unsqueeze(2))
         return codes
+
+
+@torch.no_grad()
+def harden(codes: Tensor) -> Tensor:
+    """Codes [..., B, K] -> one-hot rows at their largest entry, same shape and dtype (the first of equal ones)."""
+    return torch.zeros_like(codes).scatter_(-1, codes.argmax(-1, keepdim=True), 1.0)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What stands on a backbone during pretraining: a projector and prototypes.
 
-Legend: N rows (views times images), C features, D embedding, K prototypes.
+Legend: N rows (views times images), C features, D embedding, H heads (sets of prototypes), K prototypes of each.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,10 @@ class SwAVHead(nn.Module):
     """Linear (BN) ReLU, repeated, a bare last Linear, unit length; scores are cosines with the unit prototypes.
 
     hidden: widths of the inner layers, () for one Linear. embedding: D. prototypes: K. batch_norm: between the inner
-    layers, as SEER trained its sizes up to 32GF and not the larger ones (`facts/seer.md` section 3). Layers keep torch's
-    default initialisation. Prototypes have no bias, and unit rows before the first forward.
+    layers, as SEER trained its sizes up to 32GF and not the larger ones (`facts/seer.md` section 3). heads: H sets of K
+    prototypes, each a clustering of its own; one matrix [H*K, D] holds them all, one product gives all scores (LARS sees
+    one tensor). Layers keep torch's default initialisation. Prototypes have no bias, and unit rows before the first
+    forward.
 
     Scores are computed in float32 whatever the model's precision: bfloat16 near 1 is 2^-8 coarse, which divided by
     epsilon would be an error of 6 % in every code; it costs K*D products a row, nothing beside the backbone.
@@ -31,8 +33,11 @@ class SwAVHead(nn.Module):
         prototypes: int = 3000,
         batch_norm: bool = True,
         last_batch_norm: bool = False,
+        heads: int = 1,
     ):
         super().__init__()
+        if heads < 1:
+            raise RequestError(f"task.heads={heads}: at least one set of prototypes")
         if prototypes < 2:
             raise RequestError(f"task.prototypes={prototypes}: fewer than 2 prototypes can tell nothing apart")
         if embedding < 1 or any(width < 1 for width in hidden):
@@ -47,15 +52,20 @@ class SwAVHead(nn.Module):
             features = width
         last = [nn.BatchNorm1d(embedding, affine=False)] if last_batch_norm else []
         self.projector = nn.Sequential(*layers, nn.Linear(features, embedding), *last)
-        self.prototypes = nn.Linear(embedding, prototypes, bias=False)
+        self.prototypes = nn.Linear(embedding, heads * prototypes, bias=False)
         self.normalise_prototypes()
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[N, C] -> embeddings [N, D] of unit length and scores [N, K] in [-1, 1], both float32."""
+        """[N, C] -> embeddings [N, D] of unit length and scores [N, H*K] in [-1, 1], head by head, both float32."""
         projected = self.projector(features)
         with torch.autocast(features.device.type, enabled=False):
             embeddings = F.normalize(projected.float(), dim=1)
-            return embeddings, F.linear(embeddings, self.prototypes.weight.float())
+            return embeddings, self.scores(embeddings)
+
+    def scores(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Unit rows [..., D] float32 -> [..., H*K]: their cosines with the prototypes as they are now."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return F.linear(embeddings, self.prototypes.weight.float())
 
     @torch.no_grad()
     def normalise_prototypes(self) -> None:

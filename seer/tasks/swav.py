@@ -1,6 +1,6 @@
 """SwAV: predict the code of one view from another (Caron et al. 2020, arXiv 2006.09882), on one screen.
 
-Legend: B images per rank, V views, A assign views, D embedding, K prototypes.
+Legend: B images per rank, V views, A assign views, D embedding, H heads, K prototypes of each, Q queued images per rank.
 """
 
 import math
@@ -14,7 +14,8 @@ from seer.core.errors import RequestError
 from seer.core.records import Batch, StepOutput
 from seer.data.augment import finish
 from seer.data.multicrop import MultiCrop
-from seer.losses.sinkhorn import residual, sinkhorn
+from seer.losses.queue import Queue
+from seer.losses.sinkhorn import harden, residual, sinkhorn
 from seer.losses.swav import code_entropy, swav_loss, used_prototypes
 from seer.models.heads import SwAVHead
 from seer.models.multicrop import MultiCropModel
@@ -24,8 +25,10 @@ from seer.parallel.collectives import Group
 class SwAVTask:
     """backbone, crop, group: given by the program. The rest are the method's numbers (`facts/seer.md` section 2.1).
 
-    hidden, embedding, prototypes, batch_norm, last_batch_norm: see `SwAVHead`. temperature of the prediction; epsilon and iterations of
-    Sinkhorn; assign: the views whose codes are predicted, among the large ones.
+    hidden, embedding, prototypes, batch_norm, last_batch_norm, heads: see `SwAVHead`; the loss is the mean over heads.
+    temperature of the prediction; epsilon and iterations of Sinkhorn; assign: the views whose codes are predicted, among
+    the large ones. hard_until: before this step codes are one-hot. queue: images whose embeddings stand beside the batch
+    in Sinkhorn, 0 = none; it fills from step queue_from on and is used once it is full.
     """
 
     def __init__(
@@ -37,12 +40,16 @@ class SwAVTask:
         hidden: Sequence[int] = (2048,),
         embedding: int = 128,
         prototypes: int = 3000,
+        heads: int = 1,
         batch_norm: bool = True,
         last_batch_norm: bool = False,
         temperature: float = 0.1,
         epsilon: float = 0.05,
         iterations: int = 3,
         assign: Sequence[int] = (0, 1),
+        hard_until: int = 0,
+        queue: int = 0,
+        queue_from: int = 0,
     ):
         if not assign or max(assign) >= crop.counts[0] or min(assign) < 0 or len(set(assign)) != len(assign):
             raise RequestError(f"task.assign={list(assign)}: distinct views among the {crop.counts[0]} largest, from 0")
@@ -50,11 +57,16 @@ class SwAVTask:
             raise RequestError(
                 f"task.temperature={temperature}, task.epsilon={epsilon}, task.iterations={iterations}: all above 0"
             )
+        if queue < 0:
+            raise RequestError(f"task.queue={queue}: a number of images, 0 for no queue")
         self.backbone = backbone
-        self.head = SwAVHead(backbone.feature_dim, hidden, embedding, prototypes, batch_norm, last_batch_norm)  # type: ignore[arg-type]
+        features: int = backbone.feature_dim  # type: ignore[assignment]
+        self.head = SwAVHead(features, hidden, embedding, prototypes, batch_norm, last_batch_norm, heads)
         self.model: nn.Module = MultiCropModel(backbone, self.head)
-        self.crop, self.group = crop, group
+        self.crop, self.group, self.prototypes, self.heads = crop, group, prototypes, heads
         self.temperature, self.epsilon, self.iterations, self.assign = temperature, epsilon, iterations, tuple(assign)
+        self.queue = Queue(queue, group) if queue else None
+        self.hard_until, self.queue_from, self.step = hard_until, queue_from, 0
         self.chance_loss = math.log(prototypes)  # what a model that predicts nothing scores
 
     def loss(self, batch: Batch) -> StepOutput:
@@ -62,36 +74,50 @@ class SwAVTask:
             views = [
                 finish(x, c, self.crop.mean, self.crop.std) for x, c in zip(batch.crops, batch.colours, strict=True)
             ]
-        _, scores = self.model(views)  # [V*B, K]
-        scores = scores.unflatten(0, (self.crop.views, -1))  # [V, B, K]
-        with torch.no_grad():
-            codes = sinkhorn(
-                scores[list(self.assign)], epsilon=self.epsilon, iterations=self.iterations, group=self.group
-            )  # [A, B, K]
-        loss = swav_loss(scores, codes, temperature=self.temperature, assign=self.assign)
+        embeddings, scores = self.model(views)  # [V*B, D], [V*B, H*K]
+        embeddings = embeddings.detach().unflatten(0, (self.crop.views, -1))[list(self.assign)]  # [A, B, D]
+        by_head = scores.unflatten(0, (self.crop.views, -1)).split(self.prototypes, dim=2)  # H of [V, B, K]
+        codes, deviation = self._codes(torch.stack([s.detach()[list(self.assign)] for s in by_head]))  # [H, A, B, K]
+        losses = [
+            swav_loss(s, q, temperature=self.temperature, assign=self.assign)
+            for s, q in zip(by_head, codes, strict=True)
+        ]
+        if self.queue is not None and self.step >= self.queue_from:
+            self.queue.push(embeddings)
         return StepOutput(
-            loss,
+            torch.stack(losses).mean(),
             {
                 "codes/entropy": code_entropy(codes),
-                "codes/used_prototypes": used_prototypes(codes, self.group),
-                "codes/residual": residual(codes, self.group),
+                "codes/used_prototypes": torch.stack([used_prototypes(q, self.group) for q in codes]).float().mean(),
+                "codes/residual": deviation,
             },
         )
 
+    @torch.no_grad()
+    def _codes(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[H, A, B, K] -> codes of the same shape, and the residual [] of Sinkhorn, which also saw the queue."""
+        images = scores.shape[2]
+        if self.queue is not None and self.queue.full:
+            kept = self.head.scores(self.queue.share(scores.device))  # [A, Q, H*K], by today's prototypes
+            scores = torch.cat([torch.stack(kept.split(self.prototypes, dim=2)), scores], dim=2)  # [H, A, Q+B, K]
+        codes = sinkhorn(scores, epsilon=self.epsilon, iterations=self.iterations, group=self.group)
+        deviation, codes = residual(codes, self.group), codes[:, :, -images:]
+        return harden(codes) if self.step < self.hard_until else codes, deviation
+
     def before_step(self, step: int) -> None:
-        """Nothing: prototypes are of unit length from the start."""
+        """Prototypes are of unit length from the start; which codes are hard, and when the queue fills, is a step."""
+        self.step = step
 
     def after_step(self, step: int) -> None:
         self.head.normalise_prototypes()
 
     def state_dict(self) -> dict[str, Any]:
+        parts = {"backbone": self.backbone, "head": self.head, "queue": self.queue}
         return {
-            **{f"backbone.{k}": v for k, v in self.backbone.state_dict().items()},
-            **{f"head.{k}": v for k, v in self.head.state_dict().items()},
+            f"{name}.{k}": v for name, part in parts.items() if part is not None for k, v in part.state_dict().items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, module in (("backbone.", self.backbone), ("head.", self.head)):
-            module.load_state_dict(
-                {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}, strict=True
-            )
+        for name, part in (("backbone.", self.backbone), ("head.", self.head), ("queue.", self.queue)):
+            if part is not None:
+                part.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})

@@ -1,0 +1,58 @@
+"""Durations and learning rates as people write them -> steps, numbers, and a schedule.
+
+Surprising: everything is converted before the run folder is made, so that a wrong word leaves nothing behind.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from seer.cli.build import find
+from seer.core import durations
+from seer.core.errors import RequestError
+from seer.optim.schedules import Schedule, scaled_peak
+
+
+class Lengths:
+    """The length of a run in steps, and other durations by it. Raises RequestError for a run of no step."""
+
+    def __init__(self, steps: Any, batch: int, pictures: int):
+        self.batch, self.pictures = batch, pictures
+        self.total = durations.steps(steps, batch=batch, pictures=pictures)
+        if self.total < 1:
+            raise RequestError(f"steps={steps} is no step at all; a run has at least one")
+
+    def steps(self, duration: Any) -> int:
+        """20, "50k", "600kimg", "15ep", "3%" -> optimizer steps. Raises ValueError for anything else."""
+        return durations.steps(duration, batch=self.batch, pictures=self.pictures, total=self.total)
+
+
+def schedule(node: Mapping[str, Any], lengths: Lengths) -> Schedule:
+    """The learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now."""
+    numbers = {k: v for k, v in node.items() if k != "_target_"}
+    if "total" in node:
+        numbers["total"] = lengths.total
+    numbers["peak"] = rate(node["peak"], lengths.batch, None)
+    for name in ("start", "final"):
+        if name in numbers:
+            numbers[name] = rate(node[name], lengths.batch, numbers["peak"])
+    numbers["warmup"] = lengths.steps(node["warmup"])
+    made = functools.partial(find(node["_target_"]), **numbers)
+    made(0)
+    return made
+
+
+def rate(value: Any, batch: int, peak: float | None) -> float:
+    """0.6, "0.3@256" (in proportion to the batch), "0.1%" (of the peak). Raises RequestError for anything else."""
+    text = str(value)
+    try:
+        if "@" in text:
+            base, _, reference = text.partition("@")
+            return scaled_peak(float(base), batch, int(reference))
+        if text.endswith("%") and peak is not None:
+            return float(text[:-1]) / 100 * peak
+        return float(text)
+    except ValueError:
+        raise RequestError(
+            f"learning rate {text!r}: a number, 0.3@256 (for a batch of 256, in proportion), or 0.1% (of the peak)"
+        ) from None

@@ -1,0 +1,173 @@
+"""The SwAV step against the method written out plainly in float64, over its options: queue, heads, hard codes, ranks."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from seer.core import rng
+from seer.core.errors import RequestError
+from seer.core.records import Batch
+from seer.data.multicrop import MultiCrop, collate
+from seer.tasks.swav import SwAVTask
+
+CROP = MultiCrop(sizes=(8,), counts=(3,), scales=((0.3, 1.0),), blur=0.0, jitter=0.0, grayscale=0.0)
+IMAGES, PROTOTYPES, STEPS = 12, 20, 7
+
+
+class Flat(nn.Module):
+    """A backbone of one layer, so that the rest is under test."""
+
+    feature_dim = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 8 * 8, self.feature_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+
+def task(group=None, **options) -> SwAVTask:
+    torch.manual_seed(0)
+    plain = dict(hidden=(16,), embedding=8, prototypes=PROTOTYPES, batch_norm=False, epsilon=0.05, iterations=3)
+    return SwAVTask(Flat(), CROP, group, **{**plain, **options})  # type: ignore[arg-type]
+
+
+def batch(step: int, rank: int = 0, ranks: int = 1) -> Batch:
+    """This rank's part of the pictures of a step: neighbours, as the loader gives them."""
+    pixels = torch.randint(0, 256, (3, IMAGES, 3, 8, 8), generator=torch.Generator().manual_seed(step))
+    mine = pixels.to(torch.uint8).chunk(ranks, dim=1)[rank]
+    draws = [CROP.draw(8, 8, rng.key(0, i)) for i in range(mine.shape[1])]
+    return Batch([mine.flatten(0, 1)], collate(draws, CROP.counts), [], 0)
+
+
+def move(one: SwAVTask, step: int) -> None:
+    """Stands for the optimizer: other prototypes after every step, the same for everyone."""
+    with torch.no_grad():
+        noise = torch.randn(one.head.prototypes.weight.shape, generator=torch.Generator().manual_seed(100 + step))
+        one.head.prototypes.weight.add_(0.3 * noise)
+    one.after_step(step)
+
+
+def losses(one: SwAVTask, steps: range, rank: int = 0, ranks: int = 1) -> list[float]:
+    found = []
+    for step in steps:
+        one.before_step(step)
+        found.append(one.loss(batch(step, rank, ranks)).loss.item())
+        move(one, step)
+    return found
+
+
+class Plain:
+    """The method in float64 with no vectors, groups or classes of ours: full matrices and lists."""
+
+    def __init__(self, one: SwAVTask, queue: int = 0, queue_from: int = 0, hard_until: int = 0):
+        self.one, self.length, self.begin, self.hard = one, queue, queue_from, hard_until
+        self.kept: list[list[Tensor]] = [[], []]  # per assign view, oldest first
+
+    def codes(self, now: Tensor, view: int, weights: Tensor, step: int) -> Tensor:
+        rows = torch.cat([torch.stack(self.kept[view]), now]) if len(self.kept[view]) == self.length > 0 else now
+        plan = torch.exp(rows @ weights.T / self.one.epsilon)
+        for _ in range(self.one.iterations):
+            plan = plan / plan.sum(0, keepdim=True)
+            plan = plan / plan.sum(1, keepdim=True)
+        plan = plan[-len(now) :]
+        return nn.functional.one_hot(plan.argmax(1), plan.shape[1]).double() if step < self.hard else plan
+
+    def loss(self, step: int) -> float:
+        one = self.one
+        with torch.no_grad():
+            pixels = batch(step).crops[0].double() / 255
+            mean, std = (torch.tensor(x, dtype=torch.float64).view(1, 3, 1, 1) for x in (CROP.mean, CROP.std))
+            double = copy.deepcopy(nn.Sequential(one.backbone, one.head.projector)).double()
+            z = nn.functional.normalize(double((pixels - mean) / std), dim=1).unflatten(0, (3, -1))  # [V, B, D]
+            terms = []
+            for weights in one.head.prototypes.weight.double().split(one.prototypes):
+                for a in (0, 1):
+                    codes = self.codes(z[a], a, weights, step)
+                    for p in {0, 1, 2} - {a}:
+                        log_p = torch.log_softmax(z[p] @ weights.T / one.temperature, dim=1)
+                        terms.append(-(codes * log_p).sum(1).mean())
+            if step >= self.begin and self.length:
+                self.kept = [(old + list(new))[-self.length :] for old, new in zip(self.kept, z, strict=False)]
+        return torch.stack(terms).mean().item()
+
+
+OPTIONS = [
+    {},
+    {"queue": 24},
+    {"queue": 30, "queue_from": 2},
+    {"heads": 3},
+    {"hard_until": 3},
+    {"heads": 2, "queue": 12, "hard_until": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_step_costs_what_the_plain_method_says(options):
+    one = task(**options)
+    plain = Plain(one, **{k: v for k, v in options.items() if k != "heads"})
+    for step in range(STEPS):
+        one.before_step(step)
+        expected = plain.loss(step)
+        assert one.loss(batch(step)).loss.item() == pytest.approx(expected, rel=2e-6), step
+        move(one, step)
+
+
+def test_the_queue_changes_nothing_before_it_is_full_and_something_after():
+    without, queued, later = (
+        losses(task(**o), range(STEPS)) for o in ({}, {"queue": 24}, {"queue": 24, "queue_from": 3})
+    )
+    assert queued[:2] == without[:2] and all(a != b for a, b in zip(queued[2:], without[2:], strict=True))
+    assert later[:5] == without[:5] and later[5:] != without[5:]
+
+
+def test_every_head_gets_a_gradient_and_unit_rows_and_one_head_is_named_as_before():
+    one = task(heads=3)
+    one.loss(batch(0)).loss.backward()
+    by_head = one.head.prototypes.weight.grad.split(PROTOTYPES)
+    assert len(by_head) == 3 and all(g.abs().sum() > 0 for g in by_head)
+    assert torch.allclose(one.head.prototypes.weight.norm(dim=1), torch.ones(3 * PROTOTYPES))
+    assert one.chance_loss == task().chance_loss
+    assert task().state_dict().keys() == one.state_dict().keys()
+
+
+def test_used_prototypes_is_the_mean_over_heads():
+    metrics = task(heads=4).loss(batch(0)).metrics
+    assert 1 <= metrics["codes/used_prototypes"] <= PROTOTYPES
+
+
+@pytest.mark.parametrize(("wrong", "named"), [({"heads": 0}, "task.heads=0"), ({"queue": -1}, "task.queue=-1")])
+def test_wrong_numbers_are_refused(wrong, named):
+    with pytest.raises(RequestError, match=named):
+        task(**wrong)
+
+
+def train(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    one = task(dist.group.WORLD, queue=18, heads=2)
+    found = losses(one, range(4), rank, 2)
+    torch.save((found, one.state_dict()), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # nothing after this line is under test
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_process_and_their_checkpoint_goes_on_in_one(tmp_path: Path):
+    mp.spawn(train, (str(tmp_path),), nprocs=2)
+    (first, saved), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    alone = task(queue=18, heads=2)
+    assert [(a + b) / 2 for a, b in zip(first, second, strict=True)] == pytest.approx(losses(alone, range(4)), abs=2e-6)
+    assert torch.equal(saved["queue.rows"], other["queue.rows"]) and saved["queue.rows"].shape == (2, 18, 8)
+    assert torch.allclose(saved["queue.rows"], alone.state_dict()["queue.rows"], atol=1e-6)
+    resumed = task(queue=18, heads=2)
+    resumed.load_state_dict(saved)
+    assert losses(resumed, range(4, STEPS)) == pytest.approx(losses(alone, range(4, STEPS)), abs=2e-6)
