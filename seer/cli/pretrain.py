@@ -33,6 +33,7 @@ from seer.engine.precision import Precision
 from seer.engine.probe import peak_memory_gb
 from seer.models.bundle import write_bundle
 from seer.optim.groups import build_groups
+from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
 from seer.parallel.world import World, open_world
 from seer.parallel.wrap import parallelize
@@ -55,6 +56,7 @@ class _Training:
     optimizer: torch.optim.Optimizer
     precision: Precision
     lr: Schedule
+    plateau: Plateau | None
     every: Every
     total_steps: int
 
@@ -151,7 +153,8 @@ def _training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world
     names = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
     optimizer = build(wanted["optim"], build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"]))
     precision = build(wanted["precision"], world.device)
-    return _Training(task, optimizer, precision, schedule(wanted["schedule"], lengths), every, lengths.total)
+    lr, plateau = schedule(wanted["schedule"], wanted["plateau"], lengths)
+    return _Training(task, optimizer, precision, lr, plateau, every, lengths.total)
 
 
 def _train(
@@ -187,6 +190,7 @@ def _train(
             data.loader.batches,
             training.optimizer,
             lr=training.lr,
+            plateau=training.plateau,
             weight_decay=None,
             precision=training.precision,
             checkpoints=checkpoints,
@@ -225,6 +229,8 @@ def _resume(checkpoints: Checkpoints, training: _Training, facts: Mapping[str, A
     training.task.load_state_dict(state["task"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.precision.load_state_dict(state["precision"])
+    if training.plateau is not None:
+        training.plateau.load_state_dict(state["plateau"])
     log.info(f"going on from step {manifest['step']}")
     return int(manifest["step"])
 

@@ -10,6 +10,7 @@ from typing import Any
 from seer.cli.build import find
 from seer.core import durations
 from seer.core.errors import RequestError
+from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule, scaled_peak
 
 
@@ -27,8 +28,11 @@ class Lengths:
         return durations.steps(duration, batch=self.batch, pictures=self.pictures, total=self.total)
 
 
-def schedule(node: Mapping[str, Any], lengths: Lengths) -> Schedule:
-    """The learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now."""
+def schedule(node: Mapping[str, Any], plateau: Mapping[str, Any], lengths: Lengths) -> tuple[Schedule, Plateau | None]:
+    """The learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now.
+
+    With it, for a schedule that takes `halved_at`, the watcher that appends to that list.
+    """
     numbers = {k: v for k, v in node.items() if k != "_target_"}
     if "total" in node:
         numbers["total"] = lengths.total
@@ -37,9 +41,16 @@ def schedule(node: Mapping[str, Any], lengths: Lengths) -> Schedule:
         if name in numbers:
             numbers[name] = rate(node[name], lengths.batch, numbers["peak"])
     numbers["warmup"] = lengths.steps(node["warmup"])
+    if str(node["warmup"]).strip().endswith("%") and float(str(node["warmup"]).strip()[:-1]) < 100:
+        numbers["warmup"] = min(numbers["warmup"], lengths.total - 1)  # shares are rounded up: all of a run of one step
+    watcher = None
+    if "halved_at" in node:
+        numbers["halved_at"] = [lengths.steps(one) for one in node["halved_at"]]
+        patience = lengths.steps(plateau["patience"])
+        watcher = Plateau(patience, plateau["threshold"], numbers["halved_at"], after=numbers["warmup"])
     made = functools.partial(find(node["_target_"]), **numbers)
     made(0)
-    return made
+    return made, watcher
 
 
 def rate(value: Any, batch: int, peak: float | None) -> float:

@@ -16,6 +16,7 @@ from seer.engine.precision import Precision
 from seer.engine.probe import Probe
 from seer.engine.stop import StopRequest
 from seer.optim.groups import apply_schedules, drop_frozen_gradients
+from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
 from seer.parallel.collectives import all_reduce_mean, any_true
 from seer.parallel.world import World
@@ -36,6 +37,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     *,
     lr: Schedule,
+    plateau: Plateau | None,
     weight_decay: Schedule | None,
     precision: Precision,
     checkpoints: Checkpoints,
@@ -59,15 +61,18 @@ def fit(
     """
 
     def save(step: int) -> None:
-        state = {"task": task.state_dict(), "optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
+        parts: dict[str, Any] = {"task": task, "optimizer": optimizer, "precision": precision, "plateau": plateau}
+        state = {name: part.state_dict() for name, part in parts.items() if part is not None}
         checkpoints.save(step, state, {**facts, "images": step * batch})
 
-    def look() -> None:
+    def look(done: int) -> None:
         metrics.flush()
         if metrics.last.get("loss", 0.0) - metrics.last.get("loss", 0.0) != 0.0:  # inf and nan alike
             raise NumericsError(
-                f"the loss is {metrics.last['loss']} at step {step}; lower optim.peak_lr or set precision.dtype=fp32"
+                f"the loss is {metrics.last['loss']} at step {step}; lower schedule.peak or set precision.dtype=fp32"
             )
+        if plateau is not None:
+            plateau.observe(done, metrics.last["loss"])
 
     probe = Probe(world.device, batch)
     task.model.train()
@@ -93,7 +98,7 @@ def fit(
                 shared = _over_ranks({"loss": output.loss, **output.metrics, "skipped": skipped * world.size}, world)
                 progress = {"epoch": done * batch / pictures, "images": done * batch}
                 metrics.add(step, {**progress, **shared, **_rates(optimizer), "grad_norm": norm, **probe.read()})
-                look()
+                look(done)
             stopping = any_true(stop.asked is not None, world.group)
             if evaluators and (end or (every.evaluate and done % every.evaluate == 0)):
                 metrics.add(step, _evaluate(task, evaluators))
