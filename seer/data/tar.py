@@ -2,14 +2,16 @@
 
 Python's `tarfile` takes a bad header after the first for the end of the archive, so a flipped byte silently loses the
 rest of a shard (`facts/reliability.md` 0.1). Here a wrong checksum, a member that runs past the end, a missing end mark
-or data behind the end mark is an error. Only plain files are members; links, devices and sparse files are refused, and
-nothing is ever extracted.
+or data behind the end mark is an error, and so are more zeros than any end has (a download that stopped in a file of full
+length). Only plain files are members; links, devices and sparse files are refused, and nothing is ever extracted.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 BLOCK = 512
+MOST_PADDING = 22 * BLOCK  # zeros behind the last member: the end mark of two blocks, and up to a record of twenty
+MOST_NAME = 1 << 20  # bytes of an extended header: names need a few hundred
 _ZERO = bytes(BLOCK)
 
 
@@ -52,9 +54,11 @@ def walk(buffer: memoryview, *, whole: bool = True) -> Iterator[Member]:
             raise TarError(f"wrong header checksum at byte {at}")
         data = at + BLOCK
         end = data + (length + BLOCK - 1) // BLOCK * BLOCK
+        kind = header[156:157]
         if end > size:
             raise TarError(f"member at byte {at} ends at byte {end}, the archive at byte {size}")
-        kind = header[156:157]
+        if kind in (b"L", b"x") and length > MOST_NAME:
+            raise TarError(f"extended header of {length} bytes at byte {at}, more than {MOST_NAME}")
         if kind in (b"0", b"\0", b"7"):
             yield Member(long_name or _name(header), start, data, length, end)
             start, long_name = end, None
@@ -74,6 +78,11 @@ def walk(buffer: memoryview, *, whole: bool = True) -> Iterator[Member]:
 def _check_end(buffer: memoryview, at: int, whole: bool) -> None:
     if not whole:
         raise TarError(f"end mark at byte {at} inside a sample")
+    if len(buffer) - at > MOST_PADDING and not any(buffer[-MOST_PADDING:]):
+        raise TarError(
+            f"{len(buffer) - at} zeros from byte {at} on, where an archive ends with {MOST_PADDING} at most: the rest of it is "
+            "missing (if it is not, pack it again)"
+        )
     for offset in range(at, len(buffer), 1 << 20):
         if any(bytes(buffer[offset : offset + (1 << 20)])):
             raise TarError(f"data behind the end mark at byte {at}")
@@ -98,15 +107,17 @@ def _name(header: bytes) -> str:
 
 
 def _pax_path(records: bytes, at: int) -> str | None:
-    path = None
-    while records:
-        length_text, _, rest = records.partition(b" ")
-        if not length_text.isdigit() or not 0 < int(length_text) <= len(records):
+    path, first = None, 0
+    while first < len(records):
+        length_text = records[first : first + 8].partition(b" ")[0]
+        length = int(length_text) if length_text.isdigit() and len(length_text) < 8 else 0
+        if not len(length_text) + 1 < length <= len(records) - first:
             raise TarError(f"broken extended header at byte {at}")
-        keyword, _, value = rest[: int(length_text) - len(length_text) - 2].partition(b"=")
+        keyword, _, value = records[first + len(length_text) + 1 : first + length - 1].partition(b"=")
         if keyword.startswith(b"GNU.sparse") or keyword == b"size":
-            raise TarError(f"extended header {keyword.decode()!r} at byte {at}; sparse and resized members are refused")
+            word = keyword.decode("utf-8", "replace")
+            raise TarError(f"extended header {word!r} at byte {at}; sparse and resized members are refused")
         if keyword == b"path":
             path = value.decode("utf-8", "replace")
-        records = records[int(length_text) :]
+        first += length
     return path

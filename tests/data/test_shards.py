@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seer.core.errors import RequestError, StorageError
-from seer.data.shards import build_index, class_names, fingerprint, open_shards, picture_of, write_shards
+from seer.data.shards import TarShard, build_index, class_names, fingerprint, open_shards, picture_of, write_shards
 from seer.data.tar import TarError
 from tests.data.pictures import jpeg, png, write_tar
 
@@ -112,10 +112,98 @@ def test_a_flipped_data_byte_is_noticed_by_the_index_and_costs_that_row_alone(wr
 def test_an_archive_that_shrinks_while_open_gives_a_short_read(written):
     folder, manifest = written
     path = folder / manifest["shards"][0]["name"]
-    shard = open_shards(path)[0]
+    shard, late = open_shards(path)[0], open_shards(path)[0]
+    shard.read(0, 0)
     os.truncate(path, 2000)
     with pytest.raises(TarError, match="short read"):
         shard.read(0, 4)
+    with pytest.raises(StorageError, match="another archive than the 2000 bytes"):
+        late.read(0, 0)
+
+
+def test_an_index_that_is_not_the_one_of_the_manifest_stops_at_its_first_row(written):
+    folder, manifest = written
+    path = folder / manifest["shards"][0]["name"]
+    index = np.load(f"{path}.index.npy")
+    index["crc"][2] ^= 1
+    np.save(f"{path}.index.npy", index)
+    shards = open_shards(folder)
+    with pytest.raises(StorageError, match=r"its checksum is [0-9a-f]{8}, that of the manifest [0-9a-f]{8}"):
+        shards[0].read(0, 0)
+
+
+@pytest.mark.parametrize("field", ["offset", "size"])
+def test_an_index_that_points_outside_its_archive_is_refused(written, field):
+    folder, manifest = written
+    path = folder / manifest["shards"][0]["name"]
+    index = np.load(f"{path}.index.npy")
+    index[field][2] = 0xF0000000
+    np.save(f"{path}.index.npy", index)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(StorageError, match="points outside"):
+        open_shards(path)
+
+
+def test_opening_by_the_manifest_reads_no_index_and_names_the_same_data(written, monkeypatch):
+    folder, _ = written
+    slow = fingerprint(TarShard(s.path) for s in open_shards(folder))
+    monkeypatch.setattr("seer.data.shards.read_index", None)
+    monkeypatch.setattr("seer.data.shards.build_index", None)
+    shards = open_shards(folder)
+    assert fingerprint(shards) == slow and [len(s) for s in shards] == [5, 6, 6, 6]
+
+
+def test_more_shards_than_may_be_open_are_read_in_any_order_and_close_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("seer.data.shards.MOST_OPEN", 3)
+    write_shards(SAMPLES, tmp_path, total=23, per_shard=1)
+    before = len(os.listdir("/proc/self/fd"))
+    shards = open_shards(tmp_path)
+    order = np.random.default_rng(0).integers(0, 23, 200)
+    assert [shards[i].read(int(i), 0).key for i in order] == [SAMPLES[i][0] for i in order]
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    del shards
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_under_the_name_of_a_picture_costs_its_row_and_is_not_waited_for(tmp_path, kind):
+    (tmp_path / "b.jpg").write_bytes(jpeg(1))
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "a.jpg")
+    else:
+        (tmp_path / "a.jpg").symlink_to("/dev/zero")
+    (shard,) = open_shards(tmp_path)
+    with pytest.raises(TarError, match="not a plain file"):
+        shard.read(0, 0)
+    assert shard.read(0, 1).key == "b"
+
+
+def test_a_pipe_under_the_name_of_a_tar_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(StorageError, match="not a plain file"):
+        open_shards(tmp_path / "a.tar")
+
+
+def test_a_link_to_a_folder_above_is_not_walked_for_ever(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jpg").write_bytes(b"x")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (shard,) = open_shards(tmp_path)
+    assert shard.keys() == ["a/x", "b/x"]
+
+
+def test_names_of_a_folder_come_in_the_order_of_their_whole_paths(tmp_path):
+    random = np.random.default_rng(0)
+    names = {"".join(random.choice(list("ab./-é_"), 7)).strip("/.") for _ in range(300)}
+    for name in names:
+        path = tmp_path / (name + ".jpg")
+        if not any(part in ("", ".", "..") or part.startswith(".") for part in (name + ".jpg").split("/")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+    expected = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.jpg") if p.is_file())
+    (shard,) = open_shards(tmp_path)
+    assert len(expected) > 100 and [shard.name(r) for r in range(len(shard))] == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x93NUMPY\x01\x00"])

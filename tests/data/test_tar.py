@@ -117,6 +117,7 @@ DAMAGED = {
     "flipped byte in a size": (flipped(TENTH.start + 130), "checksum|ends at|not a tar header"),
     "zeroed header block": (WHOLE[: TENTH.start] + bytes(BLOCK) + WHOLE[TENTH.data :], "behind the end mark"),
     "data behind the end mark": (WHOLE + archive(PLAIN[:1]), "behind the end mark"),
+    "a tail of zeros longer than any writer's": (WHOLE[: TENTH.start] + bytes(12_000), "12000 zeros from byte"),
     "one byte behind the end mark": (WHOLE + b"\1", "behind the end mark"),
     "a page of HTML": (b"<!DOCTYPE html><html><body>404 not found</body></html>" * 40, "tar header|checksum"),
     "empty": (b"", "no end mark"),

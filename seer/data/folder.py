@@ -1,0 +1,122 @@
+"""A folder of loose pictures as one shard, nested as it likes, in the order of the names.
+
+Ten million names as Python strings would take a gigabyte: here they are one block of bytes and a column of offsets, about
+their own length each. Folders are walked one by one with their entries sorted ("x/" sorts as the folder x), which gives
+the order of the whole relative paths without ever holding them as a list. Links are followed, but not into a folder that
+the walk is already in.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from seer.core.errors import StorageError
+from seer.core.log import log
+from seer.core.records import Sample, SampleRef
+from seer.data.index import MOST_SAMPLE, PICTURES, open_plain, split
+from seer.data.tar import TarError
+
+_CHUNK = 65_536  # names held as Python objects at a time
+_ENDINGS = tuple(f".{extension}".encode() for extension in sorted(PICTURES))
+
+
+class FolderShard:
+    """Raises StorageError for a picture that is gone, TarError for one that is no plain file or too large."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        blob, ends, digest = bytearray(), [np.zeros(1, dtype=np.int64)], hashlib.sha256()
+        at = 0
+        for names in _walk(os.fsencode(path), b"", ()):
+            digest.update((b"\n" if at else b"") + b"\n".join(names))
+            blob += b"".join(names)
+            lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
+            ends.append(at + np.cumsum(lengths))
+            at = len(blob)
+        self._blob, self._ends = bytes(blob), np.concatenate(ends)  # name i is blob[ends[i]:ends[i + 1]]
+        self.identity = f"{path.name}:{len(self)}:{digest.hexdigest()[:16]}"
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def name(self, row: int) -> str:
+        """Relative path of a picture."""
+        return os.fsdecode(self._blob[self._ends[row] : self._ends[row + 1]])
+
+    def read(self, number: int, row: int) -> Sample:
+        name = self.name(row)
+        key, extension = split(name)
+        path = self.path / name
+        try:
+            file = open_plain(path)
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}") from error
+        except StorageError as error:
+            raise TarError(str(error)) from error
+        with open(file, "rb") as opened:
+            size = os.fstat(file).st_size
+            if size > MOST_SAMPLE:
+                raise TarError(f"{size} bytes, more than {MOST_SAMPLE}")
+            try:
+                data = opened.read(size)
+            except OSError as error:
+                raise StorageError(f"{path}: {error.strerror}") from error
+        return Sample(SampleRef(number, row), key, {extension: data})
+
+    def key(self, row: int) -> str:
+        return split(self.name(row))[0]
+
+    def iter_keys(self) -> Iterator[str]:
+        return (self.key(row) for row in range(len(self)))
+
+    def keys(self) -> list[str]:
+        return list(self.iter_keys())
+
+
+def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...]) -> Iterator[list[bytes]]:
+    """Relative names of pictures in the order of whole paths, in short lists. above: (device, inode) of the way here."""
+    try:
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in above:
+            log.warning(f"{os.fsdecode(path)} is a link to a folder above it, passed over")
+            return
+        above = (*above, (status.st_dev, status.st_ino))
+        entries = _entries(path)
+    except OSError as error:
+        raise StorageError(f"{os.fsdecode(path)}: {error.strerror}") from error
+    names: list[bytes] = []
+    for entry in entries:
+        name = bytes(entry)
+        if name.endswith(b"/"):
+            if names:
+                yield names
+                names = []
+            yield from _walk(os.path.join(path, name[:-1]), prefix + name, above)
+        else:
+            names.append(prefix + name)
+            if len(names) == _CHUNK:
+                yield names
+                names = []
+    if names:
+        yield names
+
+
+def _entries(path: bytes) -> np.ndarray:
+    """Pictures and folders (with a slash behind) of one folder, sorted. bytes [n] of the longest name's width."""
+    parts: list[np.ndarray] = []
+    names: list[bytes] = []
+    with os.scandir(path) as found:
+        for entry in found:
+            name = entry.name
+            if entry.is_dir():
+                names.append(name + b"/")
+            elif name.lower().endswith(_ENDINGS) and not name.startswith(b"."):
+                names.append(name)
+            if len(names) == _CHUNK:
+                parts.append(np.array(names))
+                names = []
+    parts.append(np.array(names, dtype=np.bytes_) if not names else np.array(names))
+    return np.sort(np.concatenate(parts))

@@ -1,0 +1,131 @@
+"""The index beside a tar shard: where each sample lies, so that row i is one seek and one read.
+
+Beside `x.tar` lies `x.tar.index.npy`: one record a sample (offset of its first header, bytes up to the end of its last
+member, CRC32 of those bytes) and a last record that holds the archive's size, by which a stale index is known.
+
+A *sample* is a run of neighbouring members that share a name up to the last dot, exactly one of them a picture
+(`a/0001.jpg`, `a/0001.cls`). Names are names: they never become paths.
+"""
+
+import mmap
+import os
+import stat
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from seer.core.errors import StorageError
+from seer.data.tar import TarError, walk
+
+PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
+INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
+INDEX_SUFFIX = ".index.npy"
+MOST_SAMPLE = 256 << 20  # bytes of one sample; what is larger costs its row and is never read
+
+
+def build_index(path: Path) -> np.ndarray:
+    """Walk a tar once. INDEX [rows + 1]; the last record holds the archive's size. Raises TarError, StorageError."""
+    records: list[tuple[int, int, int]] = []
+    seen: set[str] = set()
+    with mapped(path) as buffer:
+        group: list[tuple[int, int, str]] = []
+        group_key: str | None = None
+
+        def close() -> None:
+            pictures = sum(extension in PICTURES for _, _, extension in group)
+            if pictures > 1:
+                raise TarError(f"sample {group_key!r} at byte {group[0][0]} has {pictures} pictures; one is allowed")
+            if pictures:
+                assert group_key is not None
+                if group_key in seen:
+                    raise TarError(f"sample {group_key!r} occurs again at byte {group[0][0]}; names must be unique")
+                seen.add(group_key)
+                first, last = group[0][0], group[-1][1]
+                if last - first > 0xFFFFFFFF:
+                    raise TarError(
+                        f"sample {group_key!r} at byte {first} holds {last - first} bytes; 4 GiB are too many"
+                    )
+                records.append((first, last - first, zlib.crc32(buffer[first:last])))
+
+        for member in walk(buffer):
+            key, extension = split(member.name)
+            if key != group_key:
+                close()
+                group, group_key = [], key
+            group.append((member.start, member.end, extension))
+        close()
+        records.append((len(buffer), 0, 0))
+    return np.array(records, dtype=INDEX)
+
+
+def read_index(sidecar: Path, path: Path) -> np.ndarray:
+    """Raises StorageError when the index is unreadable or was made from another archive, with the command that heals."""
+    remedy = f"delete {sidecar.name} (a new one is made) or write the shards again with `seer shard`"
+    try:
+        index = np.load(sidecar, allow_pickle=False)
+        size = path.stat().st_size
+    except (OSError, ValueError, EOFError) as error:
+        raise StorageError(f"{sidecar}: unreadable index ({error}); {remedy}") from error
+    if index.dtype != INDEX or index.ndim != 1 or len(index) == 0 or index[-1]["offset"] != size:
+        raise StorageError(f"{sidecar}: made from another archive than the {size} bytes beside it; {remedy}")
+    rows = index[:-1]
+    if (rows["offset"] > size).any() or (rows["offset"] + rows["size"] > size).any() or (rows["size"] == 0).any():
+        raise StorageError(f"{sidecar}: points outside the {size} bytes beside it; {remedy}")
+    return index
+
+
+def write_index(index: np.ndarray, sidecar: Path) -> None:
+    """All or nothing: under another name first."""
+    temporary = sidecar.with_name(f".{sidecar.name}.{os.getpid()}.writing")
+    with open(temporary, "wb") as file:
+        np.save(file, index)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, sidecar)
+
+
+def checksum(index: np.ndarray) -> str:
+    """Names an index, and by the CRCs in it the archive. 8 hexadecimal digits."""
+    return f"{zlib.crc32(index.tobytes()):08x}"
+
+
+def split(name: str) -> tuple[str, str]:
+    """Key and lower-case extension: "a/x.1.JPG" -> ("a/x.1", "jpg")."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.rpartition(".")
+    return (folder + slash + stem, extension.lower()) if dot else (name, "")
+
+
+class mapped:
+    """A file mapped for reading; an empty file maps to no bytes. Anything but a plain file raises StorageError."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> memoryview:
+        try:
+            file = open_plain(self.path)
+            try:
+                size = os.fstat(file).st_size
+                self._map = mmap.mmap(file, 0, access=mmap.ACCESS_READ) if size else None
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error.strerror}") from error
+        self._view = memoryview(self._map) if self._map is not None else memoryview(b"")
+        return self._view
+
+    def __exit__(self, *_: object) -> Literal[False]:
+        # Slices of the view may outlive us inside a traceback; the map then closes when they go.
+        return False
+
+
+def open_plain(path: Path | str) -> int:
+    """A descriptor for reading a plain file. A pipe or device is not waited for: StorageError. Raises OSError, too."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise StorageError(f"{path} is not a plain file; pipes and devices are not read")
+    return file
