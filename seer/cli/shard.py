@@ -1,32 +1,66 @@
-"""`seer shard`: pictures -> tar shards of equal count, an index beside each, one manifest."""
+"""`seer shard`: pictures -> tar shards of equal count, an index beside each, one manifest; or indexes for tars at hand."""
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from seer.cli import config
-from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.data.order import permute
-from seer.data.shards import MANIFEST, Shard, class_names, folder_of, open_shards, write_shards
+from seer.data.ledger import share
+from seer.data.resharding import Part, index_archives, write_part
+from seer.data.shards import class_names, open_shards
+from seer.data.source import expand
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns what was written, for the JSON line."""
     wanted = config.read("shard", words)
+    processes = _check(wanted)
+    target, start = Path(wanted["output"]), time.monotonic()
+    told = (_index if wanted["index_only"] else _write)(wanted, target, processes, output)
+    seconds = time.monotonic() - start
+    log.info(f"{told['pictures']} pictures in {seconds:.1f} s -> {target}")
+    return {"output": str(target), **told, "seconds": round(seconds, 2)}
+
+
+def _check(wanted: Mapping[str, Any]) -> int:
+    """What can be told wrong before anything is opened. Returns the number of processes."""
     if wanted["labels"] not in (None, "folder"):
         raise RequestError(f"labels={wanted['labels']}: folder, or null for none")
     if wanted["per_shard"] < 1 or wanted["holdout"] < 0:
         raise RequestError(f"per_shard={wanted['per_shard']}, holdout={wanted['holdout']}: at least 1, at least 0")
-    target = Path(wanted["output"])
-    if (target / MANIFEST).exists() or (target / "train" / MANIFEST).exists():
-        raise RequestError(f"output={target} already holds shards; give another folder or delete it")
-    start = time.monotonic()
+    for name in ("max_side", "quality", "processes"):
+        if wanted[name] is not None and not isinstance(wanted[name], int):
+            raise RequestError(f"{name}={wanted[name]!r}: a whole number, or null")
+    share(wanted["max_bad"])
+    changes = [k for k in ("labels", "holdout", "max_side", "quality") if wanted[k]]
+    if wanted["index_only"] and changes:
+        raise RequestError(f"index_only=true copies nothing, so {', '.join(changes)} cannot be asked for with it")
+    processes = len(os.sched_getaffinity(0)) if wanted["processes"] is None else wanted["processes"]
+    if processes < 1:
+        raise RequestError(f"processes={processes}: at least 1")
+    return processes
+
+
+def _index(wanted: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
+    source = wanted["source"]
+    paths = [path for one in ([source] if isinstance(source, str) else source) for path in expand(str(one))]
+    loose = [path for path in paths if not path.is_file()]
+    if loose:
+        raise RequestError(f"index_only=true is for tars; {loose[0]} is none")
+    target.mkdir(parents=True, exist_ok=True)
+    output.append(target)
+    with tqdm(total=len(paths), unit="tars", desc="indexing", disable=None) as bar:
+        manifest = index_archives(paths, target, processes=processes, progress=bar.update)
+    return {"pictures": manifest["samples"], "parts": {"all": _told(manifest)}}
+
+
+def _write(wanted: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
     shards = open_shards(wanted["source"])
     total, holdout = sum(len(s) for s in shards), wanted["holdout"]
     if holdout >= total:
@@ -36,49 +70,23 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
         raise RequestError(
             f"labels=folder: the pictures lie in {len(classes)} folder, so every label would be the same"
         )
-    places = _order(shards, wanted["shuffle"], wanted["seed"])
+    spans = {"test": (0, holdout), "train": (holdout, total - holdout)} if holdout else {"all": (0, total)}
+    how = {name: wanted[name] for name in ("per_shard", "shuffle", "seed", "max_side", "quality")}
+    parts = {name: Part(shards, first, rows, classes=classes, **how) for name, (first, rows) in spans.items()}
     target.mkdir(parents=True, exist_ok=True)
     output.append(target)
-    parts = {"test": places[:holdout], "train": places[holdout:]} if holdout else {"": places}
     written = {}
     for name, part in parts.items():
-        card = {"classes": classes} if classes is not None else {}
-        with tqdm(total=len(part), unit="pictures", desc=f"shards {name}".strip(), disable=None) as bar:
-            manifest = write_shards(
-                _samples(shards, part, classes),
-                target / name,
-                total=len(part),
-                per_shard=wanted["per_shard"],
-                card=card,
-                progress=lambda n, bar=bar: bar.update(n - bar.n),  # type: ignore[misc]
-            )
-        written[name or "all"] = {"shards": len(manifest["shards"]), "pictures": manifest["samples"]}
-    seconds = time.monotonic() - start
-    log.info(f"{total} pictures in {seconds:.1f} s -> {target}")
-    return {
-        "output": str(target),
-        "pictures": total,
-        "classes": classes,
-        "parts": written,
-        "seconds": round(seconds, 2),
-    }
+        folder = target if name == "all" else target / name
+        with tqdm(total=part.total, unit="pictures", desc=f"shards {name}", disable=None) as bar:
+            manifest = write_part(part, folder, processes=processes, max_bad=wanted["max_bad"], progress=bar.update)
+        written[name] = _told(manifest)
+    skipped = sum(one["skipped"] for one in written.values())
+    if skipped:
+        log.warning(f"{skipped} pictures cannot be used and were left out; skipped.jsonl beside the shards names them")
+    pictures = sum(one["pictures"] for one in written.values())
+    return {"pictures": pictures, "skipped": skipped, "classes": classes, "parts": written}
 
 
-def _order(shards: Sequence[Shard], shuffle: bool, seed: int) -> np.ndarray:
-    """int64 [pictures, 2]: shard and row of each picture, in the order they are written."""
-    places = np.array([(s, r) for s, shard in enumerate(shards) for r in range(len(shard))], dtype=np.int64)
-    if not shuffle:
-        return places
-    n = len(places)
-    return places[permute(np.arange(n), np.full(n, n), np.full(n, rng.key(seed, "shard"), dtype=np.uint64))]
-
-
-def _samples(
-    shards: Sequence[Shard], places: np.ndarray, classes: list[str] | None
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for shard, row in places.tolist():
-        sample = shards[shard].read(shard, row)
-        fields = dict(sample.fields)
-        if classes is not None:
-            fields["cls"] = str(classes.index(folder_of(sample.key))).encode()
-        yield f"{shard:05d}-{row:09d}", fields
+def _told(manifest: Mapping[str, Any]) -> dict[str, int]:
+    return {"shards": len(manifest["shards"]), "pictures": manifest["samples"], "skipped": manifest["skipped"]}

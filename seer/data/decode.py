@@ -59,6 +59,25 @@ def decode(data: bytes) -> Picture:
         raise Undecodable(f"{type(error).__name__}: {error}", _kind(error)) from error
 
 
+def reencoded(data: bytes, max_side: int | None, quality: int | None) -> tuple[str | None, bytes]:
+    """A picture as it is to be stored: ("jpg", new bytes), or (None, data) where it is to stay as it is.
+
+    With a quality every picture becomes a JPEG, upright and on black, unless it is one of the right size and would grow;
+    without, only those whose longer side is above max_side, at quality 90. Raises Undecodable.
+    """
+    picture = decode(data)
+    height, width, _ = picture.shape
+    longest = max(height, width)
+    if max_side is not None and longest > max_side:
+        size = [max(LEAST_SIDE, round(side * max_side / longest)) for side in (width, height)]
+        picture = np.asarray(Image.fromarray(picture).resize((size[0], size[1]), Image.Resampling.LANCZOS))
+        return "jpg", encode_jpeg(picture, quality or 90)
+    if quality is None:
+        return None, data
+    new = encode_jpeg(picture, quality)
+    return (None, data) if data[:3] == b"\xff\xd8\xff" and len(new) >= len(data) else ("jpg", new)
+
+
 def encode_jpeg(picture: Picture, quality: int) -> bytes:
     """uint8 [h, w, 3] -> a JPEG file."""
     buffer = io.BytesIO()

@@ -77,8 +77,8 @@ def read_index(sidecar: Path, path: Path) -> np.ndarray:
 
 
 def write_index(index: np.ndarray, sidecar: Path) -> None:
-    """All or nothing: under another name first."""
-    temporary = sidecar.with_name(f".{sidecar.name}.{os.getpid()}.writing")
+    """All or nothing: under another name first, which a later try overwrites."""
+    temporary = sidecar.with_name(f".{sidecar.name}.writing")
     with open(temporary, "wb") as file:
         np.save(file, index)
         file.flush()

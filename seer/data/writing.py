@@ -60,7 +60,7 @@ def write_shard(path: Path, samples: Iterable[Member]) -> dict[str, Any]:
     """One tar and its index. Returns its entry of the manifest. Raises StorageError when it does not read back whole."""
     import webdataset  # 0.6 s to import, needed by this function alone
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    temporary = path.with_name(f".{path.name}.writing")  # a piece that was killed is written again under the same name
     rows = 0
     try:
         with webdataset.TarWriter(str(temporary), encoder=False, mtime=0.0) as writer:

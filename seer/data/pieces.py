@@ -1,0 +1,144 @@
+"""Numbered pieces of work in many processes, restartable: what is finished is never done again.
+
+A journal gets one line for each finished piece, flushed to disk, and its first line names the request: a run that was
+killed goes on from it, and a run with other words is refused rather than mixed in. Surprising: processes are forked, so
+the work needs no pickling and the list of shards is shared; a child whose parent is gone ends itself within a second,
+since nobody would ever read its result.
+"""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from seer.core.errors import RequestError, StorageError
+
+Entry = dict[str, Any]
+Work = Callable[[int, Callable[[], None]], Entry]  # (number of the piece, to be called for each picture)
+LOCK_S = 5.0  # how long a journal's last owner may take to end
+
+_fork = multiprocessing.get_context("fork")
+_work: Work | None = None
+_ticks = _fork.Value("q", 0)
+_stop = _fork.Value("b", 0)
+
+
+def run_pieces(
+    work: Work,
+    count: int,
+    journal: Path,
+    request: str,
+    *,
+    processes: int,
+    progress: Callable[[int], object],
+    finished: Callable[[Entry], None],
+) -> list[Entry]:
+    """Entries of all pieces by number. progress: pictures since the last call. finished: called with each entry, old ones
+    first; what it raises ends the run. Raises RequestError for a journal of another request or one in use, StorageError
+    when a process dies, and what the work raises.
+    """
+    global _work
+    with _locked(journal) as file:
+        done = _read(file, journal, request)
+        for entry in done.values():
+            finished(entry)
+        todo = iter([n for n in range(count) if n not in done])
+        _work, _ticks.value, _stop.value = work, 0, 0
+        pool = ProcessPoolExecutor(min(processes, count), mp_context=_fork, initializer=_begin, initargs=(os.getpid(),))
+        running: set[Future[tuple[int, Entry]]] = set()
+        told = 0
+        try:
+            while True:
+                while len(running) < 2 * processes and (number := next(todo, None)) is not None:
+                    running.add(pool.submit(_piece, number))
+                if not running:
+                    break
+                ready, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for one in ready:
+                    number, entry = one.result()
+                    done[number] = entry
+                    _append(file, {"number": number, **entry})
+                    finished(entry)
+                ticks = _ticks.value
+                progress(ticks - told)
+                told = ticks
+        except BrokenProcessPool as error:
+            raise StorageError(
+                "a writing process died (killed, or out of memory); run the same command again to go on, with fewer processes="
+            ) from error
+        finally:
+            _stop.value = 1
+            pool.shutdown(wait=True, cancel_futures=True)
+            _work = None
+    return [done[number] for number in range(count)]
+
+
+def _piece(number: int) -> tuple[int, Entry]:
+    assert _work is not None
+    return number, _work(number, _tick)
+
+
+def _tick() -> None:
+    if _stop.value:
+        raise KeyboardInterrupt
+    with _ticks.get_lock():
+        _ticks.value += 1
+
+
+def _begin(parent: int) -> None:
+    """In each child. Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _locked(journal: Path) -> Iterator[IO[str]]:
+    """The journal, ours alone. A lock goes with its process, so none is ever left behind."""
+    with open(journal, "a+", encoding="utf-8") as file:
+        end = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise RequestError(f"another process is writing to {journal.parent}; wait for it to end") from None
+                time.sleep(0.1)
+        yield file
+
+
+def _read(file: IO[str], journal: Path, request: str) -> dict[int, Entry]:
+    """Finished pieces. A last line cut short by a kill is dropped; so the piece is done again."""
+    file.seek(0)
+    lines = [line for line in file.read().split("\n")[:-1] if line]
+    rows = [json.loads(line) for line in lines]
+    if rows and rows[0] != {"request": request}:
+        raise RequestError(
+            f"{journal.parent} holds an unfinished set of shards made with other words or from other pictures; repeat those, "
+            "delete the folder, or give another output="
+        )
+    file.truncate(sum(len(line.encode()) + 1 for line in lines))
+    if not rows:
+        _append(file, {"request": request})
+    return {row.pop("number"): row for row in rows[1:]}
+
+
+def _append(file: IO[str], row: Entry) -> None:
+    file.write(json.dumps(row) + "\n")
+    file.flush()
+    os.fsync(file.fileno())

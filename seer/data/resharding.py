@@ -1,0 +1,188 @@
+"""Pictures of any shards -> new shards of equal count, in any number of processes; or an index for tars that lie there.
+
+Piece n of the output is a function of the request alone: its pictures are looked up in a keyed permutation of the whole,
+so no list of millions is ever made, each process does its own pieces, and a run that was killed goes on to the same
+bytes. A picture that cannot be read or decoded is left out, named in OUTPUT/skipped.jsonl and counted.
+"""
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seer.core import rng
+from seer.core.errors import BadDataError, RequestError, StorageError
+from seer.core.records import Skipped
+from seer.data.decode import Undecodable, reencoded
+from seer.data.index import INDEX_SUFFIX, PICTURES, build_index, checksum, read_index, write_index
+from seer.data.ledger import LEAST, share
+from seer.data.order import permute
+from seer.data.pieces import Entry, run_pieces
+from seer.data.shards import Shard, fingerprint, folder_of
+from seer.data.tar import TarError
+from seer.data.writing import MANIFEST, Member, shard_count, shard_path, shard_rows, write_manifest, write_shard
+
+JOURNAL = ".unfinished.jsonl"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows first to first + total of the (shuffled) pictures of some shards, and how they are to be stored.
+
+    max_side: longest side in pixels; larger pictures are made smaller, once. quality: of JPEG, to which all pictures are
+    then turned. classes: the name of the folder that holds a picture becomes its `cls` member.
+    """
+
+    shards: Sequence[Shard]
+    first: int
+    total: int
+    per_shard: int = 10_000
+    shuffle: bool = True
+    seed: int = 0
+    classes: Sequence[str] | None = None
+    max_side: int | None = None
+    quality: int | None = None
+    ends: np.ndarray = field(init=False, repr=False)  # int64 [shards], row behind each shard
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.max_side < 32:
+            raise RequestError(f"max_side={self.max_side}: at least 32 pixels")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise RequestError(f"quality={self.quality}: from 1 to 100")
+        object.__setattr__(self, "ends", np.cumsum([len(s) for s in self.shards], dtype=np.int64))
+
+    @functools.cached_property
+    def request(self) -> str:
+        """Names the result: two runs of one request write the same bytes."""
+        words = [1, fingerprint(self.shards), self.first, self.total, self.per_shard, self.shuffle, self.seed]
+        return hashlib.sha256(json.dumps([*words, self.classes, self.max_side, self.quality]).encode()).hexdigest()[:16]
+
+    def places(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """(shard, row) of pictures first to last of this part."""
+        line = np.arange(self.first + first, self.first + last, dtype=np.int64)
+        if self.shuffle:
+            n = int(self.ends[-1])
+            key = np.full(len(line), rng.key(self.seed, "shard"), dtype=np.uint64)
+            line = permute(line, np.full(len(line), n), key)
+        shard = np.searchsorted(self.ends, line, side="right")
+        row = line - (self.ends[shard] - np.array([len(self.shards[s]) for s in shard.tolist()], dtype=np.int64))
+        yield from zip(shard.tolist(), row.tolist(), strict=True)
+
+    def samples(self, first: int, last: int, skipped: list[Skipped], tick: Callable[[], None]) -> Iterator[Member]:
+        """Samples as they are to be written. Appends to skipped what cannot be."""
+        labels = {name: str(n).encode() for n, name in enumerate(self.classes or ())}
+        for shard, row in self.places(first, last):
+            name = f"row {row}"
+            try:
+                sample = self.shards[shard].read(shard, row)
+                name = sample.key
+                fields = dict(sample.fields)
+                if self.max_side is not None or self.quality is not None:
+                    extension = next(e for e in fields if e in PICTURES)
+                    kind, data = reencoded(fields.pop(extension), self.max_side, self.quality)
+                    fields = {kind or extension: data, **fields}
+            except (TarError, Undecodable) as error:
+                skipped.append(Skipped(str(self.shards[shard].path), name, str(error), row, error.kind))
+            else:
+                if labels:
+                    fields["cls"] = labels[folder_of(sample.key)]
+                yield f"{shard:05d}-{row:09d}", fields
+            tick()
+
+
+def write_part(
+    part: Part, output: Path, *, processes: int, max_bad: float | str, progress: Callable[[int], object]
+) -> dict[str, Any]:
+    """Returns the manifest, of an earlier run of the same request where there is one. Raises BadDataError (max_bad)."""
+    output.mkdir(parents=True, exist_ok=True)
+    if (output / MANIFEST).exists():
+        return _same(output, part.request)
+    count = shard_count(part.total, part.per_shard)
+
+    def work(number: int, tick: Callable[[], None]) -> Entry:
+        skipped: list[Skipped] = []
+        first, last = shard_rows(number, count, part.total)
+        entry = write_shard(shard_path(output, number, count), part.samples(first, last, skipped, tick))
+        return {**entry, "skipped": [asdict(one) for one in skipped]}
+
+    seen, bad, limit = 0, Counter[str](), share(max_bad)
+
+    def finished(entry: Entry) -> None:
+        nonlocal seen
+        seen += entry["count"] + len(entry["skipped"])
+        bad.update(one["kind"] for one in entry["skipped"])
+        if (bad.total() >= LEAST and bad.total() > limit * seen) or not entry["count"]:
+            raise BadDataError(
+                f"{bad.total()} of {seen} pictures cannot be used ({', '.join(f'{k} {n}' for k, n in bad.most_common())}), "
+                f"the last in {entry['name']}: {entry['skipped'][-1]['reason'] if entry['skipped'] else 'none'}; look at "
+                f"the source, or raise max_bad={max_bad}"
+            )
+
+    entries = run_pieces(
+        work, count, output / JOURNAL, part.request, processes=processes, progress=progress, finished=finished
+    )
+    card: dict[str, Any] = {"request": part.request, "skipped": bad.total(), "skipped_by_reason": dict(bad)}
+    if part.classes is not None:
+        card["classes"] = list(part.classes)
+    if bad:
+        with open(output / "skipped.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(one) + "\n" for entry in entries for one in entry["skipped"])
+    manifest = write_manifest(output, [{k: v for k, v in e.items() if k != "skipped"} for e in entries], card)
+    (output / JOURNAL).unlink()
+    return manifest
+
+
+def index_archives(
+    paths: Sequence[Path], output: Path, *, processes: int, progress: Callable[[int], object]
+) -> dict[str, Any]:
+    """An index beside each tar, and a manifest of all in `output`; the tars are read and never changed or copied."""
+    output.mkdir(parents=True, exist_ok=True)
+    status = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    request = hashlib.sha256(json.dumps([1, "index", status]).encode()).hexdigest()[:16]
+    if (output / MANIFEST).exists():
+        return _same(output, request)
+
+    def work(number: int, tick: Callable[[], None]) -> Entry:
+        path = paths[number]
+        sidecar = Path(str(path) + INDEX_SUFFIX)
+        try:
+            index = build_index(path)
+        except TarError as error:
+            raise TarError(f"{path}: {error}") from error
+        if len(index) == 1:
+            raise RequestError(f"no pictures in {path}; looked for {', '.join(sorted(PICTURES))}")
+        if not _holds(sidecar, path, index):
+            write_index(index, sidecar)
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        tick()
+        name = path.name if path.parent.resolve() == output.resolve() else str(path)
+        size = int(index[-1]["offset"])
+        return {"name": name, "count": len(index) - 1, "bytes": size, "sha256": digest, "index": checksum(index)}
+
+    entries = run_pieces(
+        work, len(paths), output / JOURNAL, request, processes=processes, progress=progress, finished=lambda entry: None
+    )
+    manifest = write_manifest(output, entries, {"request": request, "skipped": 0})
+    (output / JOURNAL).unlink()
+    return manifest
+
+
+def _holds(sidecar: Path, path: Path, index: np.ndarray) -> bool:
+    try:
+        return sidecar.exists() and np.array_equal(read_index(sidecar, path), index)
+    except StorageError:  # unreadable, or of another archive
+        return False
+
+
+def _same(output: Path, request: str) -> dict[str, Any]:
+    manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+    if manifest.get("request") != request:
+        raise RequestError(f"output={output} already holds other shards; give another folder or delete it")
+    return manifest

@@ -1,0 +1,267 @@
+"""`seer shard`: any number of processes and kills gives the same bytes; what is lost is named; indexes for tars at hand."""
+
+import hashlib
+import json
+import os
+import signal
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seer.data.decode import decode
+from seer.data.shards import build_index, open_shards, picture_of
+from tests.data.pictures import encoded, jpeg, pixels, png, write_tar
+from tests.program import seer, start
+
+N = 60
+
+
+@pytest.fixture(scope="module")
+def loose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loose")
+    for i in range(N):
+        (folder / f"c{i % 3}").mkdir(exist_ok=True)
+        (folder / f"c{i % 3}" / f"{i:03d}.jpg").write_bytes(jpeg(i, 60 + i, 80))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hashes of all files but result.json, which holds seconds."""
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "result.json"
+    }
+
+
+def test_any_number_of_processes_writes_the_same_bytes_and_tarfile_finds_every_picture(loose, tmp_path, capfd):
+    for n in (1, 3):
+        ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path / str(n)}", "per_shard=7", f"processes={n}")
+        assert ended.status == 0 and ended.result["pictures"] == N and ended.result["skipped"] == 0, ended.words
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+    found = []
+    for path in sorted((tmp_path / "3").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found += [tar.extractfile(m).read() for m in tar]
+    assert len(found) == N and set(found) == {p.read_bytes() for p in loose.rglob("*.jpg")}
+    assert not [p for p in (tmp_path / "3").iterdir() if p.name.startswith(".")]
+
+
+def test_the_manifest_holds_what_sha256sum_and_the_files_say(loose, tmp_path, capfd):
+    seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "per_shard=20", "processes=1", "labels=folder")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["classes"] == ["c0", "c1", "c2"] and manifest["samples"] == N
+    for entry in manifest["shards"]:
+        data = (tmp_path / entry["name"]).read_bytes()
+        assert entry["sha256"] == hashlib.sha256(data).hexdigest() and entry["bytes"] == len(data)
+        np.testing.assert_array_equal(
+            np.load(tmp_path / f"{entry['name']}.index.npy"), build_index(tmp_path / entry["name"])
+        )
+    rows = [(s.read(0, r)) for s in open_shards(tmp_path) for r in range(len(s))]
+    assert {(picture_of(s), s.fields["cls"]) for s in rows} == {
+        (p.read_bytes(), p.parent.name[1:].encode()) for p in loose.rglob("*.jpg")
+    }
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_without_redoing_finished_shards_to_the_same_bytes(tmp_path, capfd):
+    source = tmp_path / "source"
+    source.mkdir()
+    for i in range(80):
+        (source / f"{i:03d}.png").write_bytes(png(i, 400, 340))
+    how = ("shard", f"source={source}", "per_shard=2", "max_side=300", "processes=2")
+    run = tmp_path / "killed"
+    process = start(*how, f"output={run}")
+    end = time.monotonic() + 200
+    while time.monotonic() < end and len(list(run.glob("shard-*.tar"))) < 5:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {p.name: p.stat().st_mtime_ns for p in run.glob("shard-*.tar")}
+    journal = (run / ".unfinished.jsonl").read_text().splitlines()
+    assert 5 <= len(before) < 40 and not (run / "manifest.json").exists() and len(journal) >= 4
+    ended = seer(capfd, *how, f"output={run}")
+    assert ended.status == 0, ended.words
+    kept = [json.loads(line)["name"] for line in journal[1:]]
+    assert all((run / name).stat().st_mtime_ns == before[name] for name in kept)
+    assert seer(capfd, *how, f"output={tmp_path / 'quiet'}").status == 0
+    assert contents(run) == contents(tmp_path / "quiet")
+
+
+def test_a_second_process_does_not_write_into_the_same_folder(loose, tmp_path, capfd, monkeypatch):
+    import fcntl
+
+    monkeypatch.setattr("seer.data.pieces.LOCK_S", 0.2)
+    with open(tmp_path / ".unfinished.jsonl", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path}")
+    assert ended.status == 78 and "another process is writing" in ended.result["error"]
+
+
+def test_other_words_do_not_mix_into_an_unfinished_or_a_finished_folder(loose, tmp_path, capfd):
+    words = ("shard", f"source={loose}", f"output={tmp_path}", "processes=1")
+    (tmp_path / ".unfinished.jsonl").write_text('{"request": "another"}\n')
+    ended = seer(capfd, *words)
+    assert ended.status == 78 and "unfinished set of shards made with other words" in ended.result["error"]
+    (tmp_path / ".unfinished.jsonl").unlink()
+    assert seer(capfd, *words).status == 0
+    before = contents(tmp_path)
+    again = seer(capfd, *words)  # the same words: it is done
+    assert again.status == 0 and again.result["pictures"] == N and contents(tmp_path) == before
+    ended = seer(capfd, *words, "seed=1")
+    assert ended.status == 78 and "already holds other shards" in ended.result["error"]
+
+
+def test_pictures_that_cannot_be_used_are_left_out_named_and_counted(loose, tmp_path, capfd):
+    source = tmp_path / "source"
+    source.mkdir()
+    members = [(f"{i:02d}.jpg", jpeg(i) if i % 5 else jpeg(i)[:99]) for i in range(20)]
+    write_tar(source / "x.tar", members)
+    ended = seer(capfd, "shard", f"source={source}", f"output={tmp_path / 'o'}", "quality=80", "processes=1")
+    assert ended.status == 0 and ended.result["pictures"] == 16 and ended.result["skipped"] == 4
+    lost = [json.loads(line) for line in (tmp_path / "o" / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(one["member"] for one in lost) == ["00", "05", "10", "15"]
+    assert {one["kind"] for one in lost} == {"truncated"} and sum(len(s) for s in open_shards(tmp_path / "o")) == 16
+
+
+def test_too_many_pictures_that_cannot_be_used_end_it_with_exit_65(tmp_path, capfd):
+    members = [(f"{i:03d}.jpg", jpeg(i) if i < 300 else b"x") for i in range(400)]
+    write_tar(tmp_path / "x.tar", members)
+    words = ("shard", f"source={tmp_path / 'x.tar'}", f"output={tmp_path / 'o'}", "quality=80", "processes=1")
+    ended = seer(capfd, *words, "per_shard=400")
+    assert ended.status == 65 and "100 of 400 pictures cannot be used (format 100)" in ended.result["error"]
+    assert seer(capfd, *words, "per_shard=400", "max_bad=30%").status == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sides"),
+    [
+        (("max_side=64",), lambda h, w: max(h, w) <= 64),
+        (("max_side=64", "quality=75"), lambda h, w: max(h, w) <= 64),
+        (("quality=75",), lambda h, w: w == 80),
+    ],
+)
+def test_pictures_are_stored_smaller_once_as_pillow_would(loose, tmp_path, capfd, words, sides):
+    assert seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "shuffle=false", *words).status == 0
+    (shard,) = open_shards(tmp_path)
+    files = sorted(loose.rglob("*.jpg"))
+    for row, path in enumerate(files):
+        stored = decode(picture_of(shard.read(0, row)))
+        whole = Image.open(path)
+        assert sides(*stored.shape[:2]) and abs(stored.shape[0] / stored.shape[1] - whole.height / whole.width) < 0.03
+        expected = np.asarray(whole.resize((stored.shape[1], stored.shape[0]), Image.Resampling.LANCZOS))
+        assert np.abs(stored.astype(int) - expected).mean() < 4
+    assert sum(p.stat().st_size for p in tmp_path.glob("*.tar")) < sum(p.stat().st_size for p in files) + N * 1200
+
+
+def test_small_enough_pictures_stay_as_they_are_to_the_byte(loose, tmp_path, capfd):
+    assert seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "shuffle=false", "max_side=500").status == 0
+    (shard,) = open_shards(tmp_path)
+    kept = [picture_of(shard.read(0, r)) for r in range(N)]
+    assert kept == [p.read_bytes() for p in sorted(loose.rglob("*.jpg"))]
+
+
+def test_a_png_becomes_a_jpeg_and_its_other_members_stay(tmp_path, capfd):
+    write_tar(tmp_path / "x.tar", [("a.png", encoded(pixels(0, 90, 90), "PNG")), ("a.cls", b"7"), ("a.json", b"{}")])
+    assert seer(capfd, "shard", f"source={tmp_path / 'x.tar'}", f"output={tmp_path / 'o'}", "quality=90").status == 0
+    fields = open_shards(tmp_path / "o")[0].read(0, 0).fields
+    assert sorted(fields) == ["cls", "jpg", "json"] and fields["cls"] == b"7" and fields["jpg"][:2] == b"\xff\xd8"
+
+
+def test_index_only_makes_indexes_beside_the_tars_and_copies_nothing(tmp_path, capfd):
+    for n in range(3):
+        write_tar(tmp_path / f"s{n}.tar", [(f"{n}-{i}.jpg", jpeg(i)) for i in range(4)])
+    tars = {p.name: p.read_bytes() for p in tmp_path.glob("*.tar")}
+    expected = [s.identity for s in open_shards(tmp_path)]
+    words = ("shard", f"source={tmp_path}", f"output={tmp_path}", "index_only=true")
+    ended = seer(capfd, *words)
+    assert ended.status == 0 and ended.result["pictures"] == 12, ended.words
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *tars, *(f"{t}.index.npy" for t in tars), "manifest.json", "result.json",
+    }  # fmt: skip
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.tar")} == tars
+    assert [s.identity for s in open_shards(tmp_path)] == expected
+    assert seer(capfd, *words).status == 0
+
+
+def test_index_only_replaces_a_stale_index_and_names_a_damaged_tar(tmp_path, capfd):
+    path = write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0))])
+    np.save(f"{path}.index.npy", build_index(write_tar(tmp_path / "old", [("b.jpg", jpeg(1) * 40)])))
+    words = ("shard", f"source={path}", "index_only=true")
+    stale = seer(capfd, *words, f"output={tmp_path / 'a'}")
+    assert stale.status == 0 and len(open_shards(path)[0]) == 1, stale.words
+    os.truncate(path, 700)
+    ended = seer(capfd, *words, f"output={tmp_path / 'b'}")
+    assert ended.status == 65 and f"{path}: member at byte 0" in ended.result["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("source=pipe:touch ran",), "scheme 'pipe' is not read"),
+        (("source=http://localhost/x.tar",), "scheme 'http' is not read"),
+        (("max_side=8",), "max_side=8: at least 32"),
+        (("quality=101",), "quality=101: from 1 to 100"),
+        (("quality=high",), "quality='high': a whole number"),
+        (("processes=0",), "processes=0: at least 1"),
+        (("max_bad=lots",), "max_bad=lots"),
+        (("index_only=true", "max_side=64"), "copies nothing, so max_side cannot"),
+        (("index_only=true",), "index_only=true is for tars"),
+        (("holdout=60",), "holdout=60 of 60 pictures leaves none"),
+    ],
+)
+def test_wrong_words_are_refused_before_anything_is_written(loose, tmp_path, capfd, words, complaint):
+    given = [] if words[0].startswith("source") else [f"source={loose}"]
+    ended = seer(capfd, "shard", *given, f"output={tmp_path / 'o'}", *words)
+    assert ended.status == 78 and complaint in ended.result["error"] and not (tmp_path / "o").exists()
+
+
+def test_a_holdout_and_the_rest_share_no_picture(loose, tmp_path, capfd):
+    ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "holdout=13", "labels=folder", "processes=2")
+    assert ended.status == 0 and ended.result["parts"]["test"]["pictures"] == 13
+    parts = [
+        {picture_of(s.read(0, r)) for s in open_shards(tmp_path / part) for r in range(len(s))}
+        for part in ("test", "train")
+    ]
+    assert len(parts[0]) == 13 and len(parts[1]) == 47 and not parts[0] & parts[1]
+
+
+def test_a_process_that_dies_is_told_with_the_remedy_and_the_run_can_go_on(loose, tmp_path, capfd, monkeypatch):
+    import seer.data.resharding as resharding
+
+    whole = resharding.write_shard
+    monkeypatch.setattr(resharding, "write_shard", lambda *a: os.kill(os.getpid(), signal.SIGKILL))
+    words = ("shard", f"source={loose}", f"output={tmp_path}", "processes=1")
+    ended = seer(capfd, *words)
+    assert ended.status == 74 and "a writing process died" in ended.result["error"]
+    monkeypatch.setattr(resharding, "write_shard", whole)
+    assert seer(capfd, *words).status == 0
+
+
+@pytest.mark.slow
+def test_a_child_whose_parent_was_killed_ends_by_itself(tmp_path):
+    code = (
+        "import os, time; from seer.data import pieces; from pathlib import Path\n"
+        f"p = Path({str(tmp_path)!r})\n"
+        "def work(n, tick):\n    (p / 'pid').write_text(str(os.getpid())); time.sleep(60); return {}\n"
+        "pieces.run_pieces(work, 1, p / 'j', 'r', processes=1, progress=lambda n: None, finished=lambda e: None)\n"
+    )
+    import subprocess
+    import sys
+
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    end = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    child = int((tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split(")")[1][:3]:
+        assert time.monotonic() < end, "the orphan lives on"
+        time.sleep(0.05)
