@@ -20,6 +20,7 @@ from seer.core import rng
 from seer.core.errors import RequestError
 
 MOST_LANES = 512
+_CHUNK = 8192  # shards permuted at a time
 _TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
 TRIES = 8  # bad stand-ins for one position before the run stops
 
@@ -111,9 +112,12 @@ class Plan:
         if line is None:
             for old in [e for e in list(self._lines) if abs(e - epoch) > 1]:
                 self._lines.pop(old, None)  # reader threads come here too
-            n = len(self.counts)
-            keys = np.full(n, rng.key(self.seed, "shards", epoch), dtype=np.uint64)
-            shards = permute(np.arange(n), np.full(n, n), keys)
+            n, key = len(self.counts), rng.key(self.seed, "shards", epoch)
+            shards = np.empty(n, dtype=np.int64)
+            for first in range(0, n, _CHUNK):  # the permutation's own arrays are twelve times as large as its result
+                index = np.arange(first, min(first + _CHUNK, n))
+                keys = np.full(len(index), key, dtype=np.uint64)
+                shards[first : first + _CHUNK] = permute(index, np.full(len(index), n), keys)
             line = self._lines[epoch] = shards, np.cumsum(self.counts[shards])
         return line
 
