@@ -1,0 +1,228 @@
+"""Pictures a second and core from bytes to crops, and microseconds a sample for reading and order.
+
+    python benchmarks/data_path.py [PHOTOS] [--photos 32] [--repeats 7] [--skip-reading]
+
+PHOTOS is whatever `data.source` takes; without it the built-in pictures are drawn, which are small and say little about
+photos. All parties take turns on the same bytes in one process with one thread. Times are processor seconds, which other
+users of the machine disturb little; what is told are medians over the repeats of the *ratio* to the reference of the
+same turn, and the lowest and highest.
+
+The reference is the multi-crop recipe of SwAV as torchvision's public transforms make it from Pillow images: crop, flip,
+colour jitter, grayscale, Pillow's blur, tensor, normalise, 2 x 224 + 4 x 96, each view by itself.
+"""
+
+import argparse
+import io
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from seer.data import sample
+from seer.data.augment import finish
+from seer.data.decode import decode
+from seer.data.loader import Loader
+from seer.data.multicrop import MultiCrop, collate
+from seer.data.order import choose_lanes, plan
+from seer.data.reader import Reader
+from seer.data.shards import Shard, open_shards, picture_of, write_shards
+
+BATCH = 16
+REFERENCE = "SwAV recipe, Pillow + torchvision"
+
+
+def reference(crop: MultiCrop) -> Callable[[list[bytes]], object]:
+    from torchvision import transforms as T
+
+    def blur(image: Image.Image) -> Image.Image:
+        return (
+            image.filter(ImageFilter.GaussianBlur(random.uniform(*crop.blur_sigma))) if random.random() < 0.5 else image
+        )
+
+    def one(size: int, scale: tuple[float, float]) -> Callable:
+        jitter = T.RandomApply([T.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8)
+        steps = [T.RandomResizedCrop(size, scale=scale), T.RandomHorizontalFlip(), jitter, T.RandomGrayscale(0.2)]
+        return T.Compose([*steps, T.Lambda(blur), T.ToTensor(), T.Normalize(crop.mean, crop.std)])
+
+    views = [one(224, (0.14, 1.0))] * 2 + [one(96, (0.05, 0.14))] * 4
+
+    def run(photos: list[bytes]) -> object:
+        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in photos]
+        return [[view(image) for view in views] for image in images]
+
+    return run
+
+
+def ours(crop: MultiCrop, finished: bool) -> Callable[[list[bytes]], object]:
+    """Decode and crops into a preallocated batch; finished: also colour, blur and normalisation, to float32 here."""
+
+    def run(photos: list[bytes]) -> object:
+        b = len(photos)
+        out = [
+            torch.empty(v, b, s, s, 3, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+            for v, s in zip(crop.counts, crop.sizes, strict=True)
+        ]
+        draws = []
+        for i, data in enumerate(photos):
+            picture = decode(data)
+            draw = crop.draw(picture.shape[0], picture.shape[1], random.getrandbits(63))
+            crop.cut(picture, draw, out, i)
+            draws.append(draw)
+        colours = collate(draws, crop.counts)
+        if not finished:
+            return out
+        return [finish(o.flatten(0, 1), c, crop.mean, crop.std) for o, c in zip(out, colours, strict=True)]
+
+    return run
+
+
+def compare(parties: dict[str, Callable[[list[bytes]], object]], photos: list[bytes], repeats: int) -> None:
+    """One table, parties in turns of BATCH photos."""
+    turns = [photos[i : i + BATCH] for i in range(0, len(photos), BATCH)]
+    for run in parties.values():
+        run(turns[0])
+    seconds = {name: [] for name in parties}
+    for _ in range(repeats):
+        spent = dict.fromkeys(parties, 0.0)
+        for turn in turns:
+            for name, run in parties.items():
+                start = time.process_time()
+                run(turn)
+                spent[name] += time.process_time() - start
+        for name, value in spent.items():
+            seconds[name].append(value)
+    print(f"{'':44} {'images/s/core':>13} {'over the reference':>26}")
+    for name, times in seconds.items():
+        ratios = [r / t for r, t in zip(seconds[REFERENCE], times, strict=True)]
+        rate = len(photos) / statistics.median(times)
+        print(f"{name:44} {rate:13.0f} {statistics.median(ratios):12.2f} ({min(ratios):.2f} .. {max(ratios):.2f})")
+
+
+def reading(shards: list[Shard], unchecked: list[Shard], repeats: int) -> None:
+    """Microseconds a sample, in random order, from the page cache."""
+    total, batch = sum(len(s) for s in shards), 256
+    size = np.mean([len(picture_of(shards[0].read(0, r))) for r in range(min(50, len(shards[0])))])
+    lanes = choose_lanes(batch, total)
+    order = plan([len(s) for s in shards], seed=0, lanes=lanes)
+
+    def read(which: list[Shard]) -> Callable[[], int]:
+        places = [order.places(step * batch, batch) for step in range(4)]
+        rows = [(int(s), int(r)) for p in places for s, r in zip(p.shard, p.row, strict=True)]
+
+        def run() -> int:
+            for shard, row in rows:
+                which[shard].read(shard, row)
+            return len(rows)
+
+        return run
+
+    def places() -> int:
+        for step in range(20):
+            order.places(step * batch, batch)
+        return 20 * batch
+
+    parties = {"reading, with CRC": read(shards), "reading, without": read(unchecked), "order": places}
+    parties |= _webdataset(shards)
+    for run in parties.values():
+        run()
+    micros = {name: [] for name in parties}
+    for _ in range(repeats):
+        for name, run in parties.items():
+            start = time.process_time()
+            count = run()
+            micros[name].append((time.process_time() - start) / count * 1e6)
+    print(f"\n{f'samples of {size / 1000:.0f} kB':44} {'us a sample':>13}")
+    for name, values in micros.items():
+        print(f"{name:44} {statistics.median(values):13.1f} ({min(values):.1f} .. {max(values):.1f})")
+
+
+def _webdataset(shards: list[Shard]) -> dict[str, Callable[[], int]]:
+    """The outsider, reading the same tars from first to last."""
+    tars = [str(s.path) for s in shards if s.path.is_file()]
+    if not tars:
+        return {}
+    import webdataset
+
+    def run() -> int:
+        count = 0
+        for _ in webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).to_tuple("jpg;jpeg;png;webp;JPEG"):
+            count += 1
+        return max(count, 1)
+
+    return {"webdataset, in order": run}
+
+
+def handing(shards: list[Shard], crop: MultiCrop, repeats: int) -> None:
+    """What the loader costs beside the work itself: a batch made by hand against the same one from a Loader."""
+    lanes = choose_lanes(BATCH, sum(len(s) for s in shards))
+    reader = Reader(shards, plan([len(s) for s in shards], seed=0, lanes=lanes), 0)
+    ratios = {0: [], 2: []}
+    for _ in range(repeats):
+        for threads, found in ratios.items():
+            stream = Loader(reader, crop, batch=BATCH, threads=threads, prefetch=1).batches(0)
+            next(stream)
+            start = time.process_time()
+            for _ in range(4):
+                next(stream)
+            if threads:
+                stream.close()  # what was begun ahead is paid for too, so count it
+            spent = time.process_time() - start
+            batches = 4
+            photos = [
+                picture_of(reader.shards[int(s)].read(int(s), int(r)))
+                for step in range(1, 1 + batches)
+                for p in [reader.plan.places(step * BATCH, BATCH)]
+                for s, r in zip(p.shard, p.row, strict=True)
+            ]
+            run = ours(crop, False)
+            start = time.process_time()
+            for i in range(0, len(photos), BATCH):
+                run(photos[i : i + BATCH])
+            found.append(spent / (time.process_time() - start))
+    print(f"\n{'a batch from the loader, over one by hand':44}")
+    for threads, found in ratios.items():
+        print(f"{f'{threads} threads':44} {statistics.median(found):13.3f} ({min(found):.3f} .. {max(found):.3f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", help="photos: whatever data.source takes")
+    parser.add_argument("--photos", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--skip-reading", action="store_true")
+    how = parser.parse_args()
+    torch.set_num_threads(1)
+    random.seed(0)
+    torch.manual_seed(0)
+    crop = MultiCrop()
+    with tempfile.TemporaryDirectory() as folder:
+        source = how.source
+        if source is None:
+            print("no photos given: the built-in pictures, which are small")
+            write_shards(sample.samples(256, seed=0), Path(folder), total=256, per_shard=128)
+            source = folder
+        shards = open_shards(source)
+        line = [(s, r) for s, shard in enumerate(shards) for r in range(len(shard))]
+        photos = [picture_of(shards[s].read(s, r)) for s, r in random.sample(line, min(how.photos, len(line)))]
+        sizes = [len(b) for b in photos]
+        print(f"{len(photos)} photos of {np.mean(sizes) / 1000:.0f} kB, {how.repeats} repeats, one thread\n")
+        parties = {
+            REFERENCE: reference(crop),
+            "decode + crops, uint8 (colour on the device)": ours(crop, False),
+            "the same + colour, blur, float on the CPU": ours(crop, True),
+            "decode alone": lambda turn: [decode(b) for b in turn],
+        }
+        compare(parties, photos, how.repeats)
+        if not how.skip_reading:
+            reading(shards, open_shards(source, check_crc=False), how.repeats)
+            handing(shards, crop, how.repeats)
+
+
+if __name__ == "__main__":
+    main()
