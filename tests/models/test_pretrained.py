@@ -303,14 +303,13 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, legacy):
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"classy_state_dict": {"base_model": {}}}, "checkpoint of VISSL"),
-        ({"_feature_blocks.conv1.stem.0.weight": torch.zeros(1)}, "checkpoint of VISSL"),
-        ({"stem.conv.weight": torch.zeros(1), "s1.b1.conv1.conv.weight": torch.zeros(1)}, "RegNet of timm"),
-        ({"module.stem.0.weight": torch.zeros(1)}, "prefix 'module.'"),
-        ({"model": {"a": torch.zeros(1)}, "optimizer": {}}, "several parts, 'model', 'optimizer'"),
+        ({"classy_state_dict": {"base_model": {}}}, "without base_model > model > trunk; there it holds nothing"),
+        ({"encoder": {"a": torch.zeros(1)}, "optimizer": {}}, "several parts, 'encoder', 'optimizer'"),
         ({"conv1.weight": torch.zeros(1)}, "holds no RegNetY"),
+        ({}, "its first keys: none"),
         ({"stem.0.weight": torch.zeros(1), "trunk_output.block1.block1-0.f.a.0.weight": torch.zeros(1)}, "RegNetX"),
-        ({"stage1.block0.a.bn.weight": torch.zeros(8)}, "does not tell its architecture"),
+        ({"stage1.block0.se.reduce.weight": torch.zeros(8)}, "does not tell its architecture"),
+        ({"stage1.block0.se.reduce.weight": torch.zeros(8), 3: 4}, "has the key 3"),
         ([torch.zeros(1)], "holds a list"),
     ],
 )
