@@ -119,8 +119,9 @@ def test_gradients_equal_torchvisions_with_the_same_weights():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-10)
 
 
-def test_convolutions_start_normal_with_the_fan_out_of_all_groups():
-    model = build("regnety_800mf")
+@pytest.mark.parametrize("row", ["regnety_800mf", "regnety_1_6gf", "regnety_8gf_tv"])
+def test_convolutions_start_normal_with_the_fan_out_of_all_groups(row):
+    model = build(row, device="meta").to_empty(device="cpu")
     model.init_weights(torch.Generator().manual_seed(3))
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -152,8 +153,10 @@ def test_batch_norms_start_at_one_and_zero_with_the_published_constants():
         assert norm.running_mean.eq(0).all() and norm.running_var.eq(1).all() and norm.num_batches_tracked == 0
 
 
-def test_init_weights_leaves_no_value_of_an_empty_model_unfilled():
-    model = small(device="meta").to_empty(device="cpu")
+@pytest.mark.parametrize("name", ["small", "regnety_200mf", "regnety_8gf_tv"])
+def test_init_weights_leaves_no_value_of_an_empty_model_unfilled(name):
+    model = small(device="meta") if name == "small" else build(name, device="meta")
+    model.to_empty(device="cpu")
     for tensor in model.state_dict().values():
         tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
     model.init_weights(torch.Generator().manual_seed(0))
