@@ -17,7 +17,7 @@ from seer.cli.schedule import Lengths, rate, schedule
 from seer.core import rng
 from seer.core.errors import Interrupted, RequestError
 from seer.core.log import log
-from seer.core.protocols import MetricSink
+from seer.core.protocols import Evaluator, MetricSink
 from seer.data import sample
 from seer.data.ledger import Ledger, share
 from seer.data.loader import Loader
@@ -29,8 +29,11 @@ from seer.data.shards import MANIFEST, Shard, fingerprint, open_shards, write_sh
 from seer.engine.checkpoint import Checkpoints
 from seer.engine.loop import Every, fit
 from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
+from seer.engine.numerics import Guard
 from seer.engine.precision import Precision
 from seer.engine.probe import peak_memory_gb
+from seer.engine.recorder import FlightRecorder
+from seer.evals.rankme import RankMe
 from seer.models.bundle import write_bundle
 from seer.optim.groups import build_groups
 from seer.optim.plateau import Plateau
@@ -170,16 +173,24 @@ def _train(
     threads = max(1, data.threads)
     probe = Probe(wanted["eval"], crop, threads, training.precision.dtype) if wanted["eval"]["train"] else None
     _announce(wanted, data, training, first, world)
-    metrics = Metrics(_sinks(wanted, folder, world, total, first, task.chance_loss))
+    recorder = FlightRecorder(task.chance_loss, task.prototypes)
+    metrics = Metrics([*_sinks(wanted, folder, world, total, first, task.chance_loss), recorder])
     if probe and first == 0:
         metrics.add(0, probe.baselines())
     start = time.monotonic()
     limits = Ledger(data.shards, wanted["data"]["max_bad"], run_folder.over_ranks(world), world.size)
 
+    def pictures(step: int) -> list[dict[str, Any]]:
+        """Where this rank's pictures of a step lie."""
+        places = data.plan.places(step * batch, batch, world.rank, world.size)
+        rows = zip(places.epoch.tolist(), places.shard.tolist(), places.row.tolist(), strict=True)
+        return [{"epoch": e, "shard": str(data.shards[s].path), "row": r} for e, s, r in rows]
+
     def finish(steps: int) -> dict[str, Any]:
         """Result and bundle, on the first rank."""
         result = {**run_folder.summary(folder), "steps": steps, "seconds": round(time.monotonic() - start, 1)}
         result["peak_memory_gb"] = round(peak_memory_gb(world.device), 3)
+        result["alarms"] = recorder.told
         result |= {"output": str(folder), "checkpoint": str((folder / "checkpoints" / "last").resolve())}
         result["bundle"] = str(_write_bundle(wanted, folder, task, crop, facts, result))
         return result
@@ -193,9 +204,10 @@ def _train(
             plateau=training.plateau,
             weight_decay=None,
             precision=training.precision,
+            guard=Guard(folder, world, pictures=pictures, explain=task.explain, config=config.flat(dict(wanted))),
             checkpoints=checkpoints,
             metrics=metrics,
-            evaluators=[probe] if probe else [],
+            evaluators=_evaluators(probe, crop, data.threads, training.precision.dtype),
             ledger=run_folder.ledger(folder, world, first, limits, batch),
             world=world,
             every=training.every,
@@ -212,6 +224,17 @@ def _train(
         raise
     metrics.close()
     return finish(total) if world.rank == 0 else {}
+
+
+def _evaluators(probe: Probe | None, crop: MultiCrop, threads: int, dtype: torch.dtype) -> list[Evaluator]:
+    """The probe, and RankMe where the probe has so many pictures that a tenth of them more is worth a figure."""
+    if probe is None:
+        return []
+    most = min(1024, (len(probe.train) + len(probe.test)) // 10)
+    if most < 256:
+        return [probe]
+    again = RankMe(probe.train, probe.test, mean=crop.mean, std=crop.std, most=most, threads=threads, dtype=dtype)
+    return [probe, again]
 
 
 def _resume(checkpoints: Checkpoints, training: _Training, facts: Mapping[str, Any]) -> int:

@@ -72,10 +72,12 @@ class Batch:
 
 @dataclass
 class StepOutput:
-    """What a task makes of a batch. loss [] with a gradient; metrics {name: []} detached, left on the device."""
+    """What a task makes of a batch. loss [] with a gradient; metrics {name: []} detached, left on the device. evidence:
+    small detached tensors from which a non-finite loss can be explained, held until the next step."""
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+    evidence: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from seer.core.errors import Interrupted, NumericsError
+from seer.core.errors import Interrupted
 from seer.core.protocols import Evaluator, StopTraining, Task
 from seer.core.records import Batch, Skipped
 from seer.engine.checkpoint import Checkpoints
 from seer.engine.metrics import Metrics
+from seer.engine.numerics import Guard
 from seer.engine.precision import Precision
 from seer.engine.probe import Probe
 from seer.engine.stop import StopRequest
@@ -40,6 +41,7 @@ def fit(
     plateau: Plateau | None,
     weight_decay: Schedule | None,
     precision: Precision,
+    guard: Guard,
     checkpoints: Checkpoints,
     metrics: Metrics,
     evaluators: Sequence[Evaluator],
@@ -56,23 +58,26 @@ def fit(
 
     batches(consumed) yields what comes after `consumed` pictures of the run. ledger(step, skipped) keeps the skipped and
     returns how many there are by now on this rank; metrics tell the sum of them, and the mean of a loss, over all ranks.
-    Raises Interrupted once a requested stop is saved, NumericsError for a loss that is not finite (seen when metrics are
-    written), and what the loader raises.
+    Raises Interrupted once a requested stop is saved, NumericsError for a loss or a gradient that is not finite (a step
+    late, with nothing updated since), and what the loader raises.
     """
 
     def save(step: int) -> None:
+        guard.settle()
         parts: dict[str, Any] = {"task": task, "optimizer": optimizer, "precision": precision, "plateau": plateau}
         state = {name: part.state_dict() for name, part in parts.items() if part is not None}
         checkpoints.save(step, state, {**facts, "images": step * batch})
 
-    def look(done: int) -> None:
-        metrics.flush()
-        if metrics.last.get("loss", 0.0) - metrics.last.get("loss", 0.0) != 0.0:  # inf and nan alike
-            raise NumericsError(
-                f"the loss is {metrics.last['loss']} at step {step}; lower schedule.peak or set precision.dtype=fp32"
-            )
-        if plateau is not None:
+    def look(done: int) -> bool:
+        """Write what is waiting, judge the last step; True when a sink has seen enough."""
+        guard.settle()
+        try:
+            metrics.flush()
+        except StopTraining:
+            return True
+        if plateau is not None and done:
             plateau.observe(done, metrics.last["loss"])
+        return False
 
     probe = Probe(world.device, batch)
     task.model.train()
@@ -88,24 +93,22 @@ def fit(
                 output = task.loss(batch_now.to(world.device))
             precision.backward(output.loss)
             drop_frozen_gradients(optimizer)
-            norm = precision.step(optimizer)
+            norm = precision.step(optimizer, output.loss, world.group)
             task.after_step(step)
+            guard.watch(step, precision.broken, {"loss": output.loss.detach(), "grad_norm": norm}, output.evidence)
             skipped = ledger(step, batch_now.skipped)
             probe.stepped()
 
-            done, end = step + 1, step + 1 == total_steps
+            done, end, enough = step + 1, step + 1 == total_steps, False
             if end or done % every.log == 0:
                 shared = _over_ranks({"loss": output.loss, **output.metrics, "skipped": skipped * world.size}, world)
                 progress = {"epoch": done * batch / pictures, "images": done * batch}
                 metrics.add(step, {**progress, **shared, **_rates(optimizer), "grad_norm": norm, **probe.read()})
-                look(done)
-            stopping = any_true(stop.asked is not None, world.group)
+                enough = look(done)
             if evaluators and (end or (every.evaluate and done % every.evaluate == 0)):
                 metrics.add(step, _evaluate(task, evaluators))
-            try:
-                metrics.flush()
-            except StopTraining:
-                stopping = True
+                enough = look(0) or enough
+            stopping = any_true(enough or stop.asked is not None, world.group)
             if end or stopping or (every.checkpoint and done % every.checkpoint == 0):
                 save(done)
             probe.skip()

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seer.parallel.collectives import Group, all_reduce_sum
+from seer.parallel.collectives import Group, all_reduce_mean, all_reduce_sum
 
-__all__ = ["code_entropy", "swav_loss", "used_prototypes"]
+__all__ = ["code_entropy", "embedding_spread", "swav_loss", "used_prototypes"]
 
 
 def swav_loss(scores: Tensor, codes: Tensor, *, temperature: float, assign: Sequence[int] = (0, 1)) -> Tensor:
@@ -109,3 +109,11 @@ def used_prototypes(codes: Tensor, group: Group | None = None) -> Tensor:
     marks = torch.zeros(codes.shape[-1], dtype=torch.int64, device=codes.device)  # [K]
     marks.index_fill_(0, codes.argmax(-1).flatten(), 1)
     return (all_reduce_sum(marks, group) > 0).sum()
+
+
+@torch.no_grad()
+def embedding_spread(embeddings: Tensor, group: Group | None = None) -> Tensor:
+    """Unit rows [..., D] -> [] float32: their root mean square distance from their mean. 0: all point the same way, 1: none
+    do together. Over all ranks, of equally many rows each (one all-reduce of [D])."""
+    mean = all_reduce_mean(embeddings.float().flatten(0, -2).mean(0), group)  # [D]
+    return (1.0 - mean.square().sum()).clamp_min(0.0).sqrt()

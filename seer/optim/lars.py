@@ -13,8 +13,12 @@ Surprising here:
   `adapt=False` is plain SGD (g' = g + wd p).
 - lr stays outside the momentum buffer (the LARS paper puts it inside): lr may change without the buffer going stale.
 - Gradients must be unscaled; torch.amp.GradScaler.step does that by itself.
-- No number visits the host. With |g| = 0, g is all zeros, so a ratio of 0 gives g' = g; with |p| = 0 the decay adds
-  nothing, so a ratio of 1 does: two `where` on the vector of norms and no branch.
+- No number of a GPU visits the host. With |g| = 0, g is all zeros, so a ratio of 0 gives g' = g; with |p| = 0 the decay
+  adds nothing, so a ratio of 1 does: two `where` on the vector of norms and no branch.
+- m and p are updated by torch's fused SGD, in one traversal. On a CPU, where reading a number costs nothing, 1 - ratio is
+  its dampening, tensor by tensor; on a GPU one call takes all tensors, whose gradients are first turned into g' in place.
+- `found_inf`, a [] float32 tensor that somebody has set on the optimizer (as torch's GradScaler does for fused ones),
+  masks the whole step where it is computed: at 1, parameters and momentum stay as they are.
 - Sharded parameters (DTensor): the norms are of the whole tensors, through one all-reduce for all of them; the rest is
   elementwise and runs on the local shards. Every rank must have the same parameters with gradients.
 
@@ -62,6 +66,7 @@ class LARS(torch.optim.Optimizer):
         if momentum >= 1:
             raise ValueError(f"momentum is {momentum}; from 1 on the buffer never forgets, stay below (SEER: 0.9)")
         super().__init__(params, {**given, "adapt": True})
+        self._step_supports_amp_scaling = True  # torch's mark of optimizers that heed found_inf
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -69,36 +74,71 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update from the gradients, which stay as they are. `closure` as in torch.optim; its loss is returned."""
+        """One update from the gradients, which a GPU's update overwrites. `closure` as in torch.optim; its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found = getattr(self, "found_inf", None)
         for group in self.param_groups:
             for parameters in _alike(group["params"]):
-                self._update(parameters, group)
+                for p in parameters:
+                    if "momentum_buffer" not in self.state[p]:  # zeros, so that the first step gives m = g'
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                update = _on_cpu if parameters[0].device.type == "cpu" else _on_device
+                update(parameters, [self.state[p]["momentum_buffer"] for p in parameters], group, found)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        for p in parameters:
-            if "momentum_buffer" not in self.state[p]:  # zeros, so that the first step gives m = g'
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        decay = group["weight_decay"]
-        weights = [_local(p) for p in parameters]
-        gradients = [_local(p.grad) for p in parameters if p.grad is not None]
-        buffers = [_local(self.state[p]["momentum_buffer"]) for p in parameters]
 
-        torch._foreach_mul_(buffers, group["momentum"])
-        if group["adapt"]:
-            ratios = _trust_ratios(parameters, decay, group["trust_coefficient"], group["eps"])  # [N]
-            torch._foreach_addcmul_(buffers, gradients, list(ratios.unbind()))
-            if decay:
-                torch._foreach_addcmul_(buffers, weights, list((ratios * decay).unbind()))
-        else:
-            torch._foreach_add_(buffers, gradients)
-            if decay:
-                torch._foreach_add_(buffers, weights, alpha=decay)
-        torch._foreach_add_(weights, buffers, alpha=-group["lr"])
+def _on_cpu(parameters: list[Tensor], buffers: list[Tensor], group: dict[str, Any], found: Tensor | None) -> None:
+    if found is not None and found.item():
+        return
+    ratios = _ratios(parameters, group).tolist()  # [N]
+    for p, buffer, ratio in zip(parameters, buffers, ratios, strict=True):
+        how = {"weight_decay": group["weight_decay"], "dampening": 1.0 - ratio}
+        _fused([_local(p)], [_local(p.grad)], [_local(buffer)], group, **how)  # type: ignore[arg-type]
+
+
+def _on_device(parameters: list[Tensor], buffers: list[Tensor], group: dict[str, Any], found: Tensor | None) -> None:
+    weights = [_local(p) for p in parameters]
+    gradients = [_local(p.grad) for p in parameters]  # type: ignore[arg-type]
+    ratios = _ratios(parameters, group)  # [N]
+    torch._foreach_mul_(gradients, list(ratios.unbind()))
+    if group["weight_decay"]:
+        torch._foreach_addcmul_(gradients, weights, list((ratios * group["weight_decay"]).unbind()))
+    found = None if found is None else found.to(weights[0].device)
+    _fused(weights, gradients, [_local(b) for b in buffers], group, weight_decay=0.0, dampening=0.0, found_inf=found)
+
+
+def _fused(
+    weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any], **how: Any
+) -> None:
+    """m = momentum m + (1 - dampening) (g + weight_decay p), p = p - lr m. The kernel wants equal strides of the three;
+    they differ for a momentum that was saved in another memory format, and where a side has length 1."""
+    alike = [
+        [t if t.stride() == w.stride() else torch.empty_like(w).copy_(t) for t, w in zip(tensors, weights, strict=True)]
+        for tensors in (gradients, buffers)
+    ]
+    torch._fused_sgd_(
+        weights,
+        *alike,
+        momentum=group["momentum"],
+        lr=group["lr"],
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+        **how,
+    )
+    for buffer, used in zip(buffers, alike[1], strict=True):
+        if used is not buffer:
+            buffer.copy_(used)
+
+
+def _ratios(parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
+    """What multiplies g + wd p, for N tensors -> [N] in their dtype: the trust ratios, 1 where nothing is to be adapted."""
+    if not group["adapt"]:
+        return torch.ones(len(parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+    return _trust_ratios(parameters, group["weight_decay"], group["trust_coefficient"], group["eps"])
 
 
 def _trust_ratios(parameters: list[Tensor], decay: float, trust_coefficient: float, eps: float) -> Tensor:

@@ -16,7 +16,7 @@ from seer.data.augment import finish
 from seer.data.multicrop import MultiCrop
 from seer.losses.queue import Queue
 from seer.losses.sinkhorn import harden, residual, sinkhorn
-from seer.losses.swav import code_entropy, swav_loss, used_prototypes
+from seer.losses.swav import code_entropy, embedding_spread, swav_loss, used_prototypes
 from seer.models.heads import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.parallel.collectives import Group
@@ -57,6 +57,11 @@ class SwAVTask:
             raise RequestError(
                 f"task.temperature={temperature}, task.epsilon={epsilon}, task.iterations={iterations}: all above 0"
             )
+        if epsilon < 0.015:
+            raise RequestError(
+                f"task.epsilon={epsilon}: at least 0.015 (SwAV 0.05, SEER-10B 0.03); below, float32 cannot hold "
+                "exp((score - 1) / epsilon) of usual scores, and codes become uniform"
+            )
         if queue < 0:
             raise RequestError(f"task.queue={queue}: a number of images, 0 for no queue")
         self.backbone = backbone
@@ -74,8 +79,8 @@ class SwAVTask:
             views = [
                 finish(x, c, self.crop.mean, self.crop.std) for x, c in zip(batch.crops, batch.colours, strict=True)
             ]
-        embeddings, scores = self.model(views)  # [V*B, D], [V*B, H*K]
-        embeddings = embeddings.detach().unflatten(0, (self.crop.views, -1))[list(self.assign)]  # [A, B, D]
+        every_view, scores = self.model(views)  # [V*B, D], [V*B, H*K]
+        embeddings = every_view.detach().unflatten(0, (self.crop.views, -1))[list(self.assign)]  # [A, B, D]
         by_head = scores.unflatten(0, (self.crop.views, -1)).split(self.prototypes, dim=2)  # H of [V, B, K]
         codes, deviation = self._codes(torch.stack([s.detach()[list(self.assign)] for s in by_head]))  # [H, A, B, K]
         losses = [
@@ -90,8 +95,16 @@ class SwAVTask:
                 "codes/entropy": code_entropy(codes),
                 "codes/used_prototypes": torch.stack([used_prototypes(q, self.group) for q in codes]).float().mean(),
                 "codes/residual": deviation,
+                "embeddings/spread": embedding_spread(embeddings, self.group),
+                "scores/largest": scores.detach().amax(),
             },
+            {"embeddings": every_view.detach()},
         )
+
+    @torch.no_grad()
+    def explain(self, evidence: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The evidence of a step, and its scores [V*B, H*K], made again from prototypes that have not moved since."""
+        return {**evidence, "scores": self.head.scores(evidence["embeddings"])}
 
     @torch.no_grad()
     def _codes(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

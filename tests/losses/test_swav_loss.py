@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seer.losses.swav import code_entropy, swav_loss, used_prototypes
+from seer.losses.swav import code_entropy, embedding_spread, swav_loss, used_prototypes
 
 
 def pairwise(scores: Tensor, codes: Tensor, temperature: float, assign: tuple[int, ...]) -> Tensor:
@@ -122,3 +122,13 @@ def test_used_prototypes_counts_distinct_first_choices_over_all_views():
     codes = torch.nn.functional.one_hot(torch.tensor([[0, 0, 3], [3, 5, 0]]), 9).float()
     assert used_prototypes(codes).item() == 3
     assert used_prototypes(codes[0]).item() == 2
+
+
+def test_spread_is_zero_for_one_direction_one_for_all_and_the_distance_from_the_mean_between():
+    point = torch.nn.functional.normalize(torch.ones(2, 5, 8), dim=-1)
+    assert embedding_spread(point).item() == pytest.approx(0.0, abs=1e-3)
+    assert embedding_spread(torch.cat([torch.eye(8), -torch.eye(8)])).item() == pytest.approx(1.0)
+    rows = torch.nn.functional.normalize(torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0)) + 1, dim=-1)
+    flat = rows.flatten(0, 1)
+    expected = (flat - flat.mean(0)).square().sum(1).mean().sqrt()
+    assert embedding_spread(rows).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -143,7 +143,10 @@ def test_used_prototypes_is_the_mean_over_heads():
     assert 1 <= metrics["codes/used_prototypes"] <= PROTOTYPES
 
 
-@pytest.mark.parametrize(("wrong", "named"), [({"heads": 0}, "task.heads=0"), ({"queue": -1}, "task.queue=-1")])
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"heads": 0}, "task.heads=0"), ({"queue": -1}, "task.queue=-1"), ({"epsilon": 0.003}, "task.epsilon=0.003")],
+)
 def test_wrong_numbers_are_refused(wrong, named):
     with pytest.raises(RequestError, match=named):
         task(**wrong)

@@ -1,0 +1,104 @@
+"""When a number is not finite: what the step saw is saved, and the run stops.
+
+Surprising here: the flag of a step is read while the next step is already on its way, so that no step waits for the
+device; `precision` keeps the weights as they were meanwhile. Before a checkpoint the flag is read at once: a broken step's
+batch-norm statistics must never be saved.
+
+A capture is a folder RUN/capture-00001234 with `capture.json` (step, pictures, loss, gradient norm, config) and a file
+for each rank, `rank-00000.pt`: tensors and plain values, to be read with `weights_only=True`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seer.core.errors import NumericsError
+from seer.parallel.world import World
+
+__all__ = ["Guard"]
+
+
+@dataclass
+class _Seen:
+    step: int
+    flag: torch.Tensor  # [] float32, on the host, once `arrived`
+    arrived: torch.cuda.Event | None
+    numbers: Mapping[str, torch.Tensor]
+    evidence: Mapping[str, torch.Tensor]
+
+
+class Guard:
+    """folder: the run's. pictures(step) -> plain values that name this rank's pictures of a step. explain(evidence) ->
+    what is made of a task's evidence, now that it is worth the work. config: plain values."""
+
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        *,
+        pictures: Callable[[int], list[dict[str, Any]]],
+        explain: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]],
+        config: Mapping[str, Any],
+    ):
+        self._folder, self._world, self._config = folder, world, config
+        self._pictures, self._explain = pictures, explain
+        self._seen: _Seen | None = None
+
+    def watch(
+        self,
+        step: int,
+        flag: torch.Tensor,
+        numbers: Mapping[str, torch.Tensor],
+        evidence: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Start to fetch this step's flag ([] float32, the same on every rank), and judge the step before it.
+
+        numbers: {name: []}, evidence: {name: tensor} of this rank, held until the next step. Raises NumericsError.
+        """
+        arrived = None
+        if flag.is_cuda:
+            host = torch.empty((), pin_memory=True)
+            host.copy_(flag, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            flag = host
+        before, self._seen = self._seen, _Seen(step, flag, arrived, numbers, evidence)
+        self._judge(before)
+
+    def settle(self) -> None:
+        """Judge the last step now. Raises NumericsError."""
+        last, self._seen = self._seen, None
+        self._judge(last)
+
+    def _judge(self, seen: _Seen | None) -> None:
+        if seen is None:
+            return
+        if seen.arrived is not None:
+            seen.arrived.synchronize()
+        if not seen.flag.item():
+            return
+        self._seen = None
+        numbers = {name: float(value) for name, value in seen.numbers.items()}
+        where = self._capture(seen, numbers)
+        told = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+        raise NumericsError(
+            f"a number is not finite at step {seen.step} ({told}); nothing was updated, what the step saw is in {where}; "
+            "lower schedule.peak, set precision.dtype=fp32 or precision.clip, and look at the pictures it names"
+        )
+
+    def _capture(self, seen: _Seen, numbers: Mapping[str, float]) -> Path:
+        folder = self._folder / f"capture-{seen.step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)  # every rank may be the first
+        found = {name: tensor.detach().cpu() for name, tensor in self._explain(seen.evidence).items()}
+        pictures = self._pictures(seen.step)
+        torch.save({"pictures": pictures, **found}, folder / f"rank-{self._world.rank:05d}.pt")
+        if self._world.rank == 0:
+            card = {"step": seen.step, "ranks": self._world.size, **{k: str(v) for k, v in numbers.items()}}
+            text = json.dumps({**card, "pictures": pictures, "config": self._config}, indent=1)
+            (folder / "capture.json").write_text(text, encoding="utf-8")
+        self._world.barrier()
+        return folder

@@ -1,0 +1,53 @@
+"""RankMe: how many dimensions the features really use, without labels.
+
+The exponential of the entropy of the singular values, each as a share of their sum (Garrido et al., arXiv 2210.02885):
+1 when all features lie on a line, at most min(M, C). It follows what features are worth on other tasks, and falls when
+dimensions collapse. Surprising: it grows with the number of pictures, so only figures of equally many compare; features
+are not centred, as in the article. Legend: M pictures, C features.
+"""
+
+import copy
+
+import torch
+
+from seer.core.errors import RequestError
+from seer.core.protocols import Backbone
+from seer.evals.features import Pictures, extract
+
+SMALLEST = 1e-7  # the article's epsilon, added to every share
+
+
+def rankme(features: torch.Tensor) -> float:
+    """[M, C] -> the effective rank, from 1 to min(M, C), computed in float64. Raises ValueError for fewer than 2 rows."""
+    if features.dim() != 2 or len(features) < 2:
+        raise ValueError(f"features are {tuple(features.shape)}; rankme takes [M, C] with M of at least 2")
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + SMALLEST
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+class RankMe:
+    """Evaluator: features of `most` pictures of train, spread evenly, then `rankme`. Labels are not looked at."""
+
+    def __init__(
+        self,
+        train: Pictures,
+        test: Pictures,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        most: int = 2048,
+        batch: int = 256,
+        threads: int = 2,
+        dtype: torch.dtype = torch.float32,
+    ):
+        if most < 2:
+            raise RequestError(f"eval.most={most}: a rank needs at least 2 pictures")
+        self.pictures = copy.copy(train)
+        count = len(train.rows)
+        self.pictures.rows = [train.rows[i * count // most] for i in range(most)] if most < count else train.rows
+        self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
+
+    def run(self, model: Backbone) -> dict[str, float]:
+        features, _ = extract(model, self.pictures, **self._how)  # type: ignore[arg-type]
+        return {"rankme": rankme(features)}

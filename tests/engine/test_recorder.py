@@ -1,0 +1,134 @@
+"""Each alarm is raised by a real run that goes wrong in its way, once and with a remedy, and none by three that do not."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from seer.data import sample
+from seer.data.shards import write_shards
+from seer.engine.recorder import ALARMS, PATIENCE, FlightRecorder
+from seer.models.heads import SwAVHead
+from tests.program import Ended, seer
+
+HEALTHY = {
+    "loss": 4.0, "codes/entropy": 1.0, "codes/used_prototypes": 60.0, "codes/residual": 0.8,
+    "embeddings/spread": 0.9, "scores/largest": 0.6, "grad_norm": 3.0,
+}  # fmt: skip
+WRONG = {
+    "uniform codes": {"codes/entropy": 4.15},
+    "loss at ln K": {"loss": 4.17},
+    "unused prototypes": {"codes/used_prototypes": 5.0},
+    "unbalanced prototypes": {"codes/residual": 4.0},
+    "embeddings in a point": {"embeddings/spread": 0.05},
+    "scores above 1": {"scores/largest": 1.2},
+    "gradient spike": {"grad_norm": 100.0},
+}
+SMALL = (
+    "model=regnety_tiny", "augment=small", "augment.sizes=[16]", "augment.counts=[2]", "augment.scales=[[0.3,1.0]]",
+    "task=swav_small", "task.hidden=[64]", "task.prototypes=64", "optim=adamw", "batch=32", "every.log=1",
+    "every.evaluate=0", "log.tensorboard=false", "data.threads=1", "parallel.device=cpu", "steps=12",
+    "schedule.peak=0.002", "schedule.warmup=0",
+)  # fmt: skip
+FIXED = "groups=[{pattern: prototypes, frozen_steps: 100%}]"
+
+
+@pytest.fixture
+def said():
+    """Warnings of the run, whatever pytest has done to standard error."""
+    from seer.core.log import log
+
+    class Kept(logging.Handler):
+        lines: list[str] = []
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.lines.append(record.getMessage())
+
+    handler = Kept(logging.WARNING)
+    handler.lines = []
+    log.addHandler(handler)
+    yield handler.lines
+    log.removeHandler(handler)
+
+
+def recorder() -> FlightRecorder:
+    return FlightRecorder(chance=4.159, prototypes=64)
+
+
+def test_every_alarm_is_shown_below():
+    assert set(WRONG) == {a.name for a in ALARMS}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_alarm_is_raised_once_and_only_its_own_when_its_number_stays_wrong(name, said):
+    one = recorder()
+    for step in range(PATIENCE):
+        one.write(step, HEALTHY)
+    assert one.told == [] and said == []
+    for step in range(PATIENCE, 4 * PATIENCE):
+        one.write(step, {**HEALTHY, **WRONG[name]})
+    assert one.told == [name] and len(said) == 1 and "step " in said[0] and ";" in said[0]
+
+
+@pytest.mark.parametrize("name", ["uniform codes", "loss at ln K", "unused prototypes", "embeddings in a point"])
+def test_one_good_step_among_the_last_keeps_it_silent(name, said):
+    one = recorder()
+    for step in range(5 * PATIENCE):
+        one.write(step, {**HEALTHY, **(WRONG[name] if step % PATIENCE else {})})
+    assert one.told == [] and said == []
+
+
+def test_rows_of_evaluations_are_passed_over(said):
+    one = recorder()
+    for step in range(3 * PATIENCE):
+        one.write(step, {"knn_top1": 0.1})
+    assert one.told == [] and said == []
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_shards(sample.samples(256, seed=0), folder, total=256, per_shard=128)
+    return folder
+
+
+def train(capfd, pictures: Path, tmp_path: Path, *words: str) -> Ended:
+    ended = seer(capfd, "pretrain", *SMALL, f"data.source={pictures}", f"output={tmp_path / 'run'}", *words)
+    assert ended.status == 0, ended.words
+    return ended
+
+
+# a projector that decays to nothing while the rest stands still: its gradient grows as it shrinks, then noise is all there is
+DECAY = (
+    "optim=sgd", "optim.momentum=0.0", "task.last_batch_norm=false", "task.hidden=[]", "schedule.final=100%",
+    "steps=16",
+)  # fmt: skip
+COLLAPSING = {
+    "uniform codes": (FIXED, "task.epsilon=0.5"),
+    "loss at ln K": (FIXED, "task.epsilon=0.5", "task.temperature=2.0"),
+    "unused prototypes": (FIXED, "task.prototypes=2000"),
+    "unbalanced prototypes": (FIXED, "task.last_batch_norm=false", "task.epsilon=0.015", "task.iterations=1"),
+    "embeddings in a point": (*DECAY, "schedule.peak=0.001", "groups=[{pattern: projector, weight_decay: 700.0}]"),
+    "gradient spike": (
+        *DECAY, "schedule.peak=0.00001", "schedule.warmup=12", "groups=[{pattern: projector, weight_decay: 70000.0}]",
+    ),
+    "scores above 1": ("optim=sgd", "schedule.peak=0.01", "groups=[{pattern: prototypes, lr_scale: 1000.0}]"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COLLAPSING)
+def test_a_run_that_goes_wrong_is_told_so(name, pictures, tmp_path, capfd, monkeypatch):
+    if name == "scores above 1":  # nobody brings prototypes back to unit length
+        monkeypatch.setattr(SwAVHead, "normalise_prototypes", lambda self: None)
+    ended = train(capfd, pictures, tmp_path, *COLLAPSING[name])
+    assert name in ended.result["alarms"]
+    words = next(a.words for a in ALARMS if a.name == name)
+    assert sum(line.startswith("step ") and line.endswith(words[-20:]) for line in ended.words.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(FIXED,), ("groups=[]",), (FIXED, "task.queue=64", "task.heads=2")], ids=str)
+def test_a_run_that_learns_hears_nothing(words, pictures, tmp_path, capfd):
+    ended = train(capfd, pictures, tmp_path, *words, "steps=20")
+    assert ended.result["alarms"] == []
