@@ -1,5 +1,10 @@
-"""`seer export`: a backbone that loads elsewhere. Every target reads back what it wrote and compares features."""
+"""`seer export`: a backbone that loads elsewhere. Every target reads back what it wrote and compares features.
 
+Surprising: `to=all` goes on after a failing target, so that the table shows all of them, and then ends as that failure does.
+"""
+
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,29 +20,72 @@ from seer.data.augment import normalise
 from seer.data.decode import decode
 from seer.data.shards import open_shards, picture_of
 from seer.evals.features import centre
-from seer.export import to_safetensors, to_torchvision
+from seer.export import to_safetensors, to_timm, to_torchvision
+from seer.models.regnet import RegNet
 
 TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
     "torchvision": to_torchvision.export,
+    "timm": to_timm.export,
     "safetensors": to_safetensors.export,
 }
+_SHOWN = ("file", "bundle", "timm", "parity", "tolerance", "block_params")
+
+
+class TargetsFailedError(RuntimeError):
+    """Some targets of `to=all` failed: the status is that of the worst of them, the result has the whole table."""
+
+    def __init__(self, message: str, exit_status: int, result: dict[str, Any]):
+        super().__init__(message)
+        self.exit_status, self.result = exit_status, result
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns the file and its parity for the JSON line. Raises RequestError for a target that cannot hold the backbone."""
     wanted = config.read("export", words)
-    if wanted["to"] not in TARGETS:
-        raise RequestError(f"to={wanted['to']}: one of {', '.join(TARGETS)}")
+    if wanted["to"] not in (*TARGETS, "all"):
+        raise RequestError(f"to={wanted['to']}: one of {', '.join(TARGETS)}, all")
     if wanted["pictures"] < 1:
         raise RequestError(f"pictures={wanted['pictures']}: at least one for the parity check")
     backbone, card = load(wanted["weights"])
+    if wanted["licence"]:
+        card["licence"] = wanted["licence"]
     pictures = _pictures(wanted["source"], wanted["pictures"], card)
+    if wanted["to"] == "all":
+        return _all(backbone, card, Path(wanted["output"]), pictures)
     written = TARGETS[wanted["to"]](backbone, card, Path(wanted["output"]), pictures)
-    log.info(
-        f"{written['file']}: features differ by {written['parity']:.1e} at most (allowed {written['tolerance']:.0e})"
-    )
-    shown = ("file", "bundle", "parity", "tolerance", "block_params")
-    return {"to": wanted["to"], **{k: written[k] for k in shown if k in written}, "pictures": len(pictures)}
+    log.info(f"{written['file']}: {_parity(written)}")
+    return {"to": wanted["to"], **_shown(written), "pictures": len(pictures)}
+
+
+def _all(backbone: RegNet, card: dict[str, Any], folder: Path, pictures: torch.Tensor) -> dict[str, Any]:
+    """Every target into a folder of its own name in `folder`."""
+    rows: dict[str, dict[str, Any]] = {}
+    statuses: list[int] = []
+    for name, target in TARGETS.items():
+        try:
+            rows[name] = _shown(target(backbone, card, folder / name, pictures))
+        except Exception as error:  # told in the table and in the exit status, whatever it is
+            statuses.append(getattr(error, "exit_status", 78 if isinstance(error, ValueError) else 70))
+            rows[name] = {"error": str(error) or type(error).__name__}
+            if statuses[-1] == 70:
+                traceback.print_exc()
+    for name, row in rows.items():
+        told = f"FAILED: {row['error']}" if "error" in row else _parity(row)
+        print(f"{name:<14}{told}", file=sys.stderr)
+    result = {"to": "all", "targets": rows, "pictures": len(pictures)}
+    failed = [f"{name}: {row['error']}" for name, row in rows.items() if "error" in row]
+    if failed:
+        message = f"{len(failed)} of {len(rows)} targets failed, the others are written. {' | '.join(failed)}"
+        raise TargetsFailedError(message, min(statuses), result)  # 70, a defect, before 74 and 78
+    return result
+
+
+def _shown(written: dict[str, Any]) -> dict[str, Any]:
+    return {key: written[key] for key in _SHOWN if key in written}
+
+
+def _parity(written: dict[str, Any]) -> str:
+    return f"features differ by {written['parity']:.1e} at most (allowed {written['tolerance']:.0e})"
 
 
 def _pictures(source: str | None, count: int, card: dict[str, Any]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A bundle folder: `backbone.safetensors` and `bundle.json`, our own format, with everything kept.
+"""A bundle folder: `backbone.safetensors`, `bundle.json` and a model card, our own format, with everything kept.
 
 Surprising: the bundle is written in one stroke and then read back from the disk through `load_backbone`, the same road
 that every later user takes; when that gives other features, it is removed again.
@@ -8,13 +8,14 @@ Legend: N pictures, S side.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from seer.export import parity
+from seer.export import model_card, parity
 from seer.models.bundle import DESCRIPTION, WEIGHTS, write_bundle
 from seer.models.pretrained import load_backbone
 from seer.models.regnet import RegNet
@@ -29,7 +30,7 @@ def export(backbone: RegNet, card: Mapping[str, Any], output: Path, pictures: Te
         output: the folder; a bundle there is replaced.
         pictures: [N, 3, S, S], normalised, for the comparison of features in eval mode.
 
-    Returns `file` (the weights), `bundle` (the folder), `parity`, `tolerance`, `pictures`, `card`.
+    Returns `file` (the weights), `bundle` (the folder, with `README.md`), `parity`, `tolerance`, `pictures`, `card`.
 
     Raises ValueError for a malformed card, and for features that differ by more than 1e-5 of their largest value.
     """
@@ -42,6 +43,8 @@ def export(backbone: RegNet, card: Mapping[str, Any], output: Path, pictures: Te
         (folder / WEIGHTS).unlink()
         (folder / DESCRIPTION).unlink()
         raise
+    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    (folder / model_card.FILE).write_text(model_card.model_card(described), encoding="utf-8")
     return {
         "file": str(folder / WEIGHTS),
         "bundle": str(folder),

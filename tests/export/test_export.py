@@ -1,26 +1,42 @@
-"""Exports read back where they are meant to be read: torchvision's own RegNet, and our loader."""
+"""Exports read back where they are meant to be read: torchvision's own RegNet, timm, and our loader."""
 
 import json
 import os
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from seer.export import parity, to_safetensors, to_torchvision
+from seer.cli import export as cli_export
+from seer.data import sample
+from seer.data.augment import normalise
+from seer.data.decode import decode
+from seer.data.shards import open_shards, picture_of
+from seer.evals.features import centre
+from seer.export import model_card, parity, to_safetensors, to_timm, to_torchvision
+from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, write_bundle
 from seer.models.pretrained import load_backbone
 from seer.models.regnet import RegNet
 from seer.models.zoo import build
+from tests.models import foreign_files as foreign
+from tests.program import seer
 
 CARD = {"recipe": "swav", "images_seen": 5, "metrics": {"knn_top1": 0.4}}
 
 
+def drawn(first: int, count: int, side: int = 64) -> torch.Tensor:
+    """Built-in pictures, [count, 3, side, side], normalised: never noise, which hides a wrong order of channels."""
+    cut = [centre(sample.draw(i % len(sample.KINDS), i), side, side) for i in range(first, first + count)]
+    return normalise(torch.stack(cut).float().div_(255), IMAGENET_MEAN, IMAGENET_STD)
+
+
 def trained(model: RegNet) -> RegNet:
-    """The model after a few forward passes in training mode, so that its statistics are its own."""
-    torch.manual_seed(1)
+    """The model after a few forward passes in training mode, so that its statistics are its own, and far from 0 and 1."""
     with torch.no_grad():
-        for _ in range(3):
-            model.train()(torch.randn(4, 3, 64, 64))
+        for step in range(10):
+            model.train()(drawn(4 * step, 4))
     return model
 
 
@@ -32,7 +48,7 @@ def small(**changes) -> RegNet:
 
 @pytest.fixture
 def pictures() -> torch.Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    return drawn(100, 2)
 
 
 @pytest.mark.parametrize(
@@ -109,13 +125,193 @@ def test_the_safetensors_export_is_a_bundle_that_keeps_stride_and_card(tmp_path,
     assert json.dumps(result)
 
 
-@pytest.mark.parametrize("exporter", [to_torchvision, to_safetensors])
-def test_exporting_leaves_the_backbone_as_it_was(tmp_path, pictures, exporter):
-    backbone = small().to(torch.float64).train()
+@pytest.mark.parametrize("exporter", [to_torchvision, to_safetensors, to_timm])
+def test_exporting_leaves_the_backbone_and_the_generator_as_they_were(tmp_path, pictures, exporter):
+    if exporter is to_timm:
+        pytest.importorskip("timm")
+    backbone = build("regnety_200mf").to(torch.float64).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    state = torch.get_rng_state()
     exporter.export(backbone, CARD, tmp_path / "out", pictures)
+    assert torch.equal(torch.get_rng_state(), state)
     assert backbone.training
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("card", [{}, {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": 160}])
+def test_the_timm_folder_loads_strictly_in_timm_and_gives_the_same_features(tmp_path, pictures, card):
+    timm = pytest.importorskip("timm")
+    backbone = trained(build("regnety_200mf"))
+    result = to_timm.export(backbone, card, tmp_path / "out", pictures)
+    assert result["timm"] == "regnety_002" and result["parity"] <= result["tolerance"] == 1e-5
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    plain = timm.create_model("regnety_002", num_classes=0).eval()
+    plain.load_state_dict(load_file(result["file"]), strict=True)
+    whole = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    with torch.no_grad():
+        wanted = backbone.eval()(pictures)
+        assert (plain(pictures) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert torch.equal(whole(pictures), plain(pictures))
+    found = timm.data.resolve_model_data_config(whole)
+    side = card.get("input_size", 224)
+    assert list(found["input_size"]) == [3, side, side]
+    assert tuple(found["mean"]) == tuple(card.get("mean", IMAGENET_MEAN))
+    assert tuple(found["std"]) == tuple(card.get("std", IMAGENET_STD))
+    assert json.dumps(result)
+    loaded = load_backbone(tmp_path / "out").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("name", to_timm.NAMES)
+def test_timms_model_of_each_name_has_our_widths(name):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        theirs = timm.create_model(to_timm.NAMES[name], num_classes=0)
+    assert [stage["num_chs"] for stage in theirs.feature_info[1:]] == list(build(name, device="meta").widths)
+    assert sum(p.numel() for p in theirs.parameters()) == sum(
+        p.numel() for p in build(name, device="meta").parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: build("regnety_200mf", stem_stride=1), "stride-2 stem.*to=safetensors keeps"),
+        (lambda: small(), "timm names no RegNetY of the shape .*to=torchvision and to=safetensors take every shape"),
+        (lambda: build("regnety_4gf_tv", device="meta"), "of the shape regnety_4gf_tv"),
+    ],
+)
+def test_a_backbone_that_timm_cannot_build_is_refused_with_the_way_out(tmp_path, pictures, make, words):
+    with pytest.raises(ValueError, match=words):
+        to_timm.export(make(), CARD, tmp_path / "out", pictures)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_timm_whose_widths_differ_is_refused_before_anything_is_written(tmp_path, pictures, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.setitem(to_timm.NAMES, "regnety_800mf_tv", "regnety_008")
+    with pytest.raises(
+        ValueError, match=r"for its regnety_008, do not fit the architecture.*is \[144, 64, 1, 1\], wanted \[128"
+    ):
+        to_timm.export(build("regnety_800mf_tv"), CARD, tmp_path / "out", pictures)
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_timm_the_remedy_is_named_and_nothing_is_written(tmp_path, pictures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match="pip install timm"):
+        to_timm.export(build("regnety_200mf"), CARD, tmp_path / "out", pictures)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_timm_export_that_fails_its_parity_leaves_the_older_folder(tmp_path, pictures, monkeypatch):
+    pytest.importorskip("timm")
+    (tmp_path / "model.safetensors").write_bytes(b"older")
+    monkeypatch.setattr(to_timm, "timm_model", lambda folder: lambda x: torch.ones(len(x), 368))
+    with pytest.raises(ValueError, match="differ from the original's"):
+        to_timm.export(build("regnety_200mf").eval(), CARD, tmp_path, pictures)
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_bytes() == b"older"
+
+
+def test_the_model_card_tells_normalisation_recipe_data_licence_and_metrics(tmp_path, pictures):
+    card = {
+        "mean": [0.5, 0.25, 0.125],
+        "std": [1, 2, 4],
+        "recipe": json.dumps({"optim.lr": 0.6, "batch": 256}),
+        "data_fingerprint": "9f3c",
+        "images_seen": 1234567,
+        "licence": "CC BY-NC | <b>4.0</b>",
+        "metrics": {"knn_top1": 0.4567891},
+    }
+    to_safetensors.export(small(), card, tmp_path, pictures)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\n") and text.count("\n---\n") == 1
+    for words in (
+        "mean 0.5, 0.25, 0.125, over std 1, 2, 4",
+        "    optim.lr: 0.6\n    batch: 256\n",
+        "1,234,567 pictures seen, fingerprint 9f3c",
+        "| licence of imported weights | CC BY-NC \\| &lt;b>4.0&lt;/b> |",
+        "| knn_top1 | 0.4568 |",
+        "widths 16, 24, 40, 64",
+    ):
+        assert words in text, (words, text)
+    unknown = model_card.model_card(json.loads((small_bundle(tmp_path / "b") / "bundle.json").read_text()))
+    for words in (
+        "No metric is recorded",
+        "No recipe is recorded",
+        "fingerprint unknown",
+        "nothing imported is recorded",
+    ):
+        assert words in unknown, (words, unknown)
+
+
+def small_bundle(folder):
+    return write_bundle(folder, small(), card={})
+
+
+@pytest.mark.slow  # 400MF: 6 s
+@pytest.mark.parametrize(
+    "name",
+    ["regnety_400mf", pytest.param("regnety_16gf", marks=pytest.mark.long)],  # 16GF: 2 minutes
+)
+def test_every_target_gives_the_features_of_photographs(tmp_path, shared_data, capfd, name):
+    """With batch-norm statistics of photographs and weights that training has moved, 1e-4 of the largest feature."""
+    pytest.importorskip("timm")
+    source = str(shared_data / "photos-500.tar")
+    shard = open_shards(source)[0]
+    photos = torch.stack([centre(decode(picture_of(shard.read(0, row))), 96, 96) for row in range(100, 148)])
+    batches = normalise(photos.float().div_(255), IMAGENET_MEAN, IMAGENET_STD).split(16)
+    backbone = build(name)
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1)
+    for _ in range(2):
+        for batch in batches:
+            features = backbone(batch)
+            (features @ features.T).square().mean().div(features.shape[1]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    folder = write_bundle(tmp_path / "bundle", backbone, card={})
+    words = (f"weights={folder}", "to=all", f"output={tmp_path / 'out'}", f"source={source}", "pictures=4")
+    ended = seer(capfd, "export", *words)
+    assert ended.status == 0, ended.result
+    assert set(ended.result["targets"]) == {"torchvision", "timm", "safetensors"}
+    assert all(row["parity"] <= 1e-4 for row in ended.result["targets"].values()), ended.result
+    print(name, {target: row["parity"] for target, row in ended.result["targets"].items()})
+
+
+def test_a_failing_target_is_in_the_table_and_in_the_exit_status(tmp_path, capfd):
+    folder = write_bundle(tmp_path / "bundle", small(), card={"input_size": 64})
+    ended = seer(capfd, "export", f"weights={folder}", "to=all", f"output={tmp_path / 'out'}", "pictures=1")
+    assert ended.status == 78 and ended.result["exit"] == 78
+    assert "1 of 3 targets failed" in ended.result["error"]
+    assert "timm names no RegNetY" in ended.result["targets"]["timm"]["error"]
+    assert ended.result["targets"]["torchvision"]["parity"] <= 1e-5
+    assert "timm          FAILED: timm names no" in ended.words
+    assert sorted(os.listdir(tmp_path / "out")) == ["safetensors", "torchvision"]
+
+
+def test_a_defect_in_one_target_does_not_keep_the_others_from_being_written(tmp_path, capfd, monkeypatch):
+    def broken(*given):
+        raise KeyError("gone")
+
+    monkeypatch.setitem(cli_export.TARGETS, "torchvision", broken)
+    folder = write_bundle(tmp_path / "bundle", small(), card={"input_size": 64})
+    ended = seer(capfd, "export", f"weights={folder}", "to=all", f"output={tmp_path / 'out'}", "pictures=1")
+    assert ended.status == 70 and "2 of 3 targets failed" in ended.result["error"]
+    assert "KeyError" in ended.words and (tmp_path / "out" / "safetensors" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("licence", "wanted"), [("", "imported from w.torch in names of VISSL"), ("CC BY-NC", "CC BY-NC")]
+)
+def test_the_licence_of_imported_weights_reaches_the_model_card(tmp_path, capfd, licence, wanted):
+    torch.save({"model_state_dict": foreign.named("vissl")}, tmp_path / "w.torch")
+    words = (f"weights={tmp_path / 'w.torch'}", "to=safetensors", f"output={tmp_path / 'out'}", "pictures=1")
+    ended = seer(capfd, "export", *words, *([f"licence={licence}"] if licence else []))
+    assert ended.status == 0, ended.result
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| licence of imported weights | {wanted}" in text
+    assert ("non-commercial" in text) == (not licence)
 
 
 def test_parity_is_the_largest_difference_over_the_largest_wanted_value():

@@ -1,0 +1,93 @@
+"""The README of an exported bundle: what someone who finds the folder needs to know, in words that Hugging Face reads too.
+
+Surprising: what is not known is said to be unknown, never left out, since the licence of imported weights is what people
+most often fail to ask about. Legend: C channels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from seer.models.bundle import DESCRIPTION, WEIGHTS
+
+FILE = "README.md"
+
+
+def model_card(described: Mapping[str, Any]) -> str:
+    """Markdown with a YAML head, from a bundle's description (`seer.models.bundle`)."""
+    shape, colours, origin = described["architecture"], described["normalisation"], described["provenance"]
+    name = shape["name"] or "RegNetY"
+    licence = origin.get("licence")
+    rows = {
+        "architecture": f"{name}: widths {_list(shape['widths'])}, depths {_list(shape['depths'])}, group widths "
+        f"{_list(shape['group_widths'])}, stem of {shape['stem_width']} channels with stride {shape['stem_stride']}",
+        "features": f"{described['feature_dim']} numbers a picture, the last stage averaged over its positions",
+        "input": f"RGB, {described['input_size']} x {described['input_size']}, values in [0, 1] less mean "
+        f"{_list(colours['mean'])}, over std {_list(colours['std'])}",
+        "data": _data(origin),
+        "commit of the training code": origin.get("commit") or "unknown",
+        "licence of imported weights": licence or "nothing imported is recorded",
+    }
+    facts = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+    metrics = "\n".join(f"| {_cell(key)} | {value:.4g} |" for key, value in origin.get("metrics", {}).items())
+    judged = f"| metric | value |\n|---|---|\n{metrics}" if metrics else "No metric is recorded."
+    return f"""---
+library_name: seer
+tags: [image-feature-extraction, self-supervised, regnet]
+---
+
+# {name}, a vision backbone
+
+| | |
+|---|---|
+{facts}
+
+## Metrics
+
+{judged}
+
+## Recipe
+
+{_recipe(origin.get("recipe"))}
+
+## Use
+
+```python
+from seer.models.pretrained import load_backbone
+
+backbone = load_backbone("this folder")  # [B, 3, H, W] -> [B, {described["feature_dim"]}]; .forward_stages(x) for maps
+```
+
+`{WEIGHTS}` holds the weights, `{DESCRIPTION}` this description. `seer export weights="this folder" to=torchvision` (or timm)
+writes it for other libraries and compares the features there.
+"""
+
+
+def _data(origin: Mapping[str, Any]) -> str:
+    seen = origin.get("images_seen")
+    fingerprint = origin.get("data_fingerprint")
+    return f"{f'{seen:,} pictures seen' if seen else 'unknown'}, fingerprint {fingerprint or 'unknown'}"
+
+
+def _recipe(recipe: Any) -> str:
+    """Every setting of the run on a line of its own; `seer pretrain` keeps them as JSON, others may keep any text."""
+    if not recipe:
+        return "No recipe is recorded."
+    try:
+        settings = json.loads(recipe)
+    except (TypeError, ValueError):
+        settings = recipe
+    if isinstance(settings, dict):
+        settings = "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
+    return "\n".join(f"    {line}" for line in str(settings).splitlines())  # indented: no text in it can end the block
+
+
+def _list(values: Any) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _cell(value: Any) -> str:
+    """One line without a table's own signs, and nothing that Markdown would run as HTML."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")

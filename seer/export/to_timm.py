@@ -1,0 +1,145 @@
+"""A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads: `model.safetensors` and `config.json`.
+
+Surprising:
+- timm builds widths from five numbers under a name and takes no widths, so only rows of the zoo that timm names too can be
+  exported; whether timm's model of that name has exactly our tensors is checked, shape by shape, before anything is loaded.
+- The config carries the normalisation and the size, which `timm.data.resolve_model_data_config(model)` then finds.
+- The two files appear in the folder only after timm itself loaded them, strictly, and gave the same features.
+
+Legend: N pictures, S side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from seer.core.errors import RequestError
+from seer.export import parity
+from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, check_weights, plain
+from seer.models.names import TIMM
+from seer.models.pretrained import MODEL_FILE, to_names
+from seer.models.regnet import RegNet
+from seer.models.zoo import name_of
+
+CONFIG = "config.json"
+NAMES = {  # ours -> timm's; it has no 10B, and no 4GF of torchvision's rounding
+    "regnety_200mf": "regnety_002",
+    "regnety_400mf": "regnety_004",
+    "regnety_600mf": "regnety_006",
+    "regnety_800mf": "regnety_008",
+    "regnety_800mf_tv": "regnety_008_tv",
+    "regnety_1_6gf": "regnety_016",
+    "regnety_3_2gf": "regnety_032",
+    "regnety_4gf": "regnety_040",
+    "regnety_6_4gf": "regnety_064",
+    "regnety_8gf": "regnety_080",
+    "regnety_8gf_tv": "regnety_080_tv",
+    "regnety_12gf": "regnety_120",
+    "regnety_16gf": "regnety_160",
+    "regnety_32gf": "regnety_320",
+    "regnety_64gf": "regnety_640",
+    "regnety_128gf": "regnety_1280",
+    "regnety_256gf": "regnety_2560",
+}
+
+
+def export(backbone: RegNet, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
+    """Writes the folder `output`, checked in timm.
+
+    Args:
+        backbone: any device; read, not changed.
+        card: its `mean`, `std` and `input_size` go into the config.
+        output: the folder; files of these names there are replaced.
+        pictures: [N, 3, S, S], normalised, for the comparison of features in eval mode.
+
+    Returns `file` (the weights), `timm` (the model's name there), `parity`, `tolerance`, `pictures`, `card`.
+
+    Raises RequestError where timm is not installed or has no such shape, and ValueError for features that differ by more
+    than 1e-5 of their largest value.
+    """
+    model, name = _empty_timm_model(backbone)
+    output = Path(output)
+    if output.suffix in (".pth", ".pt", ".safetensors"):
+        raise RequestError(f"output={output}: to=timm writes a folder with {MODEL_FILE} and {CONFIG}; name a folder")
+    state = {key: plain(tensor).clone() for key, tensor in to_names(TIMM, backbone.state_dict()).items()}
+    check_weights(state, model.state_dict(), what=f"these weights under timm's names, for its {name},")
+    wanted = parity.reference(backbone, pictures)
+
+    output.mkdir(parents=True, exist_ok=True)
+    unchecked = output / f".{uuid.uuid4().hex}.tmp"
+    unchecked.mkdir()
+    try:
+        save_file(state, unchecked / MODEL_FILE, metadata={"format": "pt"})
+        (unchecked / CONFIG).write_text(_config(backbone, card, name), encoding="utf-8")
+        difference = parity.relative_difference(parity.features(timm_model(unchecked), pictures), wanted)
+        parity.require(difference, tolerance=parity.TOLERANCE, what=f"timm's {name} with the exported weights")
+        for file in (MODEL_FILE, CONFIG):
+            os.replace(unchecked / file, output / file)
+    finally:
+        shutil.rmtree(unchecked)
+    return {
+        "file": str(output / MODEL_FILE),
+        "timm": name,
+        "parity": difference,
+        "tolerance": parity.TOLERANCE,
+        "pictures": len(pictures),
+        "card": dict(card),
+    }
+
+
+def timm_model(folder: Path) -> nn.Module:
+    """What timm makes of the folder, in eval mode: [N, 3, S, S] -> [N, C]. torch's default generator is left alone."""
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def _empty_timm_model(backbone: RegNet) -> tuple[nn.Module, str]:
+    """(timm's model of this shape on meta, its name). Raises RequestError."""
+    if backbone.stem_stride != 2:
+        raise RequestError(
+            f"stem_stride={backbone.stem_stride}: timm's RegNet has a fixed stride-2 stem and would compute other features "
+            "from these weights. to=safetensors keeps the stride"
+        )
+    ours = name_of(backbone.architecture)
+    if ours not in NAMES:
+        raise RequestError(
+            f"timm names no RegNetY of the shape {ours or backbone.architecture}; it has those of {', '.join(NAMES)}. "
+            "to=torchvision and to=safetensors take every shape"
+        )
+    try:
+        import timm
+    except ImportError as error:
+        raise RequestError(f"to=timm is checked in timm, which is not installed ({error}): pip install timm") from error
+    with torch.device("meta"):
+        return timm.create_model(NAMES[ours], num_classes=0), NAMES[ours]
+
+
+def _config(backbone: RegNet, card: Mapping[str, Any], name: str) -> str:
+    side = card.get("input_size") or 224
+    described = {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": backbone.feature_dim,
+        "pretrained_cfg": {
+            "input_size": [3, side, side],
+            "mean": list(card.get("mean") or IMAGENET_MEAN),
+            "std": list(card.get("std") or IMAGENET_STD),
+            "crop_pct": 224 / 256,  # how `seer evaluate` cuts: the shorter side to size * 256 / 224
+            "num_classes": 0,
+            "first_conv": "stem.conv",
+            "classifier": "head.fc",
+        },
+    }
+    return json.dumps(described, indent=2) + "\n"
