@@ -53,6 +53,14 @@ def test_codes_are_those_of_the_published_procedure(samples, prototypes, epsilon
     assert torch.equal(scores, before)
 
 
+@pytest.mark.parametrize(("samples", "prototypes"), [(8, 16000), (8192, 300)])
+def test_few_samples_or_many_keep_the_last_digits_over_ten_rounds(samples, prototypes):
+    """The first left float32 (0.3 off at epsilon 0.025), the second lost digits in long sums (2e-5)."""
+    scores = cosines(samples, prototypes)
+    for epsilon in (0.025, 0.05, 0.1):
+        assert_same_codes(sinkhorn(scores, epsilon=epsilon, iterations=10), published(scores, epsilon, 10))
+
+
 def test_leading_dimensions_are_separate_problems():
     scores = torch.stack([cosines(24, 40, seed) for seed in range(6)]).view(2, 3, 24, 40)
     codes = sinkhorn(scores, epsilon=0.05, iterations=5)
