@@ -14,6 +14,7 @@ from seer.cli import config, run_folder
 from seer.cli.build import build
 from seer.cli.probe import Probe
 from seer.cli.schedule import Lengths, rate, schedule
+from seer.cli.weights import start_from
 from seer.core import rng
 from seer.core.errors import Interrupted, RequestError
 from seer.core.log import log
@@ -62,6 +63,7 @@ class _Training:
     plateau: Plateau | None
     every: Every
     total_steps: int
+    licence: str | None = None  # of the weights that the backbone started from
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
@@ -84,13 +86,18 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
         lengths = Lengths(wanted["steps"], batch, pictures)
         torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
         since = {k: lengths.steps(wanted["task"][k]) for k in DURATIONS if k in wanted["task"]}
-        task = build(wanted["task"], build(wanted["model"], device=None), crop, world.group, **since)
+        backbone = build(wanted["model"], device=None)
+        weights = wanted["weights"]
+        licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
+        task = build(wanted["task"], backbone, crop, world.group, **since)
         run_folder.claim(folder, wanted, world)
         output.append(folder)
         if shards is None:
             shards = _drawn(wanted, folder, world)
         data = _data(wanted, shards, crop, world)
-        return _train(wanted, folder, data, _training(wanted, task, lengths, world), crop, world)
+        training = _training(wanted, task, lengths, world)
+        training.licence = licence
+        return _train(wanted, folder, data, training, crop, world)
 
 
 def _check(wanted: Mapping[str, Any]) -> None:
@@ -192,7 +199,7 @@ def _train(
         result["peak_memory_gb"] = round(peak_memory_gb(world.device), 3)
         result["alarms"] = recorder.told
         result |= {"output": str(folder), "checkpoint": str((folder / "checkpoints" / "last").resolve())}
-        result["bundle"] = str(_write_bundle(wanted, folder, task, crop, facts, result))
+        result["bundle"] = str(_write_bundle(wanted, folder, training, crop, facts, result))
         return result
 
     try:
@@ -294,7 +301,7 @@ def _sinks(
 def _write_bundle(
     wanted: Mapping[str, Any],
     folder: Path,
-    task: SwAVTask,
+    training: _Training,
     crop: MultiCrop,
     facts: Mapping[str, Any],
     result: Mapping[str, Any],
@@ -306,6 +313,7 @@ def _write_bundle(
         "recipe": json.dumps(config.flat(dict(wanted))),
         "data_fingerprint": facts["data"],
         "images_seen": result.get("images", 0),
+        "licence": training.licence,
         "metrics": {k: float(v) for k, v in result.items() if isinstance(v, int | float)},
     }
-    return write_bundle(folder / "bundle", task.backbone, card=card)  # type: ignore[arg-type]
+    return write_bundle(folder / "bundle", training.task.backbone, card=card)  # type: ignore[arg-type]

@@ -1,13 +1,16 @@
 """`weights=…` -> a backbone and what is known of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, card_of, read_bundle
 from seer.models.names import VISSL
 from seer.models.pretrained import load_with_origin
 from seer.models.regnet import RegNet
+from seer.models.zoo import name_of
 
 
 def load(path: str) -> tuple[RegNet, dict[str, Any]]:
@@ -27,3 +30,24 @@ def load(path: str) -> tuple[RegNet, dict[str, Any]]:
         licence += "; Meta published its SEER weights for non-commercial use only"
     card = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "input_size": 224, "licence": licence}
     return loaded, card  # type: ignore[return-value]
+
+
+def start_from(path: str, backbone: RegNet, *, mean: Sequence[float], std: Sequence[float]) -> str | None:
+    """Copies the weights into a backbone that will be trained on, in place; returns the licence they came with.
+
+    Raises RequestError, with nothing copied, for weights of another shape than the backbone's. The stem's stride may
+    differ: the same weights serve both.
+    """
+    loaded, card = load(path)
+    shapes = [{key: value for key, value in b.architecture.items() if key != "stem_stride"} for b in (loaded, backbone)]
+    if shapes[0] != shapes[1]:
+        held, wanted = (name_of(b.architecture) or b.architecture for b in (loaded, backbone))
+        raise RequestError(f"weights={path} holds {held}, the model is {wanted}: give model= of the weights' shape")
+    if [list(card["mean"]), list(card["std"])] != [list(mean), list(std)]:
+        log.warning(
+            f"{path} was trained with mean {card['mean']} and std {card['std']}, this run has mean {list(mean)} and std "
+            f"{list(std)}; augment.mean and augment.std set them"
+        )
+    backbone.load_state_dict(loaded.state_dict())
+    log.info(f"the backbone starts from {path}; the head is made anew")
+    return card.get("licence")

@@ -67,7 +67,7 @@ class Names:
         stage, block = int(found["stage"]) - self.first[0] + 1, int(found["block"]) - self.first[1]
         front = f"{self.block(stage, block)}."  # spelled back: numbers said twice must agree, and "block01" is no name
         ours = self._ours.get(path.removeprefix(front))
-        if stage < 1 or block < 0 or not path.startswith(front) or ours not in self.parts:
+        if stage < 1 or block < 0 or ours not in self.parts:
             return None
         return f"stage{stage}.block{block}.{ours}.{leaf}"
 

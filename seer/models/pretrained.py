@@ -22,7 +22,7 @@ from torch import Tensor
 from seer.core.errors import RequestError
 from seer.models.bundle import DESCRIPTION, WEIGHTS, check_weights, fill, read_bundle, read_safetensors, stem_stride_of
 from seer.models.checkpoints import read_checkpoint
-from seer.models.names import LIBRARIES, OURS, TORCHVISION, VISSL, Names, recognise, unwrapped
+from seer.models.names import LIBRARIES, OURS, TORCHVISION, Names, recognise, unwrapped
 from seer.models.regnet import RegNet
 from seer.models.shapes import architecture_of
 
@@ -157,7 +157,7 @@ def _from_state(state: Mapping[str, Any], container: str, *, stem_stride: int, w
     check_weights(trunk, wanted, what=f"the weights in {what}")
     left_out = len(state) - len(trunk)
     caution = None
-    if names is VISSL and any(".clf." in key for key in state):
+    if any(".clf." in key for key in state):  # a head of VISSL; other libraries have none of that name
         caution = (
             "VISSL's supervised RegNets were trained on BGR pictures, SEER's and its fine-tuned ones on RGB; the file does "
             "not say which it is. If its accuracy is low, reverse the stem's three input channels"

@@ -1,0 +1,84 @@
+"""`seer pretrain weights=…`: training goes on from foreign weights, with a new head and a backbone that may rest at first."""
+
+import pytest
+import torch
+
+from seer.cli.weights import start_from
+from seer.core.errors import RequestError
+from seer.data import sample
+from seer.data.shards import write_shards
+from seer.models.bundle import read_bundle, write_bundle
+from seer.models.names import VISSL
+from seer.models.zoo import build
+from tests.program import SMALL, seer
+
+COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@pytest.fixture
+def vissl(tmp_path):
+    """A consolidated checkpoint of VISSL with a 200MF whose weights nobody else has."""
+    model = build("regnety_200mf")
+    model.init_weights(torch.Generator().manual_seed(77))
+    trunk = {f"_feature_blocks.{VISSL.from_ours(key)}": value for key, value in model.state_dict().items()}
+    nest = {"base_model": {"model": {"trunk": trunk, "heads": {"0.prototypes0.weight": torch.zeros(16, 16)}}}}
+    torch.save({"type": "consolidated", "classy_state_dict": nest}, tmp_path / "w.torch")
+    return tmp_path / "w.torch", model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [3, 2])
+def test_a_run_starts_from_foreign_weights_and_leaves_them_alone_while_they_are_frozen(tmp_path, capfd, vissl, frozen):
+    path, model = vissl
+    write_shards(sample.samples(48, seed=1), tmp_path / "pictures", total=48, per_shard=48)
+    rules = f"groups=[{{pattern: '^backbone\\.', frozen_steps: {frozen}}}]"
+    words = (f"data.source={tmp_path / 'pictures'}", f"output={tmp_path / 'run'}", "steps=3", f"weights={path}", rules)
+    ended = seer(capfd, "pretrain", *SMALL, *words)
+    assert ended.status == 0, ended.words
+    trained, described = read_bundle(tmp_path / "run" / "bundle")
+    kept = {
+        name: torch.equal(value, dict(model.named_parameters())[name]) for name, value in trained.named_parameters()
+    }
+    assert all(kept.values()) == (frozen == 3)
+    assert kept["stem.conv.weight"] == (frozen == 3)
+    assert "imported from w.torch in names of VISSL" in described["provenance"]["licence"]
+    assert f"the backbone starts from {path}" in ended.words
+
+
+@pytest.mark.slow
+def test_weights_of_another_shape_are_refused_before_a_run_folder_is_made(tmp_path, capfd):
+    write_shards(sample.samples(16, seed=1), tmp_path / "pictures", total=16, per_shard=16)
+    write_bundle(tmp_path / "b", build("regnety_400mf"), card={})
+    words = (
+        f"data.source={tmp_path / 'pictures'}",
+        f"output={tmp_path / 'run'}",
+        "steps=1",
+        f"weights={tmp_path / 'b'}",
+    )
+    ended = seer(capfd, "pretrain", *SMALL, *words)
+    assert ended.status == 78
+    assert "holds regnety_400mf, the model is regnety_200mf: give model=" in ended.result["error"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_tensor_is_copied_and_the_stride_may_differ(vissl):
+    path, model = vissl
+    backbone = build("regnety_200mf", stem_stride=1)
+    assert "VISSL" in start_from(str(path), backbone, **COLOURS)
+    assert backbone.stem_stride == 1
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in backbone.state_dict().items())
+
+
+def test_nothing_is_copied_when_the_shape_differs(vissl):
+    backbone = build("regnety_400mf")
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(RequestError):
+        start_from(str(vissl[0]), backbone, **COLOURS)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_another_normalisation_is_told(tmp_path, caplog):
+    write_bundle(tmp_path, build("regnety_200mf"), card={"mean": [0.5] * 3, "licence": "MIT"})
+    with caplog.at_level("WARNING", logger="seer"):
+        assert start_from(str(tmp_path), build("regnety_200mf"), **COLOURS) == "MIT"
+    assert "was trained with mean [0.5, 0.5, 0.5]" in caplog.text
