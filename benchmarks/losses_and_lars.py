@@ -62,7 +62,9 @@ class TensorByTensor(torch.optim.Optimizer):
                 if weight_norm != 0 and gradient_norm != 0:
                     ratio = 0.001 * weight_norm / (gradient_norm + decay * weight_norm + 1e-8)
                     gradient = (gradient + decay * p) * ratio
-                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                buffer = self.state[p]["momentum_buffer"]
                 buffer.mul_(group["momentum"]).add_(gradient)
                 p.add_(buffer, alpha=-group["lr"])
 
