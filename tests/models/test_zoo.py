@@ -1,9 +1,12 @@
 """The zoo's rows against published parameter counts and costs, and what an unknown name answers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from seer.export import to_timm
 from seer.models import zoo
 
 # name: parameters with a 1000-class layer, without it; then for 224 x 224 pictures, with that layer, multiplications in 1e9
@@ -29,6 +32,9 @@ PUBLISHED = {
     "regnety_256gf": (1_282_601_138, 1_272_156_138, "254.385", "101.0"),
     "regnety_10b": (9_352_215_872, 9_323_934_872, "1863.3", "272.7"),
 }
+
+
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8").splitlines()
 
 
 def cost(model: nn.Module, side: int) -> tuple[int, int]:
@@ -65,6 +71,15 @@ def test_a_row_has_the_published_parameters_and_costs_the_published_arithmetic(n
     multiplications, outputs = cost(model, 224)
     assert as_published((multiplications + model.feature_dim * 1000) / 1e9, gigamacs) == gigamacs
     assert activations is None or as_published(outputs / 1e6, activations) == activations
+    documented = next(line.split("|") for line in DOCUMENTED if line.startswith(f"| `{name}` |"))
+    _, _, parameters, macs, outs, features, widths, torchvisions, timms, _ = (cell.strip() for cell in documented)
+    assert int(parameters.replace(",", "")) == trunk and int(features) == model.feature_dim
+    assert as_published((multiplications + model.feature_dim * 1000) / 1e9, macs) == macs
+    assert as_published(outputs / 1e6, outs) == outs
+    assert tuple(map(int, widths.split(","))) == model.widths
+    assert timms == to_timm.NAMES.get(name, "")
+    if torchvisions:
+        assert hasattr(pytest.importorskip("torchvision.models.regnet"), torchvisions)
 
 
 def test_smaller_crops_cost_what_is_published():
