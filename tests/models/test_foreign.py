@@ -212,8 +212,12 @@ def test_shards_that_do_not_fit_their_metadata_are_refused(tmp_path, older, key)
     place = (*META, "param_metadata", 0, *((inside[key],) if older else ("params", "flat_param_0", key)))
     wrong = {"numels": [1, 2], "shapes": [[-1]], "names": ["a", "b"], "padding": [3] if older else 3}[key]
     change(tmp_path / "w_shard0.torch", *place, value=wrong)
-    with pytest.raises(ValueError, match="do not fit their own metadata"):
+    with pytest.raises(ValueError, match="do not fit their own metadata") as caught:
         load_backbone(path)
+    if key == "padding":
+        assert "flat_param_0 has" in str(caught.value) and "numbers over all shards, its metadata says" in str(
+            caught.value
+        )
 
 
 def test_shards_without_metadata_are_refused(tmp_path):
