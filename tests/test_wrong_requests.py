@@ -79,6 +79,13 @@ def test_an_output_folder_of_another_run_is_refused_with_the_difference(capfd, t
     assert "another run" in text and "seed: 0 -> 5" in text
 
 
+def test_a_corrected_word_goes_on_in_the_folder_that_the_wrong_one_left(capfd, tmp_path: Path, pictures: Path) -> None:
+    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=1")
+    refused(seer(capfd, "pretrain", *SMALL, *words, "groups=[{pattern: prototpyes}]"))
+    assert (tmp_path / "run" / "config.yaml").exists()  # claimed before the rules met the model
+    assert seer(capfd, "pretrain", *SMALL, *words).status == 0
+
+
 def test_an_output_folder_with_strange_files_is_refused(capfd, tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     text = refused(seer(capfd, "pretrain", *SMALL, f"data.source={pictures}", f"output={tmp_path}"))

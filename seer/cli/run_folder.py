@@ -30,18 +30,23 @@ FREE = (
     *("output", "every.", "log.", "eval.", "parallel."),
     *("data.threads", "data.prefetch", "data.source", "data.exclude", "data.max_bad", "data.check_crc"),
 )
+BEFORE_TRAINING = (CONFIG, "train.log", "result.json")  # what a run that was refused leaves behind
 CHECK = 10  # steps between two looks at the limits of the ledger where ranks have to talk for it
 NAMED = 20  # pictures named in the log for each kind of reason
 
 
 def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> None:
-    """Make the folder ours, or find that it is. Raises RequestError when it belongs to another run or to something else."""
+    """Make the folder ours, or find that it is. Raises RequestError when it belongs to another run or to something else.
+
+    A run that ended before it had pictures, metrics or checkpoints holds nothing to lose: whoever corrects a wrong word
+    goes on in the same folder.
+    """
     kept = folder / CONFIG
     if kept.exists():
         before = flat(OmegaConf.to_container(OmegaConf.load(kept)))
         now = flat(dict(wanted))
         differ = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
-        if differ:
+        if differ and any(path.name not in BEFORE_TRAINING for path in folder.iterdir()):
             changes = ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in differ[:5])
             raise RequestError(
                 f"output={folder} belongs to another run ({changes}); give another output= or the same words"

@@ -71,6 +71,7 @@ def test_a_shard_of_a_few_pictures_does_not_stop_a_run_by_itself():
     ledger = Ledger(shards(100_000, 9), "1%")
     ledger.add(1000, [bad(1, r) for r in range(9)])
     ledger.check()
+    assert sum(ledger.by_kind.values()) == 9  # looked at, and let pass
 
 
 def test_the_same_bad_row_of_the_next_epoch_is_not_a_second_one_of_its_shard():
@@ -78,6 +79,7 @@ def test_the_same_bad_row_of_the_next_epoch_is_not_a_second_one_of_its_shard():
     for _ in range(5):
         ledger.add(1000, [bad(1, r) for r in range(10)])
         ledger.check()
+    assert sum(ledger.by_kind.values()) == 50  # looked at, and let pass
 
 
 def test_stand_ins_that_fail_are_counted_by_reason_and_not_against_the_limits():
