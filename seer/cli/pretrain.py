@@ -34,12 +34,13 @@ from seer.engine.numerics import Guard
 from seer.engine.precision import Precision
 from seer.engine.probe import peak_memory_gb
 from seer.engine.recorder import FlightRecorder
+from seer.engine.retention import Keep
 from seer.evals.rankme import RankMe
 from seer.models.bundle import write_bundle
 from seer.optim.groups import build_groups
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
-from seer.parallel.world import World, open_world
+from seer.parallel.world import World, open_world, statistics_groups
 from seer.parallel.wrap import parallelize
 from seer.tasks.swav import SwAVTask
 
@@ -63,6 +64,7 @@ class _Training:
     plateau: Plateau | None
     every: Every
     total_steps: int
+    keep_steps: int  # checkpoints at its multiples stay for ever
     licence: str | None = None  # of the weights that the backbone started from
 
 
@@ -151,7 +153,9 @@ def _data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world
 
 def _training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world: World) -> _Training:
     """Model, optimizer, schedule: everything that depends on the length of the run and on the world."""
-    every = Every(*(lengths.steps(wanted["every"][k]) for k in ("log", "evaluate", "checkpoint")))
+    often = wanted["every"]
+    steps = {name: lengths.steps(often[name]) for name in ("log", "evaluate", "checkpoint")}
+    every = Every(**steps, minutes=float(often["minutes"]))
     if every.log < 1:
         raise RequestError(f"every.log={wanted['every']['log']}: at least one step")
     how = wanted["parallel"]
@@ -164,14 +168,14 @@ def _training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world
     optimizer = build(wanted["optim"], build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"]))
     precision = build(wanted["precision"], world.device)
     lr, plateau = schedule(wanted["schedule"], wanted["plateau"], lengths)
-    return _Training(task, optimizer, precision, lr, plateau, every, lengths.total)
+    return _Training(task, optimizer, precision, lr, plateau, every, lengths.total, lengths.steps(often["keep_steps"]))
 
 
 def _train(
     wanted: Mapping[str, Any], folder: Path, data: _Data, training: _Training, crop: MultiCrop, world: World
 ) -> dict[str, Any]:
     batch, total, task = wanted["batch"], training.total_steps, training.task
-    checkpoints = Checkpoints(folder / "checkpoints", world, wanted["every"]["keep"])
+    checkpoints = _checkpoints(wanted, folder, training, world)
     facts = {"data": fingerprint(data.shards), "plan": data.plan.fingerprint, "batch": batch}
     first = _resume(checkpoints, training, facts)
     if first >= total and (done := run_folder.finished(folder)):
@@ -233,6 +237,19 @@ def _train(
     return finish(total) if world.rank == 0 else {}
 
 
+def _checkpoints(wanted: Mapping[str, Any], folder: Path, training: _Training, world: World) -> Checkpoints:
+    """Raises StorageError when the disk cannot hold them."""
+    often, groups = wanted["every"], statistics_groups(world, wanted["parallel"]["batch_norm_group"])
+    keep = Keep(often["keep"], training.keep_steps, often["keep_hours"])
+    checkpoints = Checkpoints(folder / "checkpoints", world, keep, statistics=groups, background=often["background"])
+    each = training.optimizer.defaults
+    slots = 2 if "betas" in each else 1  # moments of a parameter
+    parameters = sum(p.numel() for group in training.optimizer.param_groups for p in group["params"])
+    state = sum(t.numel() * t.element_size() for t in training.task.state_dict().values())
+    checkpoints.check_room(state + 4 * slots * parameters)
+    return checkpoints
+
+
 def _evaluators(probe: Probe | None, crop: MultiCrop, threads: int, dtype: torch.dtype) -> list[Evaluator]:
     """The probe, and RankMe where the probe has so many pictures that a tenth of them more is worth a figure."""
     if probe is None:
@@ -246,7 +263,10 @@ def _evaluators(probe: Probe | None, crop: MultiCrop, threads: int, dtype: torch
 
 def _resume(checkpoints: Checkpoints, training: _Training, facts: Mapping[str, Any]) -> int:
     """Load the newest checkpoint into everything; returns the step to go on from. Raises RequestError for other data."""
-    found = checkpoints.load_newest()
+    task, groups = training.task.state_dict(), training.optimizer.param_groups
+    named = {f"task/{name}": tensor for name, tensor in task.items()}
+    named |= {f"optimizer/state/{i}": p for i, p in enumerate(p for group in groups for p in group["params"])}
+    found = checkpoints.load_newest({name: t for name, t in named.items() if hasattr(t, "full_tensor")})
     if found is None:
         return 0
     state, manifest = found

@@ -1,42 +1,76 @@
 """Saving and resuming: a checkpoint exists whole and checked, or not at all.
 
-A save goes into a folder of a fresh name; every file is flushed to disk; `manifest.json`, with the SHA-256 of each file,
-is written last; the folder is renamed to `step-00001000`; `last` points to it. Killed anywhere, the older checkpoints
-are untouched and the half-made folder is known by its name. Loading verifies the checksums and falls back one by one,
-saying why. Files are read with `weights_only=True`: tensors and plain values, no code.
+A save goes into a folder of a fresh name; every rank writes its share of the tensors as safetensors, through
+torch.distributed.checkpoint; plain values go to `state.json`; every file is flushed and hashed; `manifest.json`, with the
+hashes, is written last; the folder is renamed to `step-00001000`; `last` points to it. Killed anywhere, the older
+checkpoints are untouched and the half-made folder is known by its name. Loading verifies the hashes, each rank its share
+of the files, and falls back one by one, saying why. Nothing is pickled, so nothing that is read can run.
 
-Rank 0 writes what all ranks share; every rank writes its own running statistics of batch norm.
+Surprising here:
+
+- In the background (`background=True`) training waits only until its tensors are copied to the host; a thread writes them,
+  and the ranks' threads talk over a group of their own. There is never more than one save under way, and an error of it is
+  raised by the next call.
+- Running statistics of batch norm differ between the groups of ranks that share them. The first rank of each group
+  saves them; whoever goes on with as many groups finds its own, with another number their mean.
+- Sharded tensors (DTensor) are saved as they lie and read as they are needed, so the number of ranks may change.
 """
 
-import hashlib
 import json
 import os
-import pickle
-import re
+import secrets
 import shutil
-from collections.abc import Mapping
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
 
-from seer.core.errors import RequestError, StorageError
+from seer.core.errors import StorageError
 from seer.core.log import log
+from seer.engine.manifest import (
+    FORMAT,
+    MANIFEST,
+    described,
+    flush_folder,
+    point,
+    read_json,
+    read_manifest,
+    sealed,
+    write_json,
+)
+from seer.engine.retention import Keep, passed, steps_in
+from seer.engine.state import flatten, names, unflatten
+from seer.parallel.collectives import Group, gather_text, share_text
 from seer.parallel.world import World
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d{8,})$")
+STATE = "state.json"
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+# one process saves without a process group, as it is told to
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 class Checkpoints:
-    """folder: made when missing. keep: how many of the newest stay."""
+    """folder: made when missing. keep: which stay. statistics: how many groups of ranks share batch statistics, each
+    with a set of its own. background: write while training goes on."""
 
-    def __init__(self, folder: Path, world: World, keep: int = 2):
-        if keep < 1:
-            raise RequestError(f"every.keep={keep}: at least one checkpoint stays")
-        self.folder, self.world, self.keep = folder, world, keep
+    def __init__(
+        self, folder: Path, world: World, keep: Keep | None = None, *, statistics: int = 1, background: bool = False
+    ):
+        self.folder, self.world, self.keep = folder, world, keep or Keep()
+        self.statistics, self.background = statistics, background
+        self._writing: threading.Thread | None = None
+        self._failed: BaseException | None = None
         if world.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for half_made in folder.glob("*.writing"):
@@ -45,139 +79,274 @@ class Checkpoints:
                 else:
                     shutil.rmtree(half_made)
 
+    def check_room(self, size: int) -> None:
+        """size: bytes of one checkpoint, over all ranks. Raises StorageError when the disk cannot hold those that stay and
+        one more; so a run that would fail after hours fails at once."""
+
+        def problem() -> str:
+            free = shutil.disk_usage(self.folder).free
+            missing = max(1, self.keep.newest + 1 - len(steps_in(self.folder)))
+            if free >= size * missing:
+                return ""
+            return (
+                f"{missing} checkpoints of {size / 1e9:.2f} GB each do not fit into {free / 1e9:.2f} GB free on the disk of "
+                f"{self.folder}; make room, give another output=, or lower every.keep={self.keep.newest}"
+            )
+
+        if told := self._on_first(problem, self.world.group):
+            raise StorageError(told)
+
     def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
         """state: {"task": {...}, "optimizer": ..., ...} of tensors and plain values. facts: plain values for people too.
 
-        Returns the folder. Raises StorageError, with the older checkpoints intact.
+        Returns the folder, which is there once `settle` has returned. Raises StorageError, with the older checkpoints
+        intact, also for the save before when that ran in the background.
         """
-        final = self.folder / f"step-{step:08d}"
-        temporary = final.with_suffix(".writing")
-        try:
-            if self.world.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-            self.world.barrier()
-            if self.world.size > 1:
-                own = {k: v for k, v in state["task"].items() if k.endswith(_STATISTICS)}
-                _write(temporary / f"statistics-{self.world.rank:05d}.pt", own)
-            if self.world.rank == 0:
-                for name, value in state.items():
-                    _write(temporary / f"{name}.pt", value)
-            self.world.barrier()
-            if self.world.rank == 0:
-                files = {p.name: {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in sorted(temporary.iterdir())}
-                manifest = {"format": FORMAT, "step": step, "ranks": self.world.size, **facts, "files": files}
-                with open(temporary / MANIFEST, "w", encoding="utf-8") as file:
-                    json.dump(manifest, file, indent=1)
-                    _flush(file.fileno())
-                if final.exists():
-                    shutil.rmtree(final)
-                os.rename(temporary, final)
-                _point(self.folder / "last", final.name)
-                _flush_folder(self.folder)
-                # steps behind this one were passed over when the run went on: they must not push out the whole ones
-                for old in [s for s in self._steps() if s <= step][: -self.keep]:
-                    shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
-            self.world.barrier()
-        except (OSError, RuntimeError) as error:
-            free = shutil.disk_usage(self.folder).free
-            raise StorageError(
-                f"checkpoint of step {step} could not be written to {self.folder} ({free / 1e9:.2f} GB free): {error}; "
-                "older checkpoints are intact, make room and run the same command again"
-            ) from error
-        return final
+        self.settle()
+        tensors, plain = flatten(state)
+        mine = self._of_this_rank(tensors)
+        if self.background:
+            mine = _copied(mine)
+            self._writing = threading.Thread(
+                target=self._try, args=(step, mine, plain, facts), name="checkpoint", daemon=True
+            )
+            self._writing.start()
+        else:
+            self._write(step, mine, plain, facts, self.world.group)
+        return self.folder / _name(step)
 
-    def load_newest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def settle(self) -> None:
+        """Wait until the last save is on the disk. Raises what stopped it."""
+        thread, self._writing = self._writing, None
+        if thread is not None:
+            thread.join()
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
+
+    def close(self, limit_s: float = 60.0) -> None:
+        """At the end, also after an error of something else: give the last save time to end; its own error is told."""
+        thread, self._writing = self._writing, None
+        if thread is not None:
+            thread.join(limit_s)
+        if self._failed is not None:
+            log.error(str(self._failed))
+
+    def load_newest(
+        self, like: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """(state, manifest) of the newest checkpoint that is whole, or None when there is none at all.
 
-        Raises StorageError when there are some and none is whole.
+        like: sharded tensors by their names in the state ("task/backbone.stem.0.weight", or "optimizer/state/0" for all of
+        a parameter's that have its shape); these are read into the same shards, all others as a whole, to the CPU. The same
+        on all ranks. Raises StorageError when there are some and none is whole.
         """
-        steps = self._steps()
+        steps = json.loads(share_text(json.dumps(steps_in(self.folder)), self.world.group))
         for step in reversed(steps):
-            path = self.folder / f"step-{step:08d}"
+            path = self.folder / _name(step)
             try:
-                return self._load(path)
+                manifest = self._verified(path)
+                return self._read(path, manifest, like or {}), manifest
             except StorageError as error:
                 log.warning(f"checkpoint {path.name} is passed over: {error}")
         if steps:
             raise StorageError(f"none of {len(steps)} checkpoints in {self.folder} is whole; restore one or start anew")
         return None
 
-    def _load(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        manifest = read_manifest(path)
-        if path.name != f"step-{manifest['step']:08d}":
-            raise StorageError(f"{MANIFEST} says step {manifest['step']}")
-        for name, expected in manifest["files"].items():
-            file = path / name
-            whole = {"bytes": file.stat().st_size, "sha256": _digest(file)} if file.is_file() else None
-            if whole != expected:
-                raise StorageError(f"{name} is missing or differs from its checksum")
-        state = {
-            Path(name).stem: _read(path / name) for name in manifest["files"] if not name.startswith("statistics-")
-        }
-        state["task"].update(self._statistics(path, manifest["ranks"]))
-        return state, manifest
+    # saving
 
-    def _statistics(self, path: Path, ranks: int) -> dict[str, torch.Tensor]:
-        """Running statistics of this rank; with another number of ranks the mean over those that were saved."""
-        if ranks == 1:
-            return {}
-        saved = [_read(path / f"statistics-{r:05d}.pt") for r in range(ranks)]
-        if ranks == self.world.size:
-            return saved[self.world.rank]
-        return {k: torch.stack([s[k] for s in saved]).float().mean(0).to(v.dtype) for k, v in saved[0].items()}
+    def _of_this_rank(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What this rank brings: all tensors (those that every rank holds are shared out later), and the running statistics
+        only as the first of its group."""
+        own, found = self._group_of_statistics(), {}
+        leads = self.world.rank % (self.world.size // self.statistics) == 0
+        for name, tensor in tensors.items():
+            if not _is_statistic(name):
+                found[name] = tensor.detach().contiguous()
+            elif leads:
+                found[_set(own, name)] = tensor.detach().contiguous()
+        return found
 
-    def _steps(self) -> list[int]:
-        found = [_NAME.match(p.name) for p in self.folder.glob("step-*")]
-        return sorted(int(m[1]) for m in found if m)
+    def _group_of_statistics(self) -> int:
+        return self.world.rank * self.statistics // self.world.size
+
+    def _try(self, step: int, tensors: dict[str, torch.Tensor], plain: Any, facts: Mapping[str, Any]) -> None:
+        """The thread's body; an error waits for the next call."""
+        try:
+            self._write(step, tensors, plain, facts, self.world.side)
+        except BaseException as error:  # CheckpointException is none of Exception
+            self._failed = error
+
+    def _write(
+        self,
+        step: int,
+        tensors: dict[str, torch.Tensor],
+        plain: Any,
+        facts: Mapping[str, Any],
+        group: Group | None,
+    ) -> None:
+        final = self.folder / _name(step)
+        temporary: Path | None = None
+        try:
+            temporary = self.folder / self._on_first(lambda: _made(final), group)
+            writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+            dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+            if self.world.rank == 0:
+                write_json(temporary / STATE, plain)
+            files = self._described(temporary, group)
+            manifest = {"format": FORMAT, "step": step, "ranks": self.world.size, "statistics": self.statistics}
+            self._on_first(lambda: self._publish(temporary, final, {**manifest, **facts, "files": files}), group)
+        except (OSError, CheckpointException) as error:
+            if self.world.rank == 0 and temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            free = shutil.disk_usage(self.folder).free
+            raise StorageError(
+                f"checkpoint of step {step} could not be written to {self.folder} ({free / 1e9:.2f} GB free): "
+                f"{_cause(error)}; older checkpoints are intact, make room and run the same command again"
+            ) from error
+
+    def _described(self, folder: Path, group: Group | None) -> dict[str, Any]:
+        """Sizes and hashes, read back from the disk, each rank its share of the files."""
+        self._on_first(lambda: None, group)  # every rank's files, and state.json, are there
+
+        def mine() -> dict[str, Any]:
+            paths = sorted(folder.iterdir())[self.world.rank :: self.world.size]
+            return {path.name: described(path) for path in paths}
+
+        found: dict[str, Any] = {}
+        for part in gather_text(_told(mine), group):
+            found |= _heard(part) or {}
+        return dict(sorted(found.items()))
+
+    def _publish(self, temporary: Path, final: Path, facts: dict[str, Any]) -> None:
+        """The first rank's part: from here on it is a checkpoint, and older ones may go."""
+        kept = self.keep.for_ever(self.folder, facts["step"], time.time())
+        write_json(temporary / MANIFEST, sealed({**facts, "saved_at": time.time(), "kept": kept}))
+        flush_folder(temporary)
+        if final.exists():  # a broken one that was passed over, or the same step again
+            os.rename(final, final.with_name(f"{final.name}.old.writing"))
+        os.rename(temporary, final)
+        point(self.folder / "last", final.name)
+        flush_folder(self.folder)
+        for path in [*passed(self.folder, facts["step"], self.keep.newest), *self.folder.glob("*.old.writing")]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _on_first(self, action: Callable[[], Any], group: Group | None) -> Any:
+        """Do it on the first rank while the others wait, and give all its answer. Raises OSError on all when it fails."""
+        return _heard(share_text(_told(action) if self.world.rank == 0 else "", group))
+
+    # loading
+
+    def _verified(self, path: Path) -> dict[str, Any]:
+        """The manifest, once all files are found to be what it says. Raises StorageError, on every rank the same."""
+
+        def problem() -> str:
+            try:
+                manifest = read_manifest(path)
+            except StorageError as error:
+                return str(error)
+            if STATE not in manifest["files"]:
+                return f"{MANIFEST} names no {STATE}"
+            for name in sorted(manifest["files"])[self.world.rank :: self.world.size]:
+                file = path / name
+                if not file.is_file() or described(file) != manifest["files"][name]:
+                    return f"{name} is missing or differs from its checksum"
+            return ""
+
+        problems = [p for p in gather_text(problem(), self.world.group) if p]
+        if problems:
+            raise StorageError(problems[0])
+        return read_manifest(path)
+
+    def _read(self, path: Path, manifest: Mapping[str, Any], like: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        plain = read_json(path / STATE)
+        reader = HuggingFaceStorageReader(str(path))
+        try:
+            saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+            targets: dict[str, torch.Tensor] = {}
+            sets = range(manifest["statistics"])
+            for name in names(plain):
+                for key in [_set(s, name) for s in sets] if _is_statistic(name) else [name]:
+                    targets[key] = _target(saved[key].size, saved[key].properties.dtype, like, key)
+            dcp.load(targets, storage_reader=reader, process_group=self.world.group, no_dist=self.world.group is None)
+        except (OSError, CheckpointException, SafetensorError, KeyError, TypeError) as error:
+            raise StorageError(f"its tensors cannot be read: {_cause(error)}") from error
+
+        def tensor(name: str) -> torch.Tensor:
+            if not _is_statistic(name):
+                return targets[name]
+            if len(sets) == self.statistics:
+                return targets[_set(self._group_of_statistics(), name)]
+            every = torch.stack([targets[_set(s, name)] for s in sets])
+            return every.double().mean(0).to(every.dtype)
+
+        return unflatten(plain, tensor)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Raises StorageError when it is missing, unreadable, or of a format this version does not know."""
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _made(final: Path) -> str:
+    """The name of a folder, new and empty, to write in."""
+    temporary = final.with_name(f"{final.name}.{secrets.token_hex(4)}.writing")
+    temporary.mkdir()
+    return temporary.name
+
+
+def _is_statistic(name: str) -> bool:
+    return name.startswith("task/") and name.endswith(_STATISTICS)
+
+
+def _set(index: int, name: str) -> str:
+    return f"statistics-{index:05d}/{name}"
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On the host, in memory of their own: what the next step overwrites must not be what is being written."""
+    if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+        stager = DefaultStager(StagingOptions(False, False, False, False))
+        try:
+            return stager.stage(dict(tensors))  # type: ignore[return-value]  # a Future only with async staging
+        finally:
+            stager.close()
+    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def _target(size: torch.Size, dtype: torch.dtype, like: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """Where a saved tensor is read to. Raises StorageError for a sharded one of another shape or dtype."""
+    shard = like.get(name)
+    if shard is None:
+        owner = like.get(name.rpartition("/")[0])
+        shard = owner if owner is not None and owner.shape == size else None
+        return torch.empty(size, dtype=dtype) if shard is None else torch.empty_like(shard, dtype=dtype)
+    if shard.shape != size or shard.dtype != dtype:
+        raise StorageError(f"{name} is {list(size)} {dtype}, this model's {list(shard.shape)} {shard.dtype}")
+    return torch.empty_like(shard)
+
+
+def _told(action: Callable[[], Any]) -> str:
+    """The outcome of an action as text that can travel."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(f"no readable {MANIFEST} ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise StorageError(f"{MANIFEST} is not of format {FORMAT}, which this version reads")
-    kinds = {"step": int, "ranks": int, "files": dict}
-    if any(not isinstance(manifest.get(name), kind) for name, kind in kinds.items()) or manifest["ranks"] < 1:
-        raise StorageError(f"{MANIFEST} is damaged: it lacks step, ranks or files")
-    return manifest
+        return json.dumps({"value": action()})
+    except OSError as error:
+        return json.dumps({"error": str(error)})
 
 
-def _write(path: Path, value: Any) -> None:
-    with open(path, "wb") as file:
-        torch.save(value, file)
-        _flush(file.fileno())
+def _heard(text: str) -> Any:
+    """The value of an outcome. Raises OSError when it failed."""
+    outcome = json.loads(text)
+    if "error" in outcome:
+        raise OSError(outcome["error"])
+    return outcome["value"]
 
 
-def _read(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise StorageError(f"{path.name} is cut, or holds more than tensors and plain values: {error}") from error
-
-
-def _flush(descriptor: int) -> None:
-    os.fsync(descriptor)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _point(link: Path, target: str) -> None:
-    temporary = link.with_name(".last.writing")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, link)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _cause(error: BaseException) -> str:
+    """One line: what failed, and on which rank."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {_cause(cause)}"
+    text = str(error)
+    with suppress(IndexError):
+        text = text.strip().splitlines()[-1]
+    return f"{type(error).__name__}: {text}" if not isinstance(error, OSError) else text

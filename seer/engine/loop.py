@@ -1,5 +1,6 @@
 """The training loop: one function that everything passes through, top to bottom."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,17 +20,19 @@ from seer.engine.stop import StopRequest
 from seer.optim.groups import apply_schedules, drop_frozen_gradients
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
-from seer.parallel.collectives import all_reduce_mean, any_true
+from seer.parallel.collectives import all_reduce_mean, highest
 from seer.parallel.world import World
 
 
 @dataclass(frozen=True)
 class Every:
-    """How often, in steps; 0 = only where it must be (evaluation and checkpoint: at the end)."""
+    """How often, in steps; 0 = only where it must be (evaluation and checkpoint: at the end). minutes: a checkpoint also
+    so long after the last one, on any rank's clock; 0 = not."""
 
     log: int
     evaluate: int
     checkpoint: int
+    minutes: float = 0.0
 
 
 def fit(
@@ -62,11 +65,15 @@ def fit(
     late, with nothing updated since), and what the loader raises.
     """
 
+    saved_at = time.monotonic()
+
     def save(step: int) -> None:
+        nonlocal saved_at
         guard.settle()
         parts: dict[str, Any] = {"task": task, "optimizer": optimizer, "precision": precision, "plateau": plateau}
         state = {name: part.state_dict() for name, part in parts.items() if part is not None}
         checkpoints.save(step, state, {**facts, "images": step * batch})
+        saved_at = time.monotonic()
 
     def look(done: int) -> bool:
         """Write what is waiting, judge the last step; True when a sink has seen enough."""
@@ -84,7 +91,7 @@ def fit(
     if first_step == 0 and evaluators:
         metrics.add(0, _evaluate(task, evaluators))
         probe.skip()
-    with StopRequest() as stop, closing(batches(first_step * batch)) as stream:  # type: ignore[type-var]
+    with StopRequest() as stop, closing(checkpoints), closing(batches(first_step * batch)) as stream:  # type: ignore[type-var]
         for step, batch_now in zip(range(first_step, total_steps), stream, strict=False):
             probe.waited()
             apply_schedules(optimizer, step, lr, weight_decay)
@@ -108,11 +115,14 @@ def fit(
             if evaluators and (end or (every.evaluate and done % every.evaluate == 0)):
                 metrics.add(step, _evaluate(task, evaluators))
                 enough = look(0) or enough
-            stopping = any_true(enough or stop.asked is not None, world.group)
-            if end or stopping or (every.checkpoint and done % every.checkpoint == 0):
+            late = every.minutes and time.monotonic() - saved_at > 60 * every.minutes
+            asked = highest(2 if enough or stop.asked else 1 if late else 0, world.group)  # what any rank asks for
+            if end or asked or (every.checkpoint and done % every.checkpoint == 0):
                 save(done)
             probe.skip()
-            if stopping and not end:
+            if end or asked == 2:
+                checkpoints.settle()
+            if asked == 2 and not end:
                 raise Interrupted(
                     f"stopped on {stop.asked or 'request'} after step {done} of {total_steps}, saved; run again to go on",
                     done,

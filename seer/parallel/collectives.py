@@ -18,7 +18,10 @@ from torch.autograd.function import once_differentiable
 
 Group = dist.ProcessGroup
 
-__all__ = ["AllGatherStack", "Group", "all_gather_stack", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"]
+__all__ = [
+    *("AllGatherStack", "Group", "all_gather_stack", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"),
+    *("gather_text", "highest", "share_text"),
+]
 
 
 @torch.no_grad()
@@ -78,11 +81,41 @@ def broadcast(tensor: Tensor, group: Group | None, source: int = 0) -> Tensor:
 
 def any_true(flag: bool, group: Group | None) -> bool:
     """True on every rank as soon as `flag` is true on one; waits for the answer, so not for every step."""
+    return bool(highest(int(bool(flag)), group))
+
+
+def highest(value: int, group: Group | None) -> int:
+    """The highest of all ranks' values (below 2^31), on every rank; waits for the answer."""
     if group is None:
-        return bool(flag)
-    # a group that speaks gloo for the CPU spares the accelerator; one of NCCL alone takes no CPU tensor
+        return value
+    found = torch.tensor(value, dtype=torch.int32, device=_device(group))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+    return int(found.item())
+
+
+def gather_text(text: str, group: Group | None) -> list[str]:
+    """Every rank's text, in rank order, on every rank. Bytes travel, not pickles; waits for the answer."""
+    if group is None:
+        return [text]
+    data = text.encode()
+    room = highest(len(data), group)
+    mine = torch.zeros(room + 4, dtype=torch.uint8)  # four bytes of length, then the text
+    mine[:4] = torch.tensor(list(len(data).to_bytes(4, "little")), dtype=torch.uint8)
+    if data:
+        mine[4 : 4 + len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    rows = all_gather_stack(mine.to(_device(group)), group).cpu()  # [R, 4 + room]
+    parts = [bytes(row.tolist()) for row in rows]
+    return [part[4 : 4 + int.from_bytes(part[:4], "little")].decode() for part in parts]
+
+
+def share_text(text: str, group: Group | None) -> str:
+    """The text of the group's first rank, on every rank; what others pass is ignored."""
+    return gather_text(text if group is None or group.rank() == 0 else "", group)[0]
+
+
+def _device(group: Group) -> torch.device:
+    """A group that speaks gloo for the CPU spares the accelerator; one of NCCL alone takes no CPU tensor."""
     on_cpu = "gloo" in dist.get_backend_config(group) or "mpi" in dist.get_backend_config(group)
-    device = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
-    count = torch.tensor(int(bool(flag)), dtype=torch.int32, device=device)
-    dist.all_reduce(count, op=dist.ReduceOp.MAX, group=group)
-    return bool(count.item())
+    found = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
+    assert found is not None
+    return found

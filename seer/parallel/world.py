@@ -23,6 +23,7 @@ class World:
     local_rank: int
     device: torch.device
     group: dist.ProcessGroup | None = None  # all ranks; None for one process
+    side: dist.ProcessGroup | None = None  # the same ranks over gloo, for a thread that talks while training goes on
 
     def barrier(self) -> None:
         if self.group is not None:
@@ -54,7 +55,9 @@ def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
         "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout_s)
     )
     try:
-        yield World(rank, size, local, place, dist.group.WORLD)
+        side = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+        assert isinstance(side, dist.ProcessGroup)
+        yield World(rank, size, local, place, dist.group.WORLD, side)
     finally:
         dist.destroy_process_group()
 
@@ -72,3 +75,8 @@ def batch_norm_groups(world: World, group_size: int) -> dist.ProcessGroup | None
     own = groups[world.rank // group_size]
     assert isinstance(own, dist.ProcessGroup)
     return own
+
+
+def statistics_groups(world: World, group_size: int) -> int:
+    """How many groups of ranks have batch statistics of their own; group_size as in `batch_norm_groups`."""
+    return 1 if group_size in (0, world.size) else world.size // group_size

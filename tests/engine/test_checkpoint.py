@@ -5,6 +5,9 @@ import logging
 import os
 import pickle
 import resource
+import shutil
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,11 +16,16 @@ import torch
 
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
-from seer.engine.checkpoint import Checkpoints, read_manifest
+from seer.engine.checkpoint import Checkpoints
+from seer.engine.manifest import described, read_manifest, sealed
+from seer.engine.retention import Keep
 from seer.parallel.world import World
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 FACTS = {"data": "abc", "batch": 64}
+TENSORS = "shard-00001-model-00001-of-00001.safetensors"
 
 
 def state(step: int, size: int = 100) -> dict:
@@ -76,7 +84,7 @@ def test_what_is_saved_is_loaded_bit_by_bit_with_its_facts(tmp_path):
     assert same(found, saved)
     assert (manifest["step"], manifest["ranks"], manifest["data"], manifest["batch"]) == (10, 1, "abc", 64)
     assert path.name == "step-00000010" and os.readlink(tmp_path / "last") == path.name
-    assert set(manifest["files"]) == {"task.pt", "optimizer.pt", "precision.pt"}
+    assert set(manifest["files"]) == {TENSORS, "state.json"}
 
 
 def test_nothing_saved_yet_is_none(tmp_path):
@@ -89,7 +97,7 @@ def test_the_newest_of_several_is_loaded_also_beyond_eight_digits(two, tmp_path)
     assert two.load_newest()[1]["step"] == 1_234_567_890
 
 
-@pytest.mark.parametrize("file", ["task.pt", "optimizer.pt", "precision.pt"])
+@pytest.mark.parametrize("file", [TENSORS, "state.json"])
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 def test_one_flipped_bit_in_any_file_leads_to_the_older_checkpoint_and_is_told(two, tmp_path, told, file, place):
     path = tmp_path / "step-00000020" / file
@@ -117,25 +125,25 @@ def test_whichever_bit_of_a_manifest_flips_what_is_loaded_is_right(two, tmp_path
 def test_a_damaged_checkpoint_is_passed_over(two, tmp_path, told, damage):
     folder = tmp_path / "step-00000020"
     if damage == "cut":
-        os.truncate(folder / "task.pt", 100)
+        os.truncate(folder / TENSORS, 100)
     elif damage == "missing":
-        (folder / "optimizer.pt").unlink()
+        (folder / "state.json").unlink()
     elif damage == "empty":
-        (folder / "task.pt").write_bytes(b"")
+        (folder / TENSORS).write_bytes(b"")
     elif damage == "no manifest":
         (folder / "manifest.json").unlink()
     elif damage == "cut manifest":
         os.truncate(folder / "manifest.json", 50)
     else:
         text = (folder / "manifest.json").read_text()
-        (folder / "manifest.json").write_text(text.replace('"format": 1', '"format": 2'))
+        (folder / "manifest.json").write_text(text.replace('"format": 2', '"format": 3'))
     assert two.load_newest()[1]["step"] == 10
     assert "step-00000020 is passed over" in told.text
 
 
 def test_when_none_is_whole_the_error_says_so_and_training_does_not_start_anew(two, tmp_path):
     for step in (10, 20):
-        flip(tmp_path / f"step-{step:08d}" / "task.pt", 500)
+        flip(tmp_path / f"step-{step:08d}" / TENSORS, 500)
     with pytest.raises(StorageError, match="none of 2 checkpoints"):
         two.load_newest()
 
@@ -151,7 +159,7 @@ def test_strange_folders_are_left_alone(two, tmp_path, told):
 def test_half_written_folders_go_when_a_run_starts_and_never_count(two, tmp_path):
     half = tmp_path / "step-00000030.writing"
     half.mkdir()
-    (half / "task.pt").write_bytes(b"half")
+    (half / TENSORS).write_bytes(b"half")
     assert two.load_newest()[1]["step"] == 20
     assert Checkpoints(tmp_path, ALONE).load_newest()[1]["step"] == 20
     assert names(tmp_path) == ["last", "step-00000010", "step-00000020"]
@@ -159,7 +167,7 @@ def test_half_written_folders_go_when_a_run_starts_and_never_count(two, tmp_path
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_newest_few_stay(tmp_path, keep):
-    checkpoints = Checkpoints(tmp_path, ALONE, keep=keep)
+    checkpoints = Checkpoints(tmp_path, ALONE, Keep(keep))
     for step in (10, 20, 30, 40):
         checkpoints.save(step, state(step), FACTS)
     assert names(tmp_path) == ["last", *(f"step-{s:08d}" for s in (10, 20, 30, 40)[-keep:])]
@@ -168,24 +176,24 @@ def test_the_newest_few_stay(tmp_path, keep):
 
 def test_keeping_none_is_refused(tmp_path):
     with pytest.raises(RequestError, match="keep=0"):
-        Checkpoints(tmp_path, ALONE, keep=0)
+        Checkpoints(tmp_path, ALONE, Keep(0))
 
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_broken_checkpoints_ahead_do_not_push_out_the_whole_ones_behind(tmp_path, keep):
-    checkpoints = Checkpoints(tmp_path, ALONE, keep=3)
+    checkpoints = Checkpoints(tmp_path, ALONE, Keep(3))
     for step in (10, 20, 30):
         checkpoints.save(step, state(step), FACTS)
     for step in (20, 30):
-        flip(tmp_path / f"step-{step:08d}" / "task.pt", 500)
-    going_on = Checkpoints(tmp_path, ALONE, keep=keep)
+        flip(tmp_path / f"step-{step:08d}" / TENSORS, 500)
+    going_on = Checkpoints(tmp_path, ALONE, Keep(keep))
     assert going_on.load_newest()[1]["step"] == 10
     going_on.save(15, state(15), FACTS)
     assert going_on.load_newest()[1]["step"] == 15
 
 
 def test_saving_a_step_again_replaces_it_whole(two, tmp_path):
-    flip(tmp_path / "step-00000020" / "task.pt", 500)
+    flip(tmp_path / "step-00000020" / TENSORS, 500)
     two.save(20, state(77), FACTS)
     assert same(two.load_newest()[0], state(77))
 
@@ -219,7 +227,7 @@ def test_a_disk_that_fails_while_the_manifest_is_written_leaves_the_older_checkp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("seer.engine.checkpoint.json.dump", fail)
+        broken.setattr("seer.engine.manifest.json.dump", fail)
         with pytest.raises(StorageError, match="No space left on device"):
             two.save(30, state(30), FACTS)
     assert two.load_newest()[1]["step"] == 20
@@ -249,7 +257,7 @@ def test_a_kill_between_any_two_system_calls_leaves_a_whole_checkpoint(tmp_path,
         calls["left"] = last
         with monkeypatch.context() as m:
             for name in ("fsync", "rename", "replace", "open"):
-                m.setattr(f"seer.engine.checkpoint.os.{name}", dying(getattr(os, name)))
+                m.setattr(f"seer.engine.manifest.os.{name}", dying(getattr(os, name)))
             try:
                 Checkpoints(tmp_path, ALONE).save(20, state(20), FACTS)
                 done = True
@@ -271,16 +279,101 @@ class Evil:
 
 
 @pytest.mark.parametrize("how", ["torch.save", "plain pickle"])
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_hostile_pickle_with_right_checksums_runs_nothing_and_is_passed_over(two, tmp_path, told, how):
-    import hashlib
-
-    file = tmp_path / "step-00000020" / "task.pt"
+    file = tmp_path / "step-00000020" / TENSORS
     torch.save({"w": Evil(tmp_path)}, file) if how == "torch.save" else file.write_bytes(pickle.dumps(Evil(tmp_path)))
-    manifest = read_manifest(file.parent)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    manifest["files"]["task.pt"] = {"bytes": file.stat().st_size, "sha256": digest}
-    (file.parent / "manifest.json").write_text(json.dumps(manifest))
+    seal_again(file)
     assert two.load_newest()[1]["step"] == 10
     assert not (tmp_path / "ran").exists()
-    assert "step-00000020 is passed over: task.pt" in told.text
+    assert "step-00000020 is passed over: its tensors cannot be read" in told.text
+
+
+@pytest.mark.parametrize("text", ['{"task": {"tensor of this checkpoint": "task/none"}}', '{"pairs": 3}', "[", "7"])
+def test_a_state_that_asks_for_what_is_not_there_is_passed_over(two, tmp_path, told, text):
+    file = tmp_path / "step-00000020" / "state.json"
+    file.write_text(text)
+    seal_again(file)
+    if text == "7":  # nothing but a number is a state, if an odd one
+        assert two.load_newest()[0] == 7
+    else:
+        assert two.load_newest()[1]["step"] == 10
+
+
+def seal_again(file: Path) -> None:
+    """Make the manifest agree with what the file holds now."""
+    manifest = read_manifest(file.parent)
+    manifest["files"][file.name] = described(file)
+    (file.parent / "manifest.json").write_text(json.dumps(sealed(manifest)))
+
+
+def test_one_every_so_many_steps_stays_for_ever(tmp_path):
+    checkpoints = Checkpoints(tmp_path, ALONE, Keep(1, steps=30))
+    for step in range(10, 80, 10):
+        checkpoints.save(step, state(step), FACTS)
+    assert names(tmp_path) == ["last", "step-00000030", "step-00000060", "step-00000070"]
+
+
+def test_one_every_so_many_hours_stays_for_ever_also_when_the_clock_jumps_back(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, ALONE, Keep(1, hours=2))
+    for step, hour in ((1, 0), (2, 1), (3, 2.5), (4, 3), (5, 1), (6, 4.6), (7, 4.7)):
+        monkeypatch.setattr("seer.engine.checkpoint.time.time", lambda hour=hour: 1e9 + 3600 * hour)
+        checkpoints.save(step, state(step), FACTS)
+    assert names(tmp_path) == ["last", *(f"step-{s:08d}" for s in (1, 3, 6, 7))]
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told_before_training(two, tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    two.check_room(1000)
+    with pytest.raises(StorageError, match=r"checkpoints of .* GB each do not fit into .* GB free.*every\.keep=2"):
+        two.check_room(free + 10**9)
+
+
+def test_what_is_written_in_the_background_is_what_there_was_when_save_was_called(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, ALONE, background=True)
+    go_on = threading.Event()
+    write = checkpoints._write
+    monkeypatch.setattr(checkpoints, "_write", lambda *a: (go_on.wait(20), write(*a)))
+    now = state(10)
+    checkpoints.save(10, now, FACTS)
+    now["task"]["backbone.w"].fill_(77)
+    now["optimizer"]["state"][0]["momentum_buffer"].fill_(77)
+    now["optimizer"]["param_groups"][0]["lr"] = 77
+    assert not (tmp_path / "last").exists()
+    go_on.set()
+    checkpoints.settle()
+    assert same(Checkpoints(tmp_path, ALONE).load_newest()[0], state(10))
+
+
+def test_a_second_save_waits_for_the_first_and_the_order_stays(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, ALONE, background=True)
+    write, running = checkpoints._write, []
+
+    def slow(*arguments):
+        running.append(arguments[0])
+        assert len(running) == 1
+        time.sleep(0.2)
+        write(*arguments)
+        running.pop()
+
+    monkeypatch.setattr(checkpoints, "_write", slow)
+    for step in (10, 20, 30):
+        checkpoints.save(step, state(step), FACTS)
+    checkpoints.settle()
+    assert names(tmp_path) == ["last", "step-00000020", "step-00000030"]
+
+
+def test_an_error_in_the_background_is_raised_by_the_next_call_and_only_once(two, tmp_path):
+    checkpoints = Checkpoints(tmp_path, ALONE, background=True)
+    with full_disk(1000):
+        checkpoints.save(30, state(30, size=100_000), FACTS)
+        with pytest.raises(StorageError, match=r"step 30 .*older checkpoints are intact"):
+            checkpoints.settle()
+    checkpoints.settle()
+    checkpoints.save(40, state(40), FACTS)
+    checkpoints.settle()
+    assert checkpoints.load_newest()[1]["step"] == 40
+
+
+def test_a_value_that_is_neither_tensor_nor_plain_is_refused_with_its_path(tmp_path):
+    with pytest.raises(TypeError, match="task/odd/0 is a set"):
+        Checkpoints(tmp_path, ALONE).save(10, {"task": {"odd": [{1}]}}, FACTS)

@@ -1,0 +1,60 @@
+"""Which checkpoints stay: the newest few, and for ever one every so many steps and one every so many hours.
+
+Order is that of the steps in the folders' names, never of times, which jump.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from seer.core.errors import RequestError, StorageError
+from seer.engine.manifest import read_manifest
+
+_NAME = re.compile(r"step-(\d{8,})$")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """newest: how many stay in any case. steps, hours: those at multiples of so many steps, and the first after so many
+    hours since the last that stayed for ever, are never deleted; 0 = none."""
+
+    newest: int = 2
+    steps: int = 0
+    hours: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.newest < 1:
+            raise RequestError(f"every.keep={self.newest}: at least one checkpoint stays")
+        if self.steps < 0 or self.hours < 0:
+            raise RequestError(f"every.keep_steps={self.steps}, every.keep_hours={self.hours}: not below 0")
+
+    def for_ever(self, folder: Path, step: int, now: float) -> bool:
+        """Whether the checkpoint of this step, saved now (seconds since 1970), is one that stays."""
+        if self.steps and step % self.steps == 0:
+            return True
+        if not self.hours:
+            return False
+        before = [m["saved_at"] for s in steps_in(folder) if s < step and (m := _manifest(folder, s)) and m["kept"]]
+        return not before or now - max(before) >= self.hours * 3600
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, whole or not, in order."""
+    found = [_NAME.match(path.name) for path in folder.glob("step-*")]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def passed(folder: Path, step: int, newest: int) -> list[Path]:
+    """Checkpoints that may go now that the one of `step` is whole.
+
+    Steps ahead of it were passed over when the run went on: they must not push out the whole ones, and they stay.
+    """
+    behind = [s for s in steps_in(folder) if s <= step][:-newest]
+    return [folder / f"step-{s:08d}" for s in behind if not ((m := _manifest(folder, s)) and m["kept"])]
+
+
+def _manifest(folder: Path, step: int) -> dict | None:
+    try:
+        return read_manifest(folder / f"step-{step:08d}")
+    except StorageError:
+        return None

@@ -1,0 +1,128 @@
+"""Checkpoints of several ranks: written by some number of gloo processes, read by another number."""
+
+import datetime
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors import safe_open
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from seer.engine.checkpoint import Checkpoints
+from seer.parallel.world import World
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+SHAPES = {"a": (5, 3), "b": (1, 4), "c": (8,), "d": (3, 2, 2, 2)}  # rows that divide by no number of ranks
+
+
+def whole(name: str, plus: float = 0.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(ord(name))
+    return torch.randn(SHAPES[name], generator=generator) + plus
+
+
+def open_world(rank: int, ranks: int, meet: str) -> World:
+    torch.set_num_threads(1)
+    if ranks == 1:
+        return World(0, 1, 0, torch.device("cpu"))
+    limit = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks, timeout=limit)
+    side = dist.new_group(backend="gloo", timeout=limit)
+    return World(rank, ranks, rank, torch.device("cpu"), dist.group.WORLD, side)
+
+
+def sharded(tensors: dict, world: World) -> dict:
+    if world.size == 1:
+        return tensors
+    mesh = init_device_mesh("cpu", (world.size,))
+    return {name: distribute_tensor(t, mesh, [Shard(0)]) for name, t in tensors.items()}
+
+
+def save(rank: int, ranks: int, statistics: int, folder: str, background: bool) -> None:
+    world = open_world(rank, ranks, f"{folder}.{ranks}.meet")
+    weights = sharded({name: whole(name) for name in SHAPES}, world)
+    momentum = sharded({name: whole(name, plus=1) for name in SHAPES}, world)
+    group = rank * statistics // ranks
+    state = {
+        "task": {**weights, "bn.running_mean": torch.full((3,), float(group)), "queue.rows": whole("d", plus=9)},
+        "optimizer": {
+            "state": {i: {"momentum_buffer": t, "step": torch.tensor(7.0)} for i, t in enumerate(momentum.values())},
+            "param_groups": [{"lr": 0.3, "params": [0, 1, 2, 3], "betas": (0.9, 0.99)}],
+        },
+    }
+    checkpoints = Checkpoints(Path(folder), world, statistics=statistics, background=background)
+    checkpoints.save(5, state, {"data": "abc"})
+    checkpoints.settle()
+    if ranks > 1:
+        os._exit(0)  # gloo's threads may abort while the interpreter unwinds; all is on disk
+
+
+def load(rank: int, ranks: int, statistics: int, folder: str, found: str) -> None:
+    world = open_world(rank, ranks, f"{folder}.{ranks}.again")
+    empty = sharded({name: torch.zeros(shape) for name, shape in SHAPES.items()}, world)
+    like = {}
+    if ranks > 1:
+        like = {f"task/{name}": t for name, t in empty.items()}
+        like |= {f"optimizer/state/{i}": t for i, t in enumerate(empty.values())}
+    state, manifest = Checkpoints(Path(folder), world, statistics=statistics).load_newest(like)
+    parts = {**state["task"], **{f"m{i}": v["momentum_buffer"] for i, v in state["optimizer"]["state"].items()}}
+    assert all(isinstance(parts[name], DTensor) == (ranks > 1) for name in [*SHAPES, "m0", "m1", "m2", "m3"])
+    full = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in parts.items()}
+    torch.save((full, state["optimizer"]["param_groups"], manifest["ranks"]), f"{found}.{rank}")
+    if ranks > 1:
+        os._exit(0)
+
+
+def run(function, ranks: int, *arguments) -> None:
+    if ranks == 1:
+        function(0, 1, *arguments)
+    else:
+        mp.spawn(function, (ranks, *arguments), nprocs=ranks)
+
+
+@pytest.fixture(scope="module")
+def by_four(tmp_path_factory) -> Path:
+    """Saved by four ranks, in the background, in two groups that share batch statistics."""
+    folder = tmp_path_factory.mktemp("four") / "run"
+    run(save, 4, 2, str(folder), True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("after", "statistics", "means"), [(4, 2, [0.0, 0.0, 1.0, 1.0]), (2, 1, [0.5, 0.5]), (1, 1, [0.5])]
+)
+def test_another_number_of_ranks_reads_the_same_bits_and_of_groups_the_mean_statistics(
+    by_four, tmp_path, after, statistics, means
+):
+    run(load, after, statistics, str(by_four), str(tmp_path / "found"))
+    for rank in range(after):
+        full, groups, ranks = torch.load(f"{tmp_path}/found.{rank}")
+        assert ranks == 4 and groups == [{"lr": 0.3, "params": [0, 1, 2, 3], "betas": (0.9, 0.99)}]
+        assert all(full[name].equal(whole(name)) for name in SHAPES)
+        assert all(full[f"m{i}"].equal(whole(name, plus=1)) for i, name in enumerate(SHAPES))
+        assert full["queue.rows"].equal(whole("d", plus=9))
+        assert full["bn.running_mean"].tolist() == [means[rank]] * 3
+
+
+def test_what_one_process_saved_is_read_into_the_shards_of_two(tmp_path):
+    run(save, 1, 1, str(tmp_path / "run"), False)
+    run(load, 2, 1, str(tmp_path / "run"), str(tmp_path / "found"))
+    for rank in (0, 1):
+        full, _, ranks = torch.load(f"{tmp_path}/found.{rank}")
+        assert ranks == 1 and all(full[name].equal(whole(name)) for name in SHAPES)
+
+
+def test_a_replicated_tensor_is_written_once_and_the_ranks_share_the_work(by_four):
+    files = sorted((by_four / "step-00000005").glob("*.safetensors"))
+    held = []
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            held.append(set(opened.keys()))
+    assert len(files) == 4 and sum("task/queue.rows" in keys for keys in held) == 1
+    assert sum("task/c" in keys for keys in held) == 4  # eight rows, two on each
+    assert sorted(k for keys in held for k in keys if "running" in k) == [
+        f"statistics-0000{g}/task/bn.running_mean" for g in (0, 1)
+    ]
