@@ -53,7 +53,7 @@ setup(
         # transformers (Apache-2.0, 129 MB and 14 more packages) is not asked for: where it is installed, a test uses it.
         "test": ["pytest>=9.0", "ruff>=0.15", "mypy>=1.19", "setuptools>=77", "timm>=1.0.15"],
     },
-    entry_points={"console_scripts": ["seer = seer.cli.main:main"]},
+    entry_points={"console_scripts": ["seer = seer.cli.main:entry"]},
     classifiers=[
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",

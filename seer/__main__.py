@@ -1,6 +1,6 @@
 """`python -m seer` is the console script, so that torchrun can start it: `torchrun … -m seer pretrain …`."""
 
-from seer.cli.main import main
+from seer.cli.main import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()

@@ -39,6 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(_verb_help(verb), file=sys.stderr)
         return 0
     result: dict[str, Any] = {"verb": verb, "exit": 0}
+    tells = rank == 0  # whether this rank speaks; of failures the one that failed first, or the lowest that is left
     output: list[Path] = []  # the verb appends its output folder as soon as it owns it
     try:
         result.update(importlib.import_module(f"seer.cli.{verb}").run(words, output))
@@ -47,16 +48,31 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:  # the one place where failures become statuses
         status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
         result.update(getattr(error, "result", {}), exit=status, error=str(error) or type(error).__name__)
-        if status == 70:
+        tells = getattr(error, "tells", rank == 0)
+        if tells and not hasattr(error, "exit_status") and status == 70:  # nobody foresaw it
             traceback.print_exc()
-    return _end(result, rank, output[0] if output else None)
+    return _end(result, rank, output[0] if output else None, tells)
 
 
-def _end(result: dict[str, Any], rank: int, output: Path | None = None) -> int:
-    status = int(result["exit"])
-    if "error" in result:
-        log.log.error(f"seer {result['verb']}: {result['error']}") if rank == 0 or status == 70 else None
-    if rank == 0:
+def entry() -> None:
+    """The console script: ends the process with the status of `main`.
+
+    Of several ranks, at once: threads of gloo may abort while the interpreter unwinds ("terminate called without an active
+    exception"), which would turn a finished run into a failed one. All that matters is on the disk by then.
+    """
+    status = main()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
+
+
+def _end(result: dict[str, Any], rank: int, output: Path | None = None, tells: bool | None = None) -> int:
+    status, tells = int(result["exit"]), rank == 0 if tells is None else tells
+    if "error" in result and tells:
+        log.log.error(f"seer {result['verb']}: {f'rank {rank}: ' if rank else ''}{result['error']}")
+    if tells:
         line = json.dumps(result)
         if output is not None and output.is_dir():
             temporary = output / ".result.json.writing"

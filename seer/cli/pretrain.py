@@ -16,7 +16,7 @@ from seer.cli.probe import Probe
 from seer.cli.schedule import Lengths, rate, schedule
 from seer.cli.weights import start_from
 from seer.core import rng
-from seer.core.errors import Interrupted, RequestError
+from seer.core.errors import Interrupted, LostPeer, RequestError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.data import sample
@@ -72,34 +72,41 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns the result for the JSON line. Raises RequestError and what `fit` raises."""
     wanted = config.read("pretrain", words)
     _check(wanted)
+    try:
+        with open_world(wanted["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world:
+            return _run(wanted, world, output)
+    except LostPeer as lost:
+        raise run_folder.kept(Path(wanted["output"]), lost) from lost
+
+
+def _run(wanted: dict[str, Any], world: World, output: list[Path]) -> dict[str, Any]:
     crop = build(wanted["augment"])
-    with open_world(wanted["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world:
-        batch = wanted["batch"]
-        if batch < world.size or batch % world.size:
-            raise RequestError(
-                f"batch={batch} over {world.size} ranks: the batch is a multiple of the number of ranks, one image each "
-                "at least"
-            )
-        folder = Path(wanted["output"])
-        source = wanted["data"]["source"]
-        check = {"check_crc": wanted["data"]["check_crc"]}
-        shards = open_shards(source, **check) if source else None  # a wrong path must not leave a run folder behind
-        pictures = sum(map(len, shards)) if shards is not None else wanted["data"]["drawn"]
-        lengths = Lengths(wanted["steps"], batch, pictures)
-        torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
-        since = {k: lengths.steps(wanted["task"][k]) for k in DURATIONS if k in wanted["task"]}
-        backbone = build(wanted["model"], device=None)
-        weights = wanted["weights"]
-        licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
-        task = build(wanted["task"], backbone, crop, world.group, **since)
-        run_folder.claim(folder, wanted, world)
-        output.append(folder)
-        if shards is None:
-            shards = _drawn(wanted, folder, world)
-        data = _data(wanted, shards, crop, world)
-        training = _training(wanted, task, lengths, world)
-        training.licence = licence
-        return _train(wanted, folder, data, training, crop, world)
+    batch = wanted["batch"]
+    if batch < world.size or batch % world.size:
+        raise RequestError(
+            f"batch={batch} over {world.size} ranks: the batch is a multiple of the number of ranks, one image each "
+            "at least"
+        )
+    folder = Path(wanted["output"])
+    source = wanted["data"]["source"]
+    check = {"check_crc": wanted["data"]["check_crc"]}
+    shards = open_shards(source, **check) if source else None  # a wrong path must not leave a run folder behind
+    pictures = sum(map(len, shards)) if shards is not None else wanted["data"]["drawn"]
+    lengths = Lengths(wanted["steps"], batch, pictures)
+    torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
+    since = {k: lengths.steps(wanted["task"][k]) for k in DURATIONS if k in wanted["task"]}
+    backbone = build(wanted["model"], device=None)
+    weights = wanted["weights"]
+    licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
+    task = build(wanted["task"], backbone, crop, world.group, **since)
+    run_folder.claim(folder, wanted, world)
+    output.append(folder)
+    if shards is None:
+        shards = _drawn(wanted, folder, world)
+    data = _data(wanted, shards, crop, world)
+    training = _training(wanted, task, lengths, world)
+    training.licence = licence
+    return _train(wanted, folder, data, training, crop, world)
 
 
 def _check(wanted: Mapping[str, Any]) -> None:

@@ -15,11 +15,12 @@ import torch
 from omegaconf import OmegaConf
 
 from seer.cli.config import flat
-from seer.core.errors import RequestError, StorageError
+from seer.core.errors import LostPeer, RequestError, StorageError
 from seer.core.log import keep_copy, log
 from seer.core.records import Skipped
 from seer.data.ledger import Ledger, shown
 from seer.engine.metrics import read_rows
+from seer.engine.retention import steps_in
 from seer.parallel.collectives import all_reduce_sum
 from seer.parallel.world import World
 
@@ -133,6 +134,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def kept(folder: Path, lost: LostPeer) -> LostPeer:
+    """The same with what is left of the run: exit 75 where running again goes on."""
+    if lost.exit_status != 75:
+        return lost
+    steps = steps_in(folder / "checkpoints")
+    if steps:
+        words = f"step {steps[-1]} is saved: run the same command again to go on from it"
+        return LostPeer(f"{lost}; {words}", tells=lost.tells)
+    return LostPeer(f"{lost}; nothing was saved yet, the run starts anew", 70, tells=lost.tells)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

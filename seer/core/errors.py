@@ -38,3 +38,14 @@ class Interrupted(Exception):
         super().__init__(message)
         self.step = step
         self.result: dict[str, object] = {}  # what can be told so far, for the JSON line
+
+
+class LostPeer(RuntimeError):
+    """Another rank is gone, or has failed: exit 75 when it is gone, else its status.
+
+    tells: whether this rank is the one that says so.
+    """
+
+    def __init__(self, message: str, exit_status: int = 75, tells: bool = True):
+        super().__init__(message)
+        self.exit_status, self.tells = exit_status, tells

@@ -61,14 +61,15 @@ def fit(
 
     batches(consumed) yields what comes after `consumed` pictures of the run. ledger(step, skipped) keeps the skipped and
     returns how many there are by now on this rank; metrics tell the sum of them, and the mean of a loss, over all ranks.
-    Raises Interrupted once a requested stop is saved, NumericsError for a loss or a gradient that is not finite (a step
-    late, with nothing updated since), and what the loader raises.
+    Raises Interrupted once a requested stop is saved, LostPeer when another rank is gone, NumericsError for a loss or a
+    gradient that is not finite (a step late, with nothing updated since), and what the loader raises.
     """
 
     saved_at = time.monotonic()
 
     def save(step: int) -> None:
         nonlocal saved_at
+        world.note(step, "saving")
         guard.settle()
         parts: dict[str, Any] = {"task": task, "optimizer": optimizer, "precision": precision, "plateau": plateau}
         state = {name: part.state_dict() for name, part in parts.items() if part is not None}
@@ -94,6 +95,7 @@ def fit(
     with StopRequest() as stop, closing(checkpoints), closing(batches(first_step * batch)) as stream:  # type: ignore[type-var]
         for step, batch_now in zip(range(first_step, total_steps), stream, strict=False):
             probe.waited()
+            world.note(step, "training")
             apply_schedules(optimizer, step, lr, weight_decay)
             task.before_step(step)
             with precision.autocast():
@@ -113,6 +115,7 @@ def fit(
                 metrics.add(step, {**progress, **shared, **_rates(optimizer), "grad_norm": norm, **probe.read()})
                 enough = look(done)
             if evaluators and (end or (every.evaluate and done % every.evaluate == 0)):
+                world.note(step, "evaluating")
                 metrics.add(step, _evaluate(task, evaluators))
                 enough = look(0) or enough
             late = every.minutes and time.monotonic() - saved_at > 60 * every.minutes
@@ -127,6 +130,7 @@ def fit(
                     f"stopped on {stop.asked or 'request'} after step {done} of {total_steps}, saved; run again to go on",
                     done,
                 )
+            world.note(done, "reading pictures")
 
 
 def _over_ranks(values: Mapping[str, torch.Tensor | float], world: World) -> dict[str, torch.Tensor]:

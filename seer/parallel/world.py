@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from seer.core.errors import RequestError
+from seer.parallel.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,23 @@ class World:
     device: torch.device
     group: dist.ProcessGroup | None = None  # all ranks; None for one process
     side: dist.ProcessGroup | None = None  # the same ranks over gloo, for a thread that talks while training goes on
+    watch: Watch | None = None
 
     def barrier(self) -> None:
         if self.group is not None:
             dist.barrier(self.group)
+
+    def note(self, step: int, phase: str) -> None:
+        """What this rank is at: said of it should it keep the others waiting, or be lost."""
+        if self.watch is not None:
+            self.watch.note(step, phase)
 
 
 @contextmanager
 def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
     """device: auto, cpu or cuda. timeout_s: how long a collective waits for a peer.
 
-    Raises RequestError when cuda is asked for and absent.
+    Raises RequestError when cuda is asked for and absent, and LostPeer for what goes wrong because of another rank.
     """
     rank, size, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if device not in ("auto", "cpu", "cuda"):
@@ -51,15 +58,20 @@ def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, 0, place)
         return
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout_s)
-    )
-    try:
-        side = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
-        assert isinstance(side, dist.ProcessGroup)
-        yield World(rank, size, local, place, dist.group.WORLD, side)
-    finally:
-        dist.destroy_process_group()
+    limit = datetime.timedelta(seconds=timeout_s)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=limit)
+    # a connection of its own: that of the process group may be waiting for something
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+    with Watch(rank, size, store, timeout_s) as watch:
+        try:
+            side = dist.new_group(backend="gloo", timeout=limit)
+            assert isinstance(side, dist.ProcessGroup)
+            yield World(rank, size, local, place, dist.group.WORLD, side, watch)
+        except Exception as error:
+            # the process group is left as it is: taking it down would wait for those who are gone
+            raise watch.judged(error) from error
+    dist.destroy_process_group()
 
 
 def batch_norm_groups(world: World, group_size: int) -> dist.ProcessGroup | None:

@@ -21,8 +21,6 @@ from seer.engine.manifest import described, read_manifest, sealed
 from seer.engine.retention import Keep
 from seer.parallel.world import World
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-
 ALONE = World(0, 1, 0, torch.device("cpu"))
 FACTS = {"data": "abc", "batch": 64}
 TENSORS = "shard-00001-model-00001-of-00001.safetensors"

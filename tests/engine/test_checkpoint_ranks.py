@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from seer.engine.checkpoint import Checkpoints
 from seer.parallel.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+pytestmark = pytest.mark.slow
 SHAPES = {"a": (5, 3), "b": (1, 4), "c": (8,), "d": (3, 2, 2, 2)}  # rows that divide by no number of ranks
 
 

@@ -1,0 +1,120 @@
+"""When one rank of several dies, stops, hangs or fails: all end soon, one message names it, and the saved state stays."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from seer.data import sample
+from tests.program import SMALL, Ended, losses, start, wait
+
+pytestmark = pytest.mark.slow
+LIMIT_S = 20
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for key, fields in sample.samples(64, seed=3):
+        (folder / f"{key}.jpg").write_bytes(fields["jpg"])
+    return folder
+
+
+def begin(pictures: Path, run: Path, *words: str, ranks: int = 2) -> subprocess.Popen[str]:
+    often = ("steps=4000", "every.checkpoint=3", f"parallel.timeout_s={LIMIT_S}")
+    return start("pretrain", *SMALL, *often, f"data.source={pictures}", f"output={run}", *words, ranks=ranks)
+
+
+def workers(agent: int) -> list[int]:
+    """Process numbers of the ranks under a launcher, in rank order."""
+    found = {}
+    for task in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((task / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == agent:
+                names = dict(e.partition("=")[::2] for e in (task / "environ").read_text().split("\0"))
+                found[int(names["RANK"])] = int(task.name)
+        except (OSError, KeyError, ValueError):
+            continue
+    return [found[rank] for rank in sorted(found)]
+
+
+def saved(run: Path, limit_s: float = 180) -> None:
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if (run / "checkpoints" / "last").exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint came")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def told(ended: Ended) -> list[str]:
+    """The messages of the program, without those of torchrun."""
+    return [line for line in ended.words.splitlines() if line.startswith("seer pretrain: ")]
+
+
+@pytest.mark.parametrize(("number", "within_s"), [(signal.SIGKILL, 30), (signal.SIGSTOP, LIMIT_S + 30)])
+def test_a_rank_that_is_killed_or_stopped_is_named_and_all_end(pictures, tmp_path, number, within_s):
+    run = tmp_path / "run"
+    agent = begin(pictures, run)
+    saved(run)
+    ranks = workers(agent.pid)
+    assert len(ranks) == 2
+    os.kill(ranks[1], number)
+    since = time.monotonic()
+    ended = wait(agent)
+    assert time.monotonic() - since < within_s
+    assert not any(alive(pid) for pid in ranks)
+    assert len(told(ended)) == 1, ended.words
+    assert f"rank 1 (pid {ranks[1]} on " in told(ended)[0] and "is saved: run the same command again" in told(ended)[0]
+    assert ended.result["exit"] == 75 and json.loads((run / "result.json").read_text())["exit"] == 75
+
+
+def test_when_the_first_rank_is_killed_the_next_one_speaks(pictures, tmp_path):
+    run = tmp_path / "run"
+    agent = begin(pictures, run)
+    saved(run)
+    first, second = workers(agent.pid)
+    os.kill(first, signal.SIGKILL)
+    ended = wait(agent)
+    assert len(told(ended)) == 1 and f"rank 0 (pid {first} on " in told(ended)[0]
+    assert json.loads((run / "result.json").read_text())["exit"] == 75 and not alive(second)
+
+
+def test_when_the_launcher_is_killed_the_ranks_save_and_end(pictures, tmp_path):
+    run = tmp_path / "run"
+    agent = begin(pictures, run)
+    saved(run)
+    ranks = workers(agent.pid)
+    agent.kill()
+    agent.communicate()
+    end = time.monotonic() + 30
+    while any(map(alive, ranks)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(alive, ranks))
+    assert json.loads((run / "result.json").read_text())["exit"] == 75
+    assert json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"] == len(losses(run))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_saves_once_and_exits_75(pictures, tmp_path, number):
+    run = tmp_path / "run"
+    agent = begin(pictures, run)
+    saved(run)
+    ranks = workers(agent.pid)
+    for pid in (*ranks, agent.pid):  # as the terminal and SLURM do; torchrun sends it to the ranks again
+        os.kill(pid, number)
+    ended = wait(agent)
+    assert ended.result["exit"] == 75 and len(told(ended)) == 1 and "saved; run again" in told(ended)[0]
+    assert json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"] == len(losses(run))
