@@ -99,14 +99,15 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path]) -> dict[str, 
     weights = wanted["weights"]
     licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
     task = build(wanted["task"], backbone, crop, world.group, **since)
-    run_folder.claim(folder, wanted, world)
-    output.append(folder)
-    if shards is None:
-        shards = _drawn(wanted, folder, world)
-    data = _data(wanted, shards, crop, world)
-    training = _training(wanted, task, lengths, world)
-    training.licence = licence
-    return _train(wanted, folder, data, training, crop, world)
+    with run_folder.claim(folder, wanted, world):
+        output.append(folder)
+        if shards is None:
+            shards = _drawn(wanted, folder, world)
+        run_folder.same_everywhere(wanted, fingerprint(shards), world)
+        data = _data(wanted, shards, crop, world)
+        training = _training(wanted, task, lengths, world)
+        training.licence = licence
+        return _train(wanted, folder, data, training, crop, world)
 
 
 def _check(wanted: Mapping[str, Any]) -> None:
@@ -161,7 +162,7 @@ def _data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world
 def _training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world: World) -> _Training:
     """Model, optimizer, schedule: everything that depends on the length of the run and on the world."""
     often = wanted["every"]
-    steps = {name: lengths.steps(often[name]) for name in ("log", "evaluate", "checkpoint")}
+    steps = {name: lengths.steps(often[name]) for name in ("log", "evaluate", "checkpoint", "compare")}
     every = Every(**steps, minutes=float(often["minutes"]))
     if every.log < 1:
         raise RequestError(f"every.log={wanted['every']['log']}: at least one step")

@@ -3,9 +3,12 @@
 RUN/config.yaml  train.log  metrics.jsonl  tensorboard/  skipped.jsonl  result.json  checkpoints/  bundle/
 """
 
+import hashlib
 import json
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,18 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+import seer
 from seer.cli.config import flat
 from seer.core.errors import LostPeer, RequestError, StorageError
 from seer.core.log import keep_copy, log
 from seer.core.records import Skipped
 from seer.data.ledger import Ledger, shown
+from seer.engine.lock import NAME as LOCK
+from seer.engine.lock import RunLock
 from seer.engine.metrics import read_rows
 from seer.engine.retention import steps_in
-from seer.parallel.collectives import all_reduce_sum
+from seer.parallel.agreement import same_request
+from seer.parallel.collectives import all_reduce_sum, share_text
 from seer.parallel.world import World
 
 CONFIG = "config.yaml"
@@ -31,13 +38,15 @@ FREE = (
     *("output", "every.", "log.", "eval.", "parallel."),
     *("data.threads", "data.prefetch", "data.source", "data.exclude", "data.max_bad", "data.check_crc"),
 )
-BEFORE_TRAINING = (CONFIG, "train.log", "result.json")  # what a run that was refused leaves behind
+BEFORE_TRAINING = (CONFIG, "train.log", "result.json", LOCK)  # what a run that was refused leaves behind
 CHECK = 10  # steps between two looks at the limits of the ledger where ranks have to talk for it
 NAMED = 20  # pictures named in the log for each kind of reason
 
 
-def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> None:
-    """Make the folder ours, or find that it is. Raises RequestError when it belongs to another run or to something else.
+@contextmanager
+def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[None]:
+    """Make the folder ours, or find that it is, and keep other jobs out. Raises RequestError when it belongs to another run,
+    to something else, or to a job that runs now.
 
     A run that ended before it had pictures, metrics or checkpoints holds nothing to lose: whoever corrects a wrong word
     goes on in the same folder.
@@ -55,19 +64,36 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> None:
         for key in ("data.exclude", "data.max_bad"):
             if before.get(key) != now.get(key):
                 log.info(f"{key}: {before.get(key)} before, {now.get(key)} from here on")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise RequestError(f"output={folder} is not empty and holds no run; give another output=")
     world.barrier()
-    if world.rank == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f".{CONFIG}.writing"
-            OmegaConf.save(OmegaConf.create(dict(wanted)), temporary)
-            temporary.replace(kept)
-            keep_copy(folder / "train.log")
-        except OSError as error:
-            raise StorageError(f"output={folder} cannot be written: {error.strerror}") from error
-    world.barrier()
+    with ExitStack() as held:
+        problem = ""
+        if world.rank == 0:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(RunLock(folder))
+                temporary = folder / f".{CONFIG}.writing"
+                OmegaConf.save(OmegaConf.create(dict(wanted)), temporary)
+                temporary.replace(kept)
+                keep_copy(folder / "train.log")
+            except RequestError as error:
+                problem = str(error)
+            except OSError as error:
+                raise StorageError(f"output={folder} cannot be written: {error.strerror}") from error
+        if problem := share_text(problem, world.group):
+            raise RequestError(problem)
+        yield
+
+
+def same_everywhere(wanted: Mapping[str, Any], data: str, world: World) -> None:
+    """Raises RequestError when ranks were started with other words, code, libraries or pictures."""
+    code = hashlib.sha256()
+    for path in sorted(Path(seer.__file__).parent.rglob("*.py")):
+        code.update(path.read_bytes())
+    libraries = {"torch": torch.__version__, "Python": platform.python_version()}
+    words = {key: str(value) for key, value in flat(dict(wanted)).items()}
+    same_request({**words, "the code": code.hexdigest()[:12], **libraries, "the data": data}, world.group)
 
 
 def ledger(

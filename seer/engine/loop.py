@@ -1,5 +1,6 @@
 """The training loop: one function that everything passes through, top to bottom."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,21 +18,25 @@ from seer.engine.numerics import Guard
 from seer.engine.precision import Precision
 from seer.engine.probe import Probe
 from seer.engine.stop import StopRequest
+from seer.engine.straggler import Stragglers
 from seer.optim.groups import apply_schedules, drop_frozen_gradients
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
+from seer.parallel.agreement import replicated, same_weights
 from seer.parallel.collectives import all_reduce_mean, highest
 from seer.parallel.world import World
 
 
 @dataclass(frozen=True)
 class Every:
-    """How often, in steps; 0 = only where it must be (evaluation and checkpoint: at the end). minutes: a checkpoint also
-    so long after the last one, on any rank's clock; 0 = not."""
+    """How often, in steps; 0 = only where it must be (evaluation and checkpoint: at the end; compare, of the weights that
+    ranks hold in common: before a checkpoint). minutes: a checkpoint also so long after the last one, on any rank's clock;
+    0 = not."""
 
     log: int
     evaluate: int
     checkpoint: int
+    compare: int = 0
     minutes: float = 0.0
 
 
@@ -66,11 +71,16 @@ def fit(
     """
 
     saved_at = time.monotonic()
+    slow = Stragglers(world, socket.gethostname()) if world.size > 1 else None
+
+    def agree(step: int) -> None:
+        same_weights(step, replicated(task.state_dict()), world.group)
 
     def save(step: int) -> None:
         nonlocal saved_at
         world.note(step, "saving")
         guard.settle()
+        agree(step)
         parts: dict[str, Any] = {"task": task, "optimizer": optimizer, "precision": precision, "plateau": plateau}
         state = {name: part.state_dict() for name, part in parts.items() if part is not None}
         checkpoints.save(step, state, {**facts, "images": step * batch})
@@ -112,7 +122,10 @@ def fit(
             if end or done % every.log == 0:
                 shared = _over_ranks({"loss": output.loss, **output.metrics, "skipped": skipped * world.size}, world)
                 progress = {"epoch": done * batch / pictures, "images": done * batch}
-                metrics.add(step, {**progress, **shared, **_rates(optimizer), "grad_norm": norm, **probe.read()})
+                cost = probe.read()
+                metrics.add(step, {**progress, **shared, **_rates(optimizer), "grad_norm": norm, **cost})
+                if slow:
+                    slow.look(cost["data_wait"] * cost["step_ms"] * every.log / 1e3)
                 enough = look(done)
             if evaluators and (end or (every.evaluate and done % every.evaluate == 0)):
                 world.note(step, "evaluating")
@@ -120,8 +133,12 @@ def fit(
                 enough = look(0) or enough
             late = every.minutes and time.monotonic() - saved_at > 60 * every.minutes
             asked = highest(2 if enough or stop.asked else 1 if late else 0, world.group)  # what any rank asks for
+            if every.compare and done % every.compare == 0:
+                agree(done)
             if end or asked or (every.checkpoint and done % every.checkpoint == 0):
                 save(done)
+                if slow:
+                    slow.start()
             probe.skip()
             if end or asked == 2:
                 checkpoints.settle()

@@ -11,6 +11,8 @@ Shapes: R ranks of the group; `..` is any shape, the same on every rank.
 
 from __future__ import annotations
 
+import time
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,15 +22,31 @@ Group = dist.ProcessGroup
 
 __all__ = [
     *("AllGatherStack", "Group", "all_gather_stack", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"),
-    *("gather_text", "highest", "share_text"),
+    *("gather_text", "highest", "share_text", "waited"),
 ]
+
+
+class _Waited:
+    """A context around each collective that adds up what the host spent in them: waiting for peers, mostly."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+waited = _Waited()
 
 
 @torch.no_grad()
 def all_reduce_sum(tensor: Tensor, group: Group | None) -> Tensor:
     """Sums `tensor` [..] over the group in place and returns it; contiguous, any dtype, no gradient passes."""
     if group is not None:
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
+        with waited:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
     return tensor
 
 
@@ -39,7 +57,8 @@ def all_reduce_mean(tensor: Tensor, group: Group | None) -> Tensor:
     A sum and a division rather than ReduceOp.AVG, which gloo does not have.
     """
     if group is not None:
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
+        with waited:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
         tensor.div_(dist.get_world_size(group))
     return tensor
 
@@ -51,7 +70,8 @@ class AllGatherStack(torch.autograd.Function):
     def forward(ctx, tensor: Tensor, group: Group) -> Tensor:
         ctx.group = group
         stacked = tensor.new_empty((dist.get_world_size(group), *tensor.shape))  # [R, ..]
-        dist.all_gather(list(stacked.unbind()), tensor.contiguous(), group=group)
+        with waited:
+            dist.all_gather(list(stacked.unbind()), tensor.contiguous(), group=group)
         return stacked
 
     @staticmethod
@@ -60,7 +80,8 @@ class AllGatherStack(torch.autograd.Function):
         # every rank used all R rows, so the gradient of ours is spread over all ranks; a copy, because autograd may
         # hand the same tensor to somebody else
         total = gradient.clone(memory_format=torch.contiguous_format)  # [R, ..]
-        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=ctx.group)
+        with waited:
+            dist.all_reduce(total, op=dist.ReduceOp.SUM, group=ctx.group)
         return total[dist.get_rank(ctx.group)], None
 
 
@@ -75,7 +96,8 @@ def all_gather_stack(tensor: Tensor, group: Group | None) -> Tensor:
 def broadcast(tensor: Tensor, group: Group | None, source: int = 0) -> Tensor:
     """Overwrites `tensor` [..] with that of rank `source` *of the group*, in place, and returns it."""
     if group is not None:
-        dist.broadcast(tensor, group=group, group_src=source)
+        with waited:
+            dist.broadcast(tensor, group=group, group_src=source)
     return tensor
 
 
@@ -89,7 +111,8 @@ def highest(value: int, group: Group | None) -> int:
     if group is None:
         return value
     found = torch.tensor(value, dtype=torch.int32, device=_device(group))
-    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+    with waited:
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
     return int(found.item())
 
 

@@ -1,0 +1,74 @@
+"""One job at a time in a run folder: two would write the same metrics and delete each other's checkpoints.
+
+RUN/.lock names the job that holds it. On one host the kernel keeps the lock (flock), so it is free the moment the job has
+ended, however it ended. A job on another host, over a shared file system that may not carry flock, is known by the age of
+its beats: the file is touched every BEAT_S. The same SLURM job, requeued, takes over at once: its former self has ended.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+from seer.core.errors import RequestError
+
+BEAT_S = 20.0
+STALE_S = 300.0
+NAME = ".lock"
+
+
+class RunLock:
+    """A context. folder: that of the run, which exists. Raises RequestError, naming the other job, when it is held."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / NAME
+        self._over = threading.Event()
+
+    def __enter__(self) -> "RunLock":
+        self._file = open(self.path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._refusal("it is running now") from None
+        other, age = self._other(), time.time() - self.path.stat().st_mtime
+        mine = os.environ.get("SLURM_JOB_ID")
+        elsewhere = other and other["host"] != socket.gethostname() and not (mine and other["job"] == mine)
+        if elsewhere and age < STALE_S:
+            raise self._refusal(
+                f"it was alive {age:.0f} s ago; if it is not, delete {self.path}, or wait until it has been silent for "
+                f"{STALE_S:.0f} s"
+            )
+        self._file.truncate(0)
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "job": mine}, self._file)
+        self._file.flush()
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._file.truncate(0)  # nobody's; the file stays, since deleting it would free a lock that someone waits for
+        self._file.close()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_S):
+            os.utime(self.path)
+
+    def _other(self) -> dict[str, str] | None:
+        self._file.seek(0)
+        text = self._file.read()
+        return json.loads(text) if text else None
+
+    def _refusal(self, why: str) -> RequestError:
+        try:
+            other = self._other() or {}
+        finally:
+            self._file.close()
+        who = f"process {other.get('pid')} on {other.get('host')}"
+        job = f", SLURM job {other['job']}" if other.get("job") else ""
+        return RequestError(
+            f"output={self.path.parent} is in use by another job ({who}{job}): {why}; or give another output="
+        )

@@ -1,0 +1,88 @@
+"""Two jobs, one run folder: the second is refused, and a job that ended in any way leaves the folder free."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from seer.core.errors import RequestError
+from seer.engine import lock
+from seer.engine.lock import RunLock
+
+HOLD = """
+import sys
+from pathlib import Path
+from seer.engine.lock import RunLock
+with RunLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_second_job_is_refused_and_the_first_is_named(other, tmp_path):
+    with (
+        pytest.raises(RequestError, match=rf"in use by another job \(process {other.pid} on .*running now"),
+        RunLock(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("how", ["kill", "end"])
+def test_the_folder_is_free_the_moment_the_job_has_ended_however_it_ended(other, tmp_path, how):
+    other.kill() if how == "kill" else other.stdin.close()
+    other.wait()
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+    assert (tmp_path / lock.NAME).read_text() == ""
+
+
+def foreign(tmp_path, age_s, job=None):
+    """What a job on another host leaves in a file system that does not carry its flock."""
+    (tmp_path / lock.NAME).write_text(json.dumps({"host": "elsewhere", "pid": 7, "job": job}))
+    then = time.time() - age_s
+    os.utime(tmp_path / lock.NAME, (then, then))
+
+
+def test_a_job_on_another_host_that_beats_is_respected_and_one_that_is_silent_is_not(tmp_path):
+    foreign(tmp_path, age_s=30)
+    with (
+        pytest.raises(RequestError, match=r"process 7 on elsewhere\): it was alive 3\d s ago.*delete"),
+        RunLock(tmp_path),
+    ):
+        pass
+    foreign(tmp_path, age_s=lock.STALE_S + 1)
+    with RunLock(tmp_path):
+        pass
+
+
+def test_the_same_slurm_job_requeued_on_another_host_takes_over_at_once(tmp_path, monkeypatch):
+    foreign(tmp_path, age_s=3, job="42")
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    with pytest.raises(RequestError, match="SLURM job 42"), RunLock(tmp_path):
+        pass
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_held_lock_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    with RunLock(tmp_path):
+        os.utime(tmp_path / lock.NAME, (0, 0))
+        time.sleep(0.3)
+        assert time.time() - (tmp_path / lock.NAME).stat().st_mtime < 5

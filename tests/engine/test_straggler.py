@@ -1,0 +1,48 @@
+"""A rank that is slow window after window is named once; a slow moment is not."""
+
+import logging
+
+import pytest
+import torch
+
+from seer.core.log import log
+from seer.engine.straggler import Stragglers
+from seer.parallel.world import World
+
+
+@pytest.fixture
+def told(caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.WARNING, logger="seer")
+    return caplog
+
+
+@pytest.fixture
+def four():
+    slow = Stragglers(World(0, 1, 0, torch.device("cpu")), "here")
+    slow._hosts = ["a", "b", "c", "d"]
+    return slow
+
+
+def test_three_slow_windows_on_end_name_rank_and_host_once(told, four):
+    for window in range(6):
+        four.judge([(1.0, 0.1), (1.1, 0.1), (1.7, 1.5), (0.9, 0.1)])
+        assert ("rank 2 on c" in told.text) == (window >= 2)
+    assert told.text.count("keeps the others waiting") == 1 and "mostly reading pictures" in told.text
+
+
+def test_of_two_ranks_the_slow_one_is_named(told, four):
+    for _ in range(3):
+        four.judge([(1.6, 0.1), (1.0, 0.1)])
+    assert "rank 0 on a" in told.text and "mostly computing" in told.text
+
+
+def test_slow_moments_and_equal_ranks_name_nobody(told, four):
+    for rows in [
+        [(1, 0), (1.6, 0), (1, 0)],
+        [(1, 0), (1.6, 0), (1, 0)],
+        [(1, 0), (1.4, 0), (1, 0)],
+        [(1.6, 0), (1, 0), (1, 0)],
+    ] * 3:
+        four.judge(rows)
+    assert told.text == ""

@@ -1,0 +1,88 @@
+"""Ranks that were started with other words, or whose weights differ in one bit, are found and named: three gloo processes."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from seer.parallel.agreement import _sum_of_bits, replicated, same_request, same_weights
+
+RANKS = 3
+pytestmark = pytest.mark.slow
+
+
+def outcome(function, *arguments) -> str:
+    try:
+        function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "the same"
+
+
+def speak(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    group = dist.group.WORLD
+    facts = {"batch": "64", "the code": "abc"}
+    weights = {
+        "first": torch.randn(5, generator=torch.Generator().manual_seed(0)),
+        "half": torch.ones(3, 2, dtype=torch.bfloat16).t(),
+        "count": torch.tensor(7),
+    }
+    said = [outcome(same_request, facts, group), outcome(same_weights, 3, weights, group)]
+    said.append(outcome(same_request, {**facts, "the code": "abd"} if rank == 2 else facts, group))
+    said.append(outcome(same_request, {**facts, "more": "1"} if rank == 0 else facts, group))
+    if rank == 1:
+        word = weights["first"].view(torch.int32)
+        word[4] ^= 1  # the last bit of one float
+    said.append(outcome(same_weights, 9, weights, group))
+    Path(folder, str(rank)).write_text("\n".join(said))
+    dist.barrier()
+    os._exit(0)
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> list[list[str]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(speak, (str(folder),), nprocs=RANKS)
+    return [Path(folder, str(rank)).read_text().split("\n") for rank in range(RANKS)]
+
+
+def test_what_is_the_same_passes(said):
+    assert all(lines[:2] == ["the same"] * 2 for lines in said)
+
+
+def test_every_rank_hears_which_rank_was_started_otherwise_and_in_what(said):
+    for lines in said:
+        assert lines[2].startswith("RequestError: rank 2 was started with the code abd, rank 0 with abc;")
+        assert lines[3].startswith("RequestError: rank 1 was started with more None, rank 0 with 1;")
+
+
+def test_one_bit_of_one_weight_on_one_rank_is_found_and_named_on_all(said):
+    for lines in said:
+        assert lines[4].startswith(
+            "NumericsError: weights are not the same on all ranks after step 9: rank 1 differ in 1 of 3"
+        )
+        assert "the first of them first;" in lines[4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool])
+def test_any_bit_changes_the_sum(dtype):
+    tensor = torch.ones(7).to(dtype)
+    before = _sum_of_bits(tensor)
+    words = tensor.view(torch.uint8)
+    for at in range(len(words)):
+        words[at] ^= 1
+        assert _sum_of_bits(tensor) != before
+        words[at] ^= 1
+
+
+def test_statistics_and_shards_are_not_compared():
+    class Sharded(torch.Tensor):
+        full_tensor = None
+
+    state = {"w": torch.ones(1), "bn.running_var": torch.ones(1), "s": torch.ones(1).as_subclass(Sharded)}
+    assert set(replicated(state)) == {"w"}
