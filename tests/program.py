@@ -45,16 +45,18 @@ def seer(capfd: pytest.CaptureFixture[str], *words: str) -> Ended:
     return Ended(status, json.loads(out.strip().splitlines()[-1]) if out.strip() else {}, err)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def environment(fault: str | None = None) -> dict[str, str]:
+    """fault: one of those in `tests/faults`."""
+    faulty = {"SEER_FAULT": fault, "PYTHONPATH": f"{ROOT / 'tests' / 'faults'}:{ROOT}"} if fault else {}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **faulty}
 
 
-def start(*words: str, ranks: int = 1, folder: Path | None = None) -> subprocess.Popen[str]:
+def start(*words: str, ranks: int = 1, folder: Path | None = None, fault: str | None = None) -> subprocess.Popen[str]:
     """A verb as a process of its own, or as several under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher, "-m", "seer", *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=folder or ROOT)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(fault), cwd=folder or ROOT)
 
 
 def wait(process: subprocess.Popen[str], limit_s: float = 300) -> Ended:

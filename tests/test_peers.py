@@ -24,9 +24,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def begin(pictures: Path, run: Path, *words: str, ranks: int = 2) -> subprocess.Popen[str]:
+def begin(pictures: Path, run: Path, *words: str, fault: str | None = None) -> subprocess.Popen[str]:
     often = ("steps=4000", "every.checkpoint=3", f"parallel.timeout_s={LIMIT_S}")
-    return start("pretrain", *SMALL, *often, f"data.source={pictures}", f"output={run}", *words, ranks=ranks)
+    return start("pretrain", *SMALL, *often, f"data.source={pictures}", f"output={run}", *words, ranks=2, fault=fault)
 
 
 def workers(agent: int) -> list[int]:
@@ -118,3 +118,50 @@ def test_a_signal_to_the_whole_group_saves_once_and_exits_75(pictures, tmp_path,
     ended = wait(agent)
     assert ended.result["exit"] == 75 and len(told(ended)) == 1 and "saved; run again" in told(ended)[0]
     assert json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"] == len(losses(run))
+
+
+def last(run: Path) -> int:
+    return json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"]
+
+
+def test_one_bit_of_one_weight_on_one_rank_is_found_and_never_saved(pictures, tmp_path):
+    run = tmp_path / "run"
+    ended = wait(begin(pictures, run, "every.compare=2", fault="bit"))
+    assert ended.result["exit"] == 70 and len(told(ended)) == 1, ended.words
+    assert "weights are not the same on all ranks after step 6" in told(ended)[0] and "stem" in told(ended)[0]
+    assert last(run) == 3 and len(losses(run)) == 6  # the bit turned in step 6
+
+
+def test_a_rank_that_fails_tells_why_and_the_others_end_with_its_status(pictures, tmp_path):
+    run = tmp_path / "run"
+    ended = wait(begin(pictures, run, fault="error"))
+    assert told(ended) == ["seer pretrain: rank 1: the battery of rank 1 is empty"]
+    assert ended.result["exit"] == 78 and json.loads((run / "result.json").read_text())["exit"] == 78
+
+
+def test_a_rank_that_hangs_is_named_with_what_it_was_at_and_all_end_within_the_limit(pictures, tmp_path):
+    run = tmp_path / "run"
+    agent = begin(pictures, run, "every.checkpoint=2", fault="hang")
+    saved(run)
+    ranks, since = workers(agent.pid), time.monotonic()
+    ended = wait(agent)
+    assert time.monotonic() - since < LIMIT_S + 30 + 10  # ten for the steps before it hangs
+    assert not any(map(alive, ranks)) and len(told(ended)) == 1, ended.words
+    assert (
+        f"rank 1 (pid {ranks[1]} on " in told(ended)[0]
+        and "keeps the others waiting at step 5, training" in told(ended)[0]
+    )
+    assert ended.result["exit"] == 75
+
+
+def test_a_rank_that_was_started_with_other_words_is_named_before_training(pictures, tmp_path):
+    ended = wait(begin(pictures, tmp_path / "run", fault="words"))
+    assert ended.result["exit"] == 78 and len(told(ended)) == 1
+    assert "rank 1 was started with optim.momentum 0.5, rank 0 with 0.9" in told(ended)[0]
+
+
+def test_a_slow_rank_is_named(pictures, tmp_path):
+    run = tmp_path / "run"
+    ended = wait(begin(pictures, run, "steps=12", "every.log=2", "every.checkpoint=0", fault="slow"))
+    assert ended.result["exit"] == 0
+    assert "rank 1 on " in ended.words and "keeps the others waiting: busy " in ended.words

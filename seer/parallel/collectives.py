@@ -27,11 +27,12 @@ __all__ = [
 
 
 class _Waited:
-    """A context around each collective that adds up what the host spent in them: waiting for peers, mostly."""
+    """A context around each collective that counts them and adds up what the host spent in them: waiting for peers, mostly."""
 
-    seconds = 0.0
+    seconds, entered = 0.0, 0
 
     def __enter__(self) -> None:
+        self.entered += 1
         self._since = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:

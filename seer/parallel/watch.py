@@ -5,7 +5,7 @@ in every rank writes a beat into the store that the launcher or the first rank s
 
 - A rank that fails says so, if it is the first, and leaves its words there: the others end with the same exit status.
 - A rank that is gone (killed, out of memory, its host lost) or stopped leaves nothing: its beats end. It is named.
-- A rank whose main thread hangs still beats; it is the one that came least far.
+- A rank whose main thread hangs still beats; it is the one that has entered the fewest collectives.
 
 Surprising here: the thread ends the process by itself when the main thread cannot, since a collective that waits for ever
 in C++ hears no exception. Under torchrun the process also gets SIGTERM as soon as a peer has failed, often before it has
@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from seer.core.errors import Interrupted, LostPeer
 from seer.core.log import log
+from seer.parallel.collectives import waited
 
 BEAT_S = 1.0  # between two beats
 LOST_S = 4.0  # a peer silent for so long, when a collective has failed already, is gone
@@ -81,6 +82,7 @@ class Watch:
                 self._told = self._latest(str(error))
         self._say("left", f"{self.rank}", json.dumps(str(error)[:2000]))
         if self._told is not None:
+            self._say("ended", "first", "true")  # for a rank that hangs, whose thread still listens
             return self._told
         status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
         words = json.dumps({"rank": self.rank, "exit": status, "error": str(error)[:2000]})
@@ -90,33 +92,38 @@ class Watch:
     # the thread
 
     def _watch(self) -> None:
-        count = 0
+        count, ended = 0, None
         while not self._ended.wait(BEAT_S):
             count += 1
             try:
                 self._beat(count)
                 self._look(self.limit_s)
+                ended = self._hear("ended", "first")
             except RuntimeError as error:  # the store is gone, and with it the first rank or the launcher
                 if not self._ended.is_set():
                     self._told = LostPeer(
                         f"the store of the job does not answer any more ({error}): its first host is gone"
                     )
             if self._told is not None:
-                self._end()
+                self._end(self._told)
+            elif ended:
+                self._end(LostPeer("the other ranks have ended", tells=False))
 
-    def _end(self) -> None:
+    def _end(self, why: LostPeer) -> None:
         """The main thread has GRACE_S to find out by itself."""
         if self._ended.wait(GRACE_S):
             return
-        assert self._told is not None
-        if self._told.tells:
-            log.error(str(self._told))
+        if why.tells:
+            log.error(str(why))
         sys.stderr.flush()
-        os._exit(self._told.exit_status)
+        os._exit(why.exit_status)
 
     def _beat(self, count: int) -> None:
-        step, phase = self._doing
-        self._say("beat", str(self.rank), json.dumps([count, step, phase, socket.gethostname(), os.getpid()]))
+        self._say("beat", str(self.rank), json.dumps(self._now(count)))
+
+    def _now(self, count: int = 0) -> list[Any]:
+        """[count, step, phase, host, process, collectives entered]"""
+        return [count, *self._doing, socket.gethostname(), os.getpid(), waited.entered]
 
     def _look(self, limit_s: float) -> None:
         """Read the others' beats and words; sets `_told`. Raises RuntimeError when the store is gone."""
@@ -144,7 +151,7 @@ class Watch:
     def _end_stopped(self, silent: Iterable[int]) -> None:
         """One that is stopped hears no SIGTERM and would stay as an orphan: those on this host are killed."""
         for rank in silent:
-            _, _, _, host, pid = json.loads(self._seen[rank][0])
+            host, pid = json.loads(self._seen[rank][0])[3:5]
             with suppress(OSError):  # gone by itself, or not ours
                 same = f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
                 if host == socket.gethostname() and same:
@@ -157,7 +164,7 @@ class Watch:
     def _named(self, silent: dict[int, float]) -> str:
         parts = []
         for rank, seconds in sorted(silent.items())[:5]:
-            _, step, phase, host, pid = json.loads(self._seen[rank][0])
+            _, step, phase, host, pid, _ = json.loads(self._seen[rank][0])
             parts.append(
                 f"rank {rank} (pid {pid} on {host}) was last heard {seconds:.0f} s ago, at step {step}, {phase}"
             )
@@ -165,16 +172,15 @@ class Watch:
         return f"{'; '.join(parts)}{more}: killed, out of memory, stopped, or its host is lost"
 
     def _latest(self, error: str) -> LostPeer:
-        """All beat, but a collective gave up: the one that came least far keeps the others waiting."""
+        """All beat, but a collective gave up: whoever did not come to it keeps the others waiting."""
         beats = {rank: json.loads(text) for rank, (text, _) in self._seen.items()}
-        beats[self.rank] = [0, *self._doing, socket.gethostname(), os.getpid()]
-        step = min(beat[1] for beat in beats.values())
-        behind = [
-            r for r, b in sorted(beats.items()) if b[1] == step and (b[2] != self._doing[1] or step < self._doing[0])
-        ]
-        if not behind:
-            return LostPeer(f"the ranks lost each other at step {step} ({error.splitlines()[0]})", tells=self.rank == 0)
-        _, step, phase, host, pid = beats[behind[0]]
+        beats[self.rank] = self._now()
+        least = min(beat[-1] for beat in beats.values())
+        behind = [rank for rank, beat in sorted(beats.items()) if beat[-1] == least]
+        if len(behind) == len(beats):
+            step, words = self._doing[0], error.splitlines()[0]
+            return LostPeer(f"the ranks lost each other at step {step} ({words})", tells=self.rank == 0)
+        step, phase, host, pid, _ = beats[behind[0]][1:]
         words = f"rank {behind[0]} (pid {pid} on {host}) keeps the others waiting at step {step}, {phase}"
         return LostPeer(words, tells=self._lowest(set(behind)))
 

@@ -1,0 +1,36 @@
+"""Faults for `tests/test_peers.py`, put into the real program: a folder on PYTHONPATH whose sitecustomize Python imports.
+
+SEER_FAULT says which, and it strikes rank 1 from step 5 on.
+"""
+
+import os
+import sys
+import time
+
+FAULT = os.environ.get("SEER_FAULT")
+
+if FAULT and os.environ.get("RANK") == "1":
+    if FAULT == "words":
+        sys.argv.append("optim.momentum=0.5")
+    else:
+        import torch
+
+        from seer.tasks.swav import SwAVTask
+
+        after_step = SwAVTask.after_step
+
+        def strike(task: SwAVTask, step: int) -> None:
+            after_step(task, step)
+            if FAULT == "slow":
+                time.sleep(0.5)
+            if step < 5:
+                return
+            if FAULT == "bit" and step == 5:
+                weight = next(task.backbone.parameters())
+                weight.detach().view(torch.int32)[0, 0, 0, 0] ^= 1
+            elif FAULT == "error":
+                raise ValueError("the battery of rank 1 is empty")
+            elif FAULT == "hang":
+                time.sleep(3600)
+
+        SwAVTask.after_step = strike  # type: ignore[method-assign]
