@@ -28,7 +28,7 @@ TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
     "timm": to_timm.export,
     "safetensors": to_safetensors.export,
 }
-_SHOWN = ("file", "bundle", "timm", "parity", "tolerance", "block_params")
+_SHOWN = ("file", "bundle", "timm", "parity", "tolerance", "block_params", "resnet")
 
 
 class TargetsFailedError(RuntimeError):

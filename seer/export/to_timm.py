@@ -17,7 +17,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -30,6 +30,9 @@ from seer.models.names import TIMM
 from seer.models.pretrained import MODEL_FILE, to_names
 from seer.models.regnet import RegNet
 from seer.models.zoo import name_of
+
+if TYPE_CHECKING:
+    from seer.models.resnet import ResNet
 
 CONFIG = "config.json"
 NAMES = {  # ours -> timm's; it has no 10B, and no 4GF of torchvision's rounding
@@ -50,10 +53,12 @@ NAMES = {  # ours -> timm's; it has no 10B, and no 4GF of torchvision's rounding
     "regnety_64gf": "regnety_640",
     "regnety_128gf": "regnety_1280",
     "regnety_256gf": "regnety_2560",
+    "resnet_50": "resnet50",
+    "resnext_101_32x8d": "resnext101_32x8d",
 }
 
 
-def export(backbone: RegNet, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
+def export(backbone: RegNet | ResNet, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
     """Writes the folder `output`, checked in timm.
 
     Args:
@@ -71,7 +76,8 @@ def export(backbone: RegNet, card: Mapping[str, Any], output: Path, pictures: Te
     output = Path(output)
     if output.suffix in (".pth", ".pt", ".safetensors"):
         raise RequestError(f"output={output}: to=timm writes a folder with {MODEL_FILE} and {CONFIG}; name a folder")
-    state = {key: plain(tensor).clone() for key, tensor in to_names(TIMM, backbone.state_dict()).items()}
+    named = to_names(TIMM, backbone.state_dict()) if isinstance(backbone, RegNet) else backbone.state_dict()
+    state = {key: plain(tensor).clone() for key, tensor in named.items()}
     check_weights(state, model.state_dict(), what=f"these weights under timm's names, for its {name},")
     wanted = parity.reference(backbone, pictures)
 
@@ -105,9 +111,9 @@ def timm_model(folder: Path) -> nn.Module:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def _empty_timm_model(backbone: RegNet) -> tuple[nn.Module, str]:
+def _empty_timm_model(backbone: RegNet | ResNet) -> tuple[nn.Module, str]:
     """(timm's model of this shape on meta, its name). Raises RequestError."""
-    if backbone.stem_stride != 2:
+    if isinstance(backbone, RegNet) and backbone.stem_stride != 2:
         raise RequestError(
             f"stem_stride={backbone.stem_stride}: timm's RegNet has a fixed stride-2 stem and would compute other features "
             "from these weights. to=safetensors keeps the stride"
@@ -115,7 +121,7 @@ def _empty_timm_model(backbone: RegNet) -> tuple[nn.Module, str]:
     ours = name_of(backbone.architecture)
     if ours not in NAMES:
         raise RequestError(
-            f"timm names no RegNetY of the shape {ours or backbone.architecture}; it has those of {', '.join(NAMES)}. "
+            f"timm names no network of the shape {ours or backbone.architecture}; it has those of {', '.join(NAMES)}. "
             "to=torchvision and to=safetensors take every shape"
         )
     try:
@@ -126,7 +132,7 @@ def _empty_timm_model(backbone: RegNet) -> tuple[nn.Module, str]:
         return timm.create_model(NAMES[ours], num_classes=0), NAMES[ours]
 
 
-def _config(backbone: RegNet, card: Mapping[str, Any], name: str) -> str:
+def _config(backbone: RegNet | ResNet, card: Mapping[str, Any], name: str) -> str:
     side = card.get("input_size") or 224
     described = {
         "architecture": name,
@@ -138,8 +144,8 @@ def _config(backbone: RegNet, card: Mapping[str, Any], name: str) -> str:
             "std": list(card.get("std") or IMAGENET_STD),
             "crop_pct": 224 / 256,  # how `seer evaluate` cuts: the shorter side to size * 256 / 224
             "num_classes": 0,
-            "first_conv": "stem.conv",
-            "classifier": "head.fc",
+            "first_conv": "stem.conv" if isinstance(backbone, RegNet) else "conv1",
+            "classifier": "head.fc" if isinstance(backbone, RegNet) else "fc",
         },
     }
     return json.dumps(described, indent=2) + "\n"

@@ -12,7 +12,7 @@ bundle.json, version 1:
 
     {"format": "seer-bundle", "version": 1, "written": number of the writing,
      "architecture": {"name": zoo name or null, "widths", "depths", "group_widths", "se_ratio", "stem_width",
-                      "stem_stride"},
+                      "stem_stride"}, or {"name", "family": "resnet", "depths", "groups", "width_per_group"},
      "feature_dim", "input_size", "normalisation": {"mean": [3], "std": [3]},
      "provenance": {"recipe", "data_fingerprint", "commit", "images_seen", "licence", "metrics"}}
 """
@@ -33,11 +33,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from seer.models import zoo
 from seer.models.regnet import RegNet
 from seer.models.zoo import name_of
 
 if TYPE_CHECKING:
     from seer.core.protocols import Backbone
+    from seer.models.resnet import ResNet
 
 FORMAT = "seer-bundle"
 VERSION = 1
@@ -52,7 +54,7 @@ CARD = ("mean", "std", "input_size", *PROVENANCE)
 
 def write_bundle(
     folder: str | os.PathLike[str],
-    backbone: RegNet,
+    backbone: RegNet | ResNet,
     *,
     card: Mapping[str, Any],
     state_dict: Mapping[str, Tensor] | None = None,
@@ -61,7 +63,7 @@ def write_bundle(
 
     Args:
         folder: made when missing.
-        backbone: a `RegNet`, on any device.
+        backbone: a `RegNet` or `ResNet`, on any device.
         card: any of `mean`, `std` (three numbers for RGB in [0, 1]; ImageNet's when absent), `input_size` (224),
             `recipe`, `data_fingerprint`, `commit`, `images_seen`, `licence` (of imported weights), `metrics` (name ->
             number).
@@ -72,7 +74,7 @@ def write_bundle(
     architecture = backbone.architecture
     weights = backbone.state_dict() if state_dict is None else state_dict
     with torch.device("meta"):
-        check_weights(weights, RegNet(**architecture).state_dict(), what="these weights")
+        check_weights(weights, zoo.of(architecture).state_dict(), what="these weights")
     described = json.dumps(_describe(architecture, backbone.feature_dim, card), indent=2, allow_nan=False) + "\n"
     tensors = {name: plain(tensor) for name, tensor in weights.items()}
 
@@ -116,7 +118,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, Any
             f"{folder} has no {DESCRIPTION}; load {folder / WEIGHTS} itself to infer the shape from the weights"
         )
     with torch.device("meta"):
-        backbone = RegNet(**_architecture(described, what=str(folder)))
+        backbone = zoo.of(_architecture(described, what=str(folder)))
     return fill(backbone, weights, what=str(folder / WEIGHTS)), described
 
 
@@ -140,7 +142,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | No
 
 def stem_stride_of(description: Mapping[str, Any] | None, *, what: str) -> int:
     """The stem's stride that a description names; 2, the published models' stride, without one."""
-    return 2 if description is None else _architecture(description, what=what)["stem_stride"]
+    return 2 if description is None else _architecture(description, what=what).get("stem_stride", 2)
 
 
 def check_weights(given: Mapping[str, Any], wanted: Mapping[str, Tensor], *, what: str) -> None:
@@ -163,7 +165,7 @@ def check_weights(given: Mapping[str, Any], wanted: Mapping[str, Tensor], *, wha
         raise ValueError(f"{what} do not fit the architecture, nothing was loaded: {'; '.join(problems[:5])}{more}")
 
 
-def fill(backbone: RegNet, weights: Mapping[str, Tensor], *, what: str) -> RegNet:
+def fill(backbone: RegNet | ResNet, weights: Mapping[str, Tensor], *, what: str) -> RegNet | ResNet:
     """Copies the weights into a backbone on meta, as float32 on the CPU, and returns it in eval mode.
 
     Copies, because the given tensors may be a window onto a file that someone overwrites later.
@@ -225,9 +227,11 @@ def _parse(text: str, *, what: str) -> dict[str, Any]:
 
 
 def _architecture(described: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    wanted = ("widths", "depths", "group_widths", "se_ratio", "stem_width", "stem_stride")
     architecture = described.get("architecture")
     architecture = architecture if isinstance(architecture, dict) else {}
+    wanted: tuple[str, ...] = ("widths", "depths", "group_widths", "se_ratio", "stem_width", "stem_stride")
+    if "family" in architecture:
+        wanted = ("family", "depths", "groups", "width_per_group")
     absent = [key for key in wanted if key not in architecture]
     if absent:
         raise ValueError(f"the description of {what} lacks architecture.{', architecture.'.join(absent)}")

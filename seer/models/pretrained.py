@@ -1,4 +1,4 @@
-"""Loading a backbone from anywhere: our runs and bundles, and RegNetY weights of torchvision, VISSL (SEER), timm, Hugging Face.
+"""Loading a backbone from anywhere: our runs and bundles, RegNetY of torchvision, VISSL (SEER), timm, Hugging Face; ResNets.
 
 Surprising:
 - A file's name says nothing here: widths, depths, group widths and the squeeze ratio are read off the tensors' shapes,
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from seer.core.errors import RequestError
+from seer.models import zoo
 from seer.models.bundle import DESCRIPTION, WEIGHTS, check_weights, fill, read_bundle, read_safetensors, stem_stride_of
 from seer.models.checkpoints import read_checkpoint
-from seer.models.names import LIBRARIES, OURS, TORCHVISION, Names, recognise, unwrapped
+from seer.models.names import LIBRARIES, OURS, RESNET_HEADS, TORCHVISION, Names, is_resnet, recognise, unwrapped
 from seer.models.regnet import RegNet
-from seer.models.shapes import architecture_of
+from seer.models.shapes import architecture_of, resnet_architecture_of
 
 if TYPE_CHECKING:
     from seer.core.protocols import Backbone
@@ -127,6 +128,8 @@ def _renamed(state_dict: Mapping[str, Tensor], name: Callable[[str], str | None]
 
 def _from_state(state: Mapping[str, Any], container: str, *, stem_stride: int, what: str) -> tuple[Backbone, Origin]:
     plain = {key: unwrapped(key) for key in state}
+    if is_resnet(plain.values()):
+        return _resnet_from_state(state, plain, container, what=what)
     names = recognise(plain.values())
     if names is None:
         raise RequestError(
@@ -163,6 +166,25 @@ def _from_state(state: Mapping[str, Any], container: str, *, stem_stride: int, w
             "not say which it is. If its accuracy is low, reverse the stem's three input channels"
         )
     return fill(backbone, known, what=what), Origin(names.library, container, left_out, caution)
+
+
+def _resnet_from_state(
+    state: Mapping[str, Any], plain: Mapping[str, str], container: str, *, what: str
+) -> tuple[Backbone, Origin]:
+    """All libraries share the names, so whose file it was is not known: told from what it holds besides."""
+    known: dict[str, Any] = {}
+    for key, value in state.items():
+        if not RESNET_HEADS.fullmatch(plain[key]):
+            if plain[key] in known:
+                raise RequestError(f"{what} holds {plain[key]!r} twice: remove one of them")
+            known[plain[key]] = value
+    with torch.device("meta"):
+        backbone = zoo.of(resnet_architecture_of(known, what=what))
+    left_out = len(state) - len(known)
+    for key in backbone.state_dict():  # old files have no counters of batch norm, which nothing reads
+        if key.endswith(".num_batches_tracked"):
+            known.setdefault(key, torch.tensor(0))
+    return fill(backbone, known, what=what), Origin(TORCHVISION.library, container, left_out)
 
 
 def _in_front(keys: Any, plain: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from seer.core.errors import RequestError
+from seer.models.names import RESNET_BLOCK
 
 _BLOCK = re.compile(r"stage(\d{1,4})\.block(\d{1,6})\.([a-z]+\.[a-z]+)\.([a-z_]+)")
 
@@ -65,6 +66,26 @@ def architecture_of(ours: Mapping[str, Any], *, entries: int, what: str) -> dict
         "se_ratio": _se_ratio(squeezed, width, stem_width),
         "stem_width": stem_width,
     }
+
+
+def resnet_architecture_of(tensors: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    """`ResNet.architecture` that fits these tensors. Raises RequestError where they tell none of bottleneck blocks."""
+    depths = [0, 0, 0, 0]
+    for key in tensors:
+        if found := RESNET_BLOCK.fullmatch(key):
+            stage, block = int(found["stage"]) - 1, int(found["block"])
+            depths[stage] = max(depths[stage], block + 1)
+    middle = tensors.get("layer1.0.conv2.weight")
+    if "layer1.0.conv3.weight" not in tensors:
+        raise RequestError(
+            f"{what} is a ResNet of plain blocks (18 or 34 layers), or not whole; those of bottlenecks, 50 layers and more, are read"
+        )
+    if not isinstance(middle, Tensor) or middle.ndim != 4 or not middle.shape[1] or sum(depths) > len(tensors):
+        raise RequestError(
+            f"{what} does not tell its architecture: layer1.0.conv2.weight is missing or damaged. Give the whole file"
+        )
+    width, each = middle.shape[:2]
+    return {"family": "resnet", "depths": depths, "groups": width // each, "width_per_group": each}
 
 
 def _se_ratio(squeezed: Mapping[tuple[int, int], int], width: Mapping[int, int], stem_width: int) -> float:

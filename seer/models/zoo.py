@@ -1,4 +1,4 @@
-"""The named RegNetY shapes, one row each, with explicit widths.
+"""The named shapes: RegNetY, one row each, with explicit widths, and the two ResNets that papers compare with.
 
 Surprising: 800MF, 4GF and 8GF exist twice. The plain names carry the shapes of pycls, ClassyVision and SEER; `_tv` ones
 carry torchvision's, which rounds the same five numbers otherwise, so weights move only between equal shapes. And
@@ -19,6 +19,7 @@ from seer.models.regnet import RegNet, Shape
 
 if TYPE_CHECKING:
     from seer.core.protocols import Backbone
+    from seer.models.resnet import ResNet
 
 
 def _row(widths: tuple[int, ...], depths: tuple[int, ...], group_width: int) -> Shape:
@@ -49,30 +50,64 @@ ROWS: dict[str, Shape] = {
 }
 
 
+RESNETS: dict[str, dict[str, Any]] = {
+    "resnet_50": {"depths": [3, 4, 6, 3], "groups": 1, "width_per_group": 64},
+    "resnext_101_32x8d": {"depths": [3, 4, 23, 3], "groups": 32, "width_per_group": 8},
+}
+
+
 def names() -> list[str]:
-    """Every name that `build` knows, small to large."""
-    return list(ROWS)
+    """Every name that `build` knows, small to large, RegNetY before ResNet."""
+    return [*ROWS, *RESNETS]
 
 
 def build(name: str, *, stem_stride: int = 2, device: torch.device | str | None = None) -> Backbone:
     """The named backbone, freshly initialised: [B, 3, H, W] -> [B, C].
 
     `device="meta"` (or `with torch.device("meta")`) builds the largest one in a fraction of a second without memory;
-    follow with `to_empty` and `init_weights`. Raises ValueError for an unknown name, with the nearest known one.
+    follow with `to_empty` and `init_weights`. Raises ValueError for an unknown name, with the nearest known one, and for
+    another stem stride than 2 where the network has no such choice.
     """
+    if name in RESNETS:
+        if stem_stride != 2:
+            raise ValueError(
+                f"stem_stride={stem_stride}: the stem of {name} is fixed; take a RegNetY for small pictures"
+            )
+        return of({"family": "resnet", **RESNETS[name]}, device=device)
     shape = ROWS.get(name)
     if shape is None:
-        near = difflib.get_close_matches(str(name), ROWS, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)[0]
         raise ValueError(
             f"no model is called {name!r}; the nearest name is {near!r}. seer.models.zoo.names() lists all "
-            f"{len(ROWS)}: {', '.join(ROWS)}"
+            f"{len(names())}: {', '.join(names())}"
         )
     return RegNet(shape.widths, shape.depths, shape.group_widths, stem_stride=stem_stride, device=device)
 
 
 def name_of(architecture: dict[str, Any]) -> str | None:
-    """The zoo's name for a `RegNet.architecture`, whatever its stem stride, or None when no row has that shape."""
+    """The zoo's name for a backbone's `architecture`, whatever its stem stride, or None when no row has that shape."""
+    if architecture.get("family") == "resnet":
+        plain = {key: value for key, value in architecture.items() if key != "family"}
+        return next((name for name, shape in RESNETS.items() if shape == plain), None)
     if architecture["se_ratio"] != 0.25 or architecture["stem_width"] != 32:
         return None
     wanted = Shape(*(tuple(architecture[key]) for key in ("widths", "depths", "group_widths")))
     return next((name for name, shape in ROWS.items() if shape == wanted), None)
+
+
+def of(architecture: dict[str, Any], device: torch.device | str | None = None) -> RegNet | ResNet:
+    """The backbone that an `architecture` describes, freshly initialised.
+
+    One without a family is a RegNet's: bundles of the first version say no more.
+    """
+    family = architecture.get("family", "regnet")
+    arguments = {key: value for key, value in architecture.items() if key != "family"}
+    if family not in ("regnet", "resnet"):
+        raise ValueError(
+            f"no family of networks is called {family!r}; this version knows regnet and resnet: upgrade it"
+        )
+    if family == "regnet":
+        return RegNet(**arguments, device=device)
+    from seer.models.resnet import ResNet  # torchvision's models take 1.4 s to import
+
+    return ResNet(**arguments, device=device)

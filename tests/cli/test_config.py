@@ -9,7 +9,7 @@ import yaml
 from seer.cli import config
 from seer.cli.build import find
 from seer.core.errors import RequestError
-from seer.models.zoo import ROWS
+from seer.models.zoo import names
 
 FOLDER = Path(config.folder())
 # What the program gives a target of each group: not for people to write.
@@ -56,7 +56,7 @@ def test_every_group_with_a_target_is_known_here_and_there_are_many():
 def test_every_model_of_the_zoo_has_its_yaml_and_any_other_states_its_widths():
     nodes = {p.stem: yaml.safe_load(p.read_text()) for p in (FOLDER / "model").glob("*.yaml")}
     named = {stem: node["name"] for stem, node in nodes.items() if "name" in node}
-    assert named == {name: name for name in ROWS}
+    assert named == {name: name for name in names()}
     assert all("widths" in node for stem, node in nodes.items() if stem not in named)
 
 

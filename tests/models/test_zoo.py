@@ -31,6 +31,8 @@ PUBLISHED = {
     "regnety_128gf": (644_812_894, 637_419_894, "127.518", "71.6"),
     "regnety_256gf": (1_282_601_138, 1_272_156_138, "254.385", "101.0"),
     "regnety_10b": (9_352_215_872, 9_323_934_872, "1863.3", "272.7"),
+    "resnet_50": (25_557_032, 23_508_032, "4.09", "11.1"),
+    "resnext_101_32x8d": (88_791_336, 86_742_336, "16.41", "31.2"),
 }
 
 
@@ -76,10 +78,12 @@ def test_a_row_has_the_published_parameters_and_costs_the_published_arithmetic(n
     assert int(parameters.replace(",", "")) == trunk and int(features) == model.feature_dim
     assert as_published((multiplications + model.feature_dim * 1000) / 1e9, macs) == macs
     assert as_published(outputs / 1e6, outs) == outs
-    assert tuple(map(int, widths.split(","))) == model.widths
+    with torch.no_grad():
+        maps = model.forward_stages(torch.empty(1, 3, 64, 64, device="meta"))
+    assert list(map(int, widths.split(","))) == [m.shape[1] for name, m in maps.items() if name != "stem"]
     assert timms == to_timm.NAMES.get(name, "")
     if torchvisions:
-        assert hasattr(pytest.importorskip("torchvision.models.regnet"), torchvisions)
+        assert hasattr(pytest.importorskip("torchvision.models"), torchvisions)
 
 
 def test_smaller_crops_cost_what_is_published():
@@ -134,8 +138,10 @@ def test_the_stem_stride_reaches_the_model():
 
 
 def test_an_architecture_finds_its_name_whatever_its_stem_stride():
-    for name in zoo.names():
+    for name in zoo.ROWS:
         assert zoo.name_of(zoo.build(name, stem_stride=1, device="meta").architecture) == name
+    for name in zoo.RESNETS:
+        assert zoo.name_of(zoo.build(name, device="meta").architecture) == name
     other = zoo.build("regnety_200mf", device="meta").architecture
     assert zoo.name_of(other | {"stem_width": 24}) is None
     assert zoo.name_of(other | {"depths": [1, 1, 4, 8]}) is None

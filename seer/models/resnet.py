@@ -1,0 +1,80 @@
+"""ResNet-50 and ResNeXt-101 32x8d, which the papers compare with: torchvision's networks as our backbones.
+
+Surprising:
+- The names of the tensors are torchvision's, `layer3.0.conv2.weight`; timm, SwAV's program and VISSL use the same ones, so
+  nothing is renamed on the way in or out.
+- The stem halves the picture twice (a 7 x 7 convolution of stride 2 and a pooling): `stem_stride` has no meaning here.
+- Importing torchvision's models costs 1.4 s, so this file is imported when a ResNet is asked for, not before.
+- Old files lack the counters of batch norm (`num_batches_tracked`), which nothing reads while `momentum` is a number.
+
+Sources: He et al. 2015 (1512.03385), Xie et al. 2016 (1611.05431), torchvision.models.resnet.
+Legend: B images, C channels of the last stage, c channels, h w height and width of a feature map, H W of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+class ResNet(resnet.ResNet):
+    """[B, 3, H, W] -> [B, 2048], bottleneck blocks without the classifier.
+
+    depths: blocks of the four stages. groups, width_per_group: of the 3 x 3 convolutions in stage 1; they double from stage
+    to stage. Freshly initialised as torchvision does it. Raises ValueError for numbers that make no network.
+    """
+
+    feature_dim = 2048
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        groups: int = 1,
+        width_per_group: int = 64,
+        device: torch.device | str | None = None,
+    ):
+        if len(depths) != len(STAGES) or min(*depths, groups, width_per_group) < 1:
+            raise ValueError(
+                f"depths={list(depths)}, groups={groups}, width_per_group={width_per_group}: wanted four depths, all at least 1"
+            )
+        with torch.device(device) if device is not None else torch.device(torch.get_default_device()):
+            super().__init__(resnet.Bottleneck, list(depths), 1, groups=groups, width_per_group=width_per_group)
+        self.depths, self.width_per_group = tuple(depths), width_per_group
+        del self.fc
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The constructor's arguments except `device`, as plain JSON values, and whose they are."""
+        return {
+            "family": "resnet",
+            "depths": list(self.depths),
+            "groups": self.groups,
+            "width_per_group": self.width_per_group,
+        }
+
+    def init_weights(self) -> None:
+        """Fills every parameter and buffer, as after `to_empty`: He's normal by the outputs, batch norm 1 and 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], the last stage averaged over its positions."""
+        return self.avgpool(self.forward_stages(x)[STAGES[-1]]).flatten(1)
+
+    def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> {"stem", "layer1", …: [B, c, h, w]}, from fine to coarse."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps = {"stem": x}
+        for name in STAGES:
+            x = getattr(self, name)(x)
+            maps[name] = x
+        return maps

@@ -1,0 +1,162 @@
+"""ResNets: torchvision's own features, files as torchvision, timm, SwAV and VISSL write them, and out again."""
+
+import pytest
+import torch
+
+from seer.core.errors import RequestError
+from seer.export import to_safetensors, to_timm, to_torchvision
+from seer.models import zoo
+from seer.models.bundle import read_bundle, write_bundle
+from seer.models.pretrained import load_backbone, load_with_origin
+from seer.models.resnet import ResNet
+from tests.export.test_export import drawn
+
+resnet = pytest.importorskip("torchvision.models.resnet")
+SHAPES = {"plain": ([1, 2, 1, 1], 1, 16), "grouped": ([1, 1, 2, 1], 4, 8)}
+
+
+def theirs(kind: str, classes: int = 10):
+    """torchvision's network with trained statistics."""
+    depths, groups, width = SHAPES[kind]
+    torch.manual_seed(0)
+    model = resnet.ResNet(resnet.Bottleneck, depths, classes, groups=groups, width_per_group=width)
+    with torch.no_grad():
+        for step in range(5):
+            model.train()(drawn(4 * step, 4))
+    return model.eval()
+
+
+def features(model, pictures: torch.Tensor) -> torch.Tensor:
+    model.fc = torch.nn.Identity()
+    with torch.no_grad():
+        return model(pictures)
+
+
+@pytest.fixture(params=SHAPES)
+def kind(request) -> str:
+    return request.param
+
+
+WRAPPERS = {
+    "torchvision": lambda s: s,
+    "SwAV": lambda s: {
+        **{f"module.{k}": v for k, v in s.items() if not k.startswith("fc.")},
+        **{"module.projection_head.0.weight": torch.zeros(2, 2), "module.prototypes.weight": torch.zeros(3, 2)},
+    },
+    "VISSL": lambda s: {
+        "classy_state_dict": {
+            "base_model": {
+                "model": {
+                    "trunk": {f"_feature_blocks.{k}": v for k, v in s.items() if not k.startswith("fc.")},
+                    "heads": {"0.projection_head.0.weight": torch.zeros(2, 2)},
+                }
+            }
+        }
+    },
+    "without counters": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_files_of_every_make_give_torchvisions_features_bit_for_bit(tmp_path, kind, wrapper):
+    model = theirs(kind)
+    torch.save(WRAPPERS[wrapper](model.state_dict()), tmp_path / "weights.pth")
+    backbone = load_backbone(tmp_path / "weights.pth")
+    pictures = drawn(100, 2)
+    with torch.no_grad():
+        assert torch.equal(backbone(pictures), features(model, pictures))
+    depths, groups, width = SHAPES[kind]
+    assert backbone.architecture == {"family": "resnet", "depths": depths, "groups": groups, "width_per_group": width}
+
+
+def test_a_classifier_is_left_out_and_counted(tmp_path):
+    torch.save(theirs("plain").state_dict(), tmp_path / "weights.pth")
+    assert load_with_origin(tmp_path / "weights.pth")[1].left_out == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda s: s.pop("layer2.0.conv1.weight"), "missing layer2.0.conv1.weight"),
+        (lambda s: s.update({"layer2.0.extra.weight": torch.zeros(1)}), "unexpected layer2.0.extra.weight"),
+        (lambda s: s.update({"bn1.bias": torch.zeros(3)}), r"bn1.bias is \[3\], wanted \[64\]"),
+        (lambda s: s.pop("layer1.0.conv2.weight"), "does not tell its architecture"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path, damage, words):
+    state = theirs("plain").state_dict()
+    damage(state)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=words):
+        load_backbone(tmp_path / "weights.pth")
+
+
+def test_a_resnet_of_plain_blocks_is_refused_with_the_reason(tmp_path):
+    torch.save(resnet.resnet18().state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(RequestError, match="plain blocks"):
+        load_backbone(tmp_path / "weights.pth")
+
+
+def test_published_names_have_torchvisions_own_shapes():
+    for ours, name in (("resnet_50", "resnet50"), ("resnext_101_32x8d", "resnext101_32x8d")):
+        with torch.device("meta"):
+            model = getattr(resnet, name)()
+        shapes = {k: v.shape for k, v in model.state_dict().items() if not k.startswith("fc.")}
+        assert {k: v.shape for k, v in zoo.build(ours, device="meta").state_dict().items()} == shapes
+
+
+def test_every_tensor_is_filled_after_meta_as_torchvision_fills_it():
+    model = zoo.of({"family": "resnet", "depths": [1, 1, 1, 1], "groups": 1, "width_per_group": 64}, device="meta")
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(99)
+    torch.manual_seed(0)
+    model.init_weights()
+    state = model.state_dict()
+    assert all(t.isfinite().all() for t in state.values()) and state["bn1.num_batches_tracked"] == 0
+    fan_out = {k: t.shape[0] * t[0, 0].numel() for k, t in state.items() if t.ndim == 4}
+    for key, outputs in fan_out.items():
+        assert state[key].std().item() == pytest.approx((2 / outputs) ** 0.5, rel=0.05), key
+
+
+def test_another_stem_stride_is_refused():
+    with pytest.raises(ValueError, match="stem of resnet_50 is fixed"):
+        zoo.build("resnet_50", stem_stride=1)
+
+
+def test_stages_are_what_the_pooled_features_come_from():
+    model = ResNet(*SHAPES["plain"]).eval()
+    with torch.no_grad():
+        maps = model.forward_stages(drawn(0, 2))
+        assert [tuple(m.shape[1:]) for m in maps.values()] == [
+            *((64, 16, 16), (256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2))
+        ]
+        assert torch.allclose(maps["layer4"].mean((2, 3)), model(drawn(0, 2)), atol=1e-6)
+
+
+def test_a_bundle_brings_the_resnet_back(tmp_path, kind):
+    torch.save(theirs(kind).state_dict(), tmp_path / "weights.pth")
+    backbone = load_backbone(tmp_path / "weights.pth")
+    write_bundle(tmp_path / "bundle", backbone, card={})
+    again, described = read_bundle(tmp_path / "bundle")
+    assert again.architecture == backbone.architecture and described["feature_dim"] == 2048
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), backbone.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("exporter", [to_torchvision, to_safetensors])
+def test_exports_reload_with_the_same_features(tmp_path, kind, exporter):
+    torch.save(theirs(kind).state_dict(), tmp_path / "weights.pth")
+    found = exporter.export(load_backbone(tmp_path / "weights.pth"), {}, tmp_path / "out", drawn(100, 2))
+    assert found["parity"] <= 1e-5
+
+
+@pytest.mark.slow
+def test_timm_loads_an_exported_resnet_50_by_name(tmp_path):
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    backbone = zoo.build("resnet_50").eval()
+    found = to_timm.export(backbone, {}, tmp_path / "out", drawn(100, 2))
+    assert found["timm"] == "resnet50" and found["parity"] <= 1e-5
