@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path]) -> dict[str, 
     backbone = build(wanted["model"], device=None)
     weights = wanted["weights"]
     licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
+    for step in wanted["surgery"]["steps"]:
+        backbone = build(step, backbone)
     task = build(wanted["task"], backbone, crop, world.group, **since)
     with run_folder.claim(folder, wanted, world):
         output.append(folder)
@@ -192,7 +195,13 @@ def _train(
     threads = max(1, data.threads)
     probe = Probe(wanted["eval"], crop, threads, training.precision.dtype) if wanted["eval"]["train"] else None
     _announce(wanted, data, training, first, world)
-    recorder = FlightRecorder(task.chance_loss, task.prototypes)
+    if first == 0 and task.kmeans:
+        log.info(f"{task.prototypes} prototypes start from the embeddings of {task.kmeans} pictures")
+        with closing(data.loader.batches(0)) as batches:  # type: ignore[type-var]
+            task.model.train()
+            task.seed_prototypes(batches, rng.key(wanted["seed"], "prototypes") & 0x7FFFFFFFFFFFFFFF)
+    before = run_folder.summary(folder).get("knn_top1_untrained") if first else None
+    recorder = FlightRecorder(task.chance_loss, task.prototypes, before)
     metrics = Metrics([*_sinks(wanted, folder, world, total, first, task.chance_loss), recorder])
     if probe and first == 0:
         metrics.add(0, probe.baselines())

@@ -23,6 +23,7 @@ UNUSED = 0.1  # of K: prototypes that are anybody's first choice
 UNBALANCED = 2.5  # relative excess of a prototype after Sinkhorn's last round; runs that learnt: up to 1.2
 POINT = 0.2  # spread of embeddings, 1 = all around the sphere, 0 = one point
 SPIKE = 30.0  # times the median gradient norm of the steps before
+FALLEN = 0.01  # of kNN accuracy below where it began; of 1,000 pictures asked, one standard error and a half
 UNIT = 1.01  # largest score; cosines end at 1
 
 Rows = list[Mapping[str, float]]
@@ -85,6 +86,15 @@ ALARMS = (
         rows=1,  # a few steps later every number is nan
     ),
     Alarm(
+        "kNN below its start",
+        "knn_top1",
+        lambda rows, *_: rows[-1]["knn_top1"] < rows[-1]["knn_start"] - FALLEN,
+        "kNN fell to {knn_top1:.3f} from {knn_start:.3f} at the start: training makes the backbone worse; lower "
+        "schedule.peak, let it rest at first (groups=[{{pattern: '^backbone', frozen_steps: …}}]), or start prototypes "
+        "by task.kmeans",
+        rows=1,
+    ),
+    Alarm(
         "gradient spike",
         "grad_norm",
         lambda rows, *_: rows[-1]["grad_norm"] > SPIKE * statistics.median(r["grad_norm"] for r in rows[:-1]),
@@ -95,14 +105,19 @@ ALARMS = (
 
 
 class FlightRecorder:
-    """A metric sink. chance: ln K. prototypes: K. `told` names the alarms raised so far, each at most once a run."""
+    """A metric sink. chance: ln K. prototypes: K. knn_start: kNN accuracy where the run began, when it goes on; else the first
+    that comes. `told` names the alarms raised so far, each at most once a run."""
 
-    def __init__(self, chance: float, prototypes: int):
+    def __init__(self, chance: float, prototypes: int, knn_start: float | None = None):
         self.told: list[str] = []
+        self._knn_start = knn_start
         self._chance, self._prototypes = chance, prototypes
         self._rows: dict[str, deque[Mapping[str, float]]] = {a.needs: deque(maxlen=PATIENCE) for a in ALARMS}
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        if "knn_top1" in values:
+            self._knn_start = values["knn_top1"] if self._knn_start is None else self._knn_start
+            values = {**values, "knn_start": self._knn_start}
         for name in self._rows.keys() & values.keys():
             self._rows[name].append(values)
         for alarm in ALARMS:

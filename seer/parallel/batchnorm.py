@@ -62,12 +62,17 @@ class GroupBatchNorm2d(_GroupStatistics, nn.BatchNorm2d):
 def group_batchnorm(model: nn.Module, group: Group | None, device: torch.device) -> nn.Module:
     """Make every batch norm of a model share its statistics over `group`, in place; None leaves the model alone.
 
-    Parameters, buffers and their names stay. Every rank of the group must have the same number of images.
+    Parameters, buffers and their names stay; frozen ones (`models/surgery.py`) have no statistics to share. Every rank of
+    the group must have the same number of images.
     """
     if group is None:
         return model
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+                    setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child, group))
+        return model
     for module in model.modules():
         for plain, grouped in ((nn.BatchNorm1d, GroupBatchNorm1d), (nn.BatchNorm2d, GroupBatchNorm2d)):
             if type(module) is plain:

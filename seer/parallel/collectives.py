@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 Group = dist.ProcessGroup
 
 __all__ = [
     *("AllGatherStack", "Group", "all_gather_stack", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"),
-    *("gather_text", "highest", "share_text", "waited"),
+    *("assign_whole", "gather_text", "highest", "share_text", "waited"),
 ]
 
 
@@ -100,6 +101,14 @@ def broadcast(tensor: Tensor, group: Group | None, source: int = 0) -> Tensor:
         with waited:
             dist.broadcast(tensor, group=group, group_src=source)
     return tensor
+
+
+@torch.no_grad()
+def assign_whole(tensor: Tensor, whole: Tensor) -> None:
+    """Overwrites a tensor [..], which may be sharded, with a whole one [..] that every rank holds alike."""
+    if isinstance(tensor, DTensor):
+        whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements)
+    tensor.copy_(whole)
 
 
 def any_true(flag: bool, group: Group | None) -> bool:

@@ -4,7 +4,7 @@ Legend: B images per rank, V views, A assign views, D embedding, H heads, K prot
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from seer.losses.queue import Queue
 from seer.losses.sinkhorn import harden, residual, sinkhorn
 from seer.losses.swav import code_entropy, embedding_spread, swav_loss, used_prototypes
 from seer.models.heads import SwAVHead
+from seer.models.kmeans import spherical_kmeans
 from seer.models.multicrop import MultiCropModel
-from seer.parallel.collectives import Group
+from seer.parallel.collectives import Group, all_gather_stack, assign_whole
 
 
 class SwAVTask:
@@ -28,7 +29,8 @@ class SwAVTask:
     hidden, embedding, prototypes, batch_norm, last_batch_norm, heads: see `SwAVHead`; the loss is the mean over heads.
     temperature of the prediction; epsilon and iterations of Sinkhorn; assign: the views whose codes are predicted, among
     the large ones. hard_until: before this step codes are one-hot. queue: images whose embeddings stand beside the batch
-    in Sinkhorn, 0 = none; it fills from step queue_from on and is used once it is full.
+    in Sinkhorn, 0 = none; it fills from step queue_from on and is used once it is full. kmeans: `seed_prototypes` wants so
+    many images before the first step, 0 = none: prototypes start at random.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class SwAVTask:
         hard_until: int = 0,
         queue: int = 0,
         queue_from: int = 0,
+        kmeans: int = 0,
     ):
         if not assign or max(assign) >= crop.counts[0] or min(assign) < 0 or len(set(assign)) != len(assign):
             raise RequestError(f"task.assign={list(assign)}: distinct views among the {crop.counts[0]} largest, from 0")
@@ -62,6 +65,10 @@ class SwAVTask:
                 f"task.epsilon={epsilon}: at least 0.015 (SwAV 0.05, SEER-10B 0.03); below, float32 cannot hold "
                 "exp((score - 1) / epsilon) of usual scores, and codes become uniform"
             )
+        if kmeans and kmeans < prototypes:
+            raise RequestError(
+                f"task.kmeans={kmeans} images for {prototypes} prototypes: at least one each, better ten; or 0"
+            )
         if queue < 0:
             raise RequestError(f"task.queue={queue}: a number of images, 0 for no queue")
         self.backbone = backbone
@@ -71,7 +78,7 @@ class SwAVTask:
         self.crop, self.group, self.prototypes, self.heads = crop, group, prototypes, heads
         self.temperature, self.epsilon, self.iterations, self.assign = temperature, epsilon, iterations, tuple(assign)
         self.queue = Queue(queue, group) if queue else None
-        self.hard_until, self.queue_from, self.step = hard_until, queue_from, 0
+        self.hard_until, self.queue_from, self.step, self.kmeans = hard_until, queue_from, 0, kmeans
         self.chance_loss = math.log(prototypes)  # what a model that predicts nothing scores
 
     def loss(self, batch: Batch) -> StepOutput:
@@ -100,6 +107,27 @@ class SwAVTask:
             },
             {"embeddings": every_view.detach()},
         )
+
+    @torch.no_grad()
+    def seed_prototypes(self, batches: Iterator[Batch], seed: int) -> None:
+        """Prototypes by k-means on the embeddings of the first large view of `kmeans` images; every head by a seed of its own.
+
+        In training mode, as the first step will see them; running statistics are put back. The same on all ranks.
+        """
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        rows: list[torch.Tensor] = []
+        device = self.head.prototypes.weight.device
+        with torch.autocast(device.type, enabled=False):
+            while sum(map(len, rows)) < self.kmeans:
+                batch = next(batches).to(device)
+                views = finish(batch.crops[0], batch.colours[0], self.crop.mean, self.crop.std)  # [v*B, 3, S, S]
+                embeddings = self.model([views])[0].unflatten(0, (self.crop.counts[0], -1))[0]  # [B, D]
+                rows.append(all_gather_stack(embeddings.contiguous(), self.group).flatten(0, 1))  # [R*B, D]
+        joined = torch.cat(rows)[: self.kmeans].float()
+        centres = [spherical_kmeans(joined, self.prototypes, seed=seed + head) for head in range(self.heads)]
+        assign_whole(self.head.prototypes.weight, torch.cat(centres).to(device))
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(before[name])
 
     @torch.no_grad()
     def explain(self, evidence: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ GIVEN = {
     "schedule": {"step"},
     "precision": {"device"},
     "eval": {"train", "test", "mean", "std", "batch", "threads", "dtype"},
-    "surgery": set(),
+    "surgery": {"model"},
     "data": set(),
     "log": set(),
     "parallel": set(),
@@ -42,11 +42,12 @@ def refused(*words: str, verb: str = "pretrain") -> str:
 
 @pytest.mark.parametrize("path", TARGETS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_the_yaml_lists_every_argument_of_its_target_and_no_other(path):
-    node = yaml.safe_load(path.read_text())
-    parameters = inspect.signature(find(node["_target_"])).parameters
-    assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
-    assert set(node) - {"_target_"} == set(parameters) - GIVEN[path.parent.name]
-    assert GIVEN[path.parent.name] <= set(parameters), "a name that the program gives is not taken"
+    whole = yaml.safe_load(path.read_text())
+    for node in whole.get("steps", [whole]):
+        parameters = inspect.signature(find(node["_target_"])).parameters
+        assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+        assert set(node) - {"_target_"} == set(parameters) - GIVEN[path.parent.name]
+        assert GIVEN[path.parent.name] <= set(parameters), "a name that the program gives is not taken"
 
 
 def test_every_group_with_a_target_is_known_here_and_there_are_many():

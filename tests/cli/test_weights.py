@@ -82,3 +82,37 @@ def test_another_normalisation_is_told(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="seer"):
         assert start_from(str(tmp_path), build("regnety_200mf"), **COLOURS) == "MIT"
     assert "was trained with mean [0.5, 0.5, 0.5]" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_whose_knn_falls_below_where_it_began_is_told_so(tmp_path, capfd):
+    pictures = tmp_path / "first" / "pictures"
+    small = (
+        *(
+            "recipe=sample",
+            "data.drawn=600",
+            "data.drawn_test=200",
+            "batch=64",
+            "every.log=10",
+            "log.tensorboard=false",
+        ),
+        *("data.threads=1", "parallel.device=cpu"),
+    )
+    first = seer(capfd, "pretrain", *small, "steps=120", f"output={tmp_path / 'first'}")
+    assert first.status == 0 and first.result["alarms"] == [] and first.result["knn_curve"][-1] > 0.16, first.result
+    again = ("steps=8", "every.evaluate=4", "schedule.peak=3", "schedule.warmup=0", f"weights={tmp_path / 'first'}")
+    where = (f"data.source={pictures / 'train'}", f"eval.train={pictures / 'train'}", f"eval.test={pictures / 'test'}")
+    words = (
+        "pretrain",
+        *small,
+        *again,
+        *where,
+        f"output={tmp_path / 'second'}",
+        "task.kmeans=256",
+        "every.checkpoint=4",
+    )
+    worse = seer(capfd, *words)
+    assert worse.status == 0, worse.words
+    assert worse.result["knn_curve"][0] == first.result["knn_curve"][-1]  # it began where the other ended
+    assert "kNN below its start" in worse.result["alarms"]
+    assert f"kNN fell to {worse.result['knn_curve'][1]:.3f} from {worse.result['knn_curve'][0]:.3f}" in worse.words

@@ -14,6 +14,7 @@ from tests.program import Ended, seer
 HEALTHY = {
     "loss": 4.0, "codes/entropy": 1.0, "codes/used_prototypes": 60.0, "codes/residual": 0.8,
     "embeddings/spread": 0.9, "scores/largest": 0.6, "grad_norm": 3.0,
+    "knn_top1": 0.4,
 }  # fmt: skip
 WRONG = {
     "uniform codes": {"codes/entropy": 4.15},
@@ -23,6 +24,7 @@ WRONG = {
     "embeddings in a point": {"embeddings/spread": 0.05},
     "scores above 1": {"scores/largest": 1.2},
     "gradient spike": {"grad_norm": 100.0},
+    "kNN below its start": {"knn_top1": 0.3},
 }
 SMALL = (
     "model=regnety_tiny", "augment=small", "augment.sizes=[16]", "augment.counts=[2]", "augment.scales=[[0.3,1.0]]",
@@ -76,6 +78,14 @@ def test_one_good_step_among_the_last_keeps_it_silent(name, said):
     for step in range(5 * PATIENCE):
         one.write(step, {**HEALTHY, **(WRONG[name] if step % PATIENCE else {})})
     assert one.told == [] and said == []
+
+
+def test_a_run_that_goes_on_is_judged_by_where_it_began_and_a_small_fall_is_no_news(said):
+    one = FlightRecorder(chance=4.159, prototypes=64, knn_start=0.5)
+    one.write(10, {"knn_top1": 0.495})
+    assert one.told == []
+    one.write(20, {"knn_top1": 0.48})
+    assert one.told == ["kNN below its start"] and "kNN fell to 0.480 from 0.500" in said[0]
 
 
 def test_rows_of_evaluations_are_passed_over(said):

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Batch
+from seer.data.augment import finish
 from seer.data.multicrop import MultiCrop, collate
+from seer.models.kmeans import spherical_kmeans
 from seer.tasks.swav import SwAVTask
 
 CROP = MultiCrop(sizes=(8,), counts=(3,), scales=((0.3, 1.0),), blur=0.0, jitter=0.0, grayscale=0.0)
@@ -157,7 +159,9 @@ def train(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     one = task(dist.group.WORLD, queue=18, heads=2)
     found = losses(one, range(4), rank, 2)
-    torch.save((found, one.state_dict()), f"{folder}/{rank}.pt")
+    seeded = task(dist.group.WORLD, kmeans=30)
+    seeded.seed_prototypes((batch(i, rank, 2) for i in range(9)), seed=4)
+    torch.save((found, one.state_dict(), seeded.head.prototypes.weight.detach()), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # nothing after this line is under test
@@ -166,7 +170,7 @@ def train(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_ranks_equal_one_process_and_their_checkpoint_goes_on_in_one(tmp_path: Path):
     mp.spawn(train, (str(tmp_path),), nprocs=2)
-    (first, saved), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    (first, saved, centres), (second, other, also) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     alone = task(queue=18, heads=2)
     assert [(a + b) / 2 for a, b in zip(first, second, strict=True)] == pytest.approx(losses(alone, range(4)), abs=2e-6)
     assert torch.equal(saved["queue.rows"], other["queue.rows"]) and saved["queue.rows"].shape == (2, 18, 8)
@@ -174,3 +178,26 @@ def test_two_ranks_equal_one_process_and_their_checkpoint_goes_on_in_one(tmp_pat
     resumed = task(queue=18, heads=2)
     resumed.load_state_dict(saved)
     assert losses(resumed, range(4, STEPS)) == pytest.approx(losses(alone, range(4, STEPS)), abs=2e-6)
+    seeded = task(kmeans=30)
+    seeded.seed_prototypes((batch(i) for i in range(9)), seed=4)
+    assert torch.equal(centres, also) and torch.allclose(centres, seeded.head.prototypes.weight, atol=1e-5)
+
+
+def test_prototypes_by_kmeans_are_centres_of_the_first_embeddings_and_nothing_else_moves():
+    one = task(kmeans=30, heads=2, batch_norm=True)
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+    taken = []
+    one.seed_prototypes((taken.append(i) or batch(i) for i in range(9)), seed=4)
+    assert taken == [0, 1, 2]  # 12 images each
+    differ = [name for name, value in one.state_dict().items() if not torch.equal(value, before[name])]
+    assert differ == ["head.prototypes.weight"]
+    with torch.no_grad():
+        views = [finish(b.crops[0], b.colours[0], CROP.mean, CROP.std) for b in map(batch, taken)]
+        rows = torch.cat([one.head(one.backbone(v))[0][:IMAGES] for v in views])[:30]  # first view of each
+    wanted = torch.cat([spherical_kmeans(rows, PROTOTYPES, seed=s) for s in (4, 5)])
+    assert torch.allclose(one.head.prototypes.weight, wanted, atol=1e-5)
+
+
+def test_fewer_pictures_than_prototypes_are_refused():
+    with pytest.raises(RequestError, match="kmeans=19 images for 20 prototypes"):
+        task(kmeans=19)
