@@ -29,6 +29,7 @@ def load(path: str) -> tuple[RegNet, dict[str, Any]]:
     if origin.library == VISSL.library:
         licence += "; Meta published its SEER weights for non-commercial use only"
     card = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "input_size": 224, "licence": licence}
+    card["caution"] = origin.caution
     return loaded, card  # type: ignore[return-value]
 
 

@@ -29,6 +29,8 @@ def model_card(described: Mapping[str, Any]) -> str:
         "commit of the training code": origin.get("commit") or "unknown",
         "licence of imported weights": licence or "nothing imported is recorded",
     }
+    if origin.get("caution"):
+        rows["caution"] = origin["caution"]
     facts = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
     metrics = "\n".join(f"| {_cell(key)} | {value:.4g} |" for key, value in origin.get("metrics", {}).items())
     judged = f"| metric | value |\n|---|---|\n{metrics}" if metrics else "No metric is recorded."

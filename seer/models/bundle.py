@@ -14,7 +14,7 @@ bundle.json, version 1:
      "architecture": {"name": zoo name or null, "widths", "depths", "group_widths", "se_ratio", "stem_width",
                       "stem_stride"}, or {"name", "family": "resnet", "depths", "groups", "width_per_group"},
      "feature_dim", "input_size", "normalisation": {"mean": [3], "std": [3]},
-     "provenance": {"recipe", "data_fingerprint", "commit", "images_seen", "licence", "metrics"}}
+     "provenance": {"recipe", "data_fingerprint", "commit", "images_seen", "licence", "caution", "metrics"}}
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ DESCRIPTION = "bundle.json"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-PROVENANCE = ("recipe", "data_fingerprint", "commit", "images_seen", "licence", "metrics")
+PROVENANCE = ("recipe", "data_fingerprint", "commit", "images_seen", "licence", "caution", "metrics")
 CARD = ("mean", "std", "input_size", *PROVENANCE)
 
 
@@ -65,8 +65,8 @@ def write_bundle(
         folder: made when missing.
         backbone: a `RegNet` or `ResNet`, on any device.
         card: any of `mean`, `std` (three numbers for RGB in [0, 1]; ImageNet's when absent), `input_size` (224),
-            `recipe`, `data_fingerprint`, `commit`, `images_seen`, `licence` (of imported weights), `metrics` (name ->
-            number).
+            `recipe`, `data_fingerprint`, `commit`, `images_seen`, `licence` (of imported weights), `caution` (what to
+            heed when using them), `metrics` (name -> number).
         state_dict: the whole tensors, where the backbone itself holds only shards of them or none (meta).
 
     Raises ValueError for an unknown or malformed entry of the card, and for weights that are not this architecture's.

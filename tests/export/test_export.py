@@ -321,6 +321,21 @@ def test_the_licence_of_imported_weights_reaches_the_model_card(tmp_path, capfd,
     assert ("non-commercial" in text) == (not licence)
 
 
+@pytest.mark.parametrize("supervised", [True, False])
+def test_that_supervised_weights_of_vissl_may_want_bgr_is_told_and_stays_with_the_bundle(tmp_path, capfd, supervised):
+    trunk = foreign.named("vissl")
+    heads = {"0.clf.0.weight": torch.zeros(2, 2)} if supervised else {"0.prototypes0.weight": torch.zeros(2, 2)}
+    torch.save({"classy_state_dict": {"base_model": {"model": {"trunk": {**trunk, **heads}}}}}, tmp_path / "w.torch")
+    ended = seer(
+        capfd, "export", f"weights={tmp_path / 'w.torch'}", "to=safetensors", f"output={tmp_path / 'out'}", "pictures=1"
+    )
+    assert ended.status == 0, ended.result
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    described = json.loads((tmp_path / "out" / "bundle.json").read_text())
+    for text in (ended.words, card, described["provenance"]["caution"] or ""):
+        assert ("BGR" in text) == supervised
+
+
 def test_parity_is_the_largest_difference_over_the_largest_wanted_value():
     wanted = torch.tensor([[1.0, -4.0], [0.0, 2.0]])
     found = torch.tensor([[1.0, -4.0], [0.1, 2.0]])
