@@ -1,16 +1,23 @@
-"""Sinkhorn, the SwAV loss and LARS beside plain versions written from their published formulas; ratios, not seconds.
+"""Sinkhorn, the SwAV loss and LARS beside others; ratios, not seconds.
 
-    python benchmarks/losses_and_lars.py [part=sinkhorn|loss|lars|all] [seconds=4]
+    python benchmarks/losses_and_lars.py [part=sinkhorn|loss|lars|all] [seconds=4] [swav=FOLDER]
 
-All parties run in one process on one thread, turn by turn, and each ratio is that of the medians of CPU time; so another
-load on the machine disturbs little. `seconds` is the time for each row. Extra memory is what the process held at its peak
-beyond what it held before the call, in multiples of one score matrix.
+The others: "plain", written here from the published formulas; "lightly", where it is importable (`pip install lightly`, never
+a dependency of ours); "swav", the published program's own `distributed_sinkhorn`, where `swav` names a checkout of it.
+
+All parties run in one process on one thread, turn by turn; a ratio is the median over rounds of CPU time over ours, so
+another load on the machine disturbs little. `seconds` is the time for each row. Extra memory is what the process held at
+its peak beyond what it held before the call, in multiples of one score matrix.
 """
 
+import ast
 import statistics
 import sys
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +25,13 @@ from torch import Tensor, nn
 from seer.losses.sinkhorn import sinkhorn
 from seer.losses.swav import swav_loss
 from seer.optim.lars import LARS
+
+try:
+    from lightly.loss.swav_loss import SwaVLoss
+    from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
+    from lightly.utils.lars import LARS as LightlyLARS
+except ImportError:
+    SwaVLoss = lightly_sinkhorn = LightlyLARS = None
 
 EPSILON, ROUNDS, TEMPERATURE = 0.05, 10, 0.1
 
@@ -69,17 +83,36 @@ class TensorByTensor(torch.optim.Optimizer):
                 p.add_(buffer, alpha=-group["lr"])
 
 
-def compare(ours: Callable[[], object], plain: Callable[[], object], seconds: float) -> tuple[float, float, int]:
-    """(median ms of ours, how many times that the plain one takes, rounds)."""
-    times: tuple[list[float], list[float]] = ([], [])
+def published_sinkhorn(checkout: str) -> Callable[[Tensor], Tensor]:
+    """`distributed_sinkhorn` of the published SwAV, read from the user's own checkout; its all-reduce does nothing."""
+    tree = ast.parse((Path(checkout) / "main_swav.py").read_text(encoding="utf-8"))
+    name = "distributed_sinkhorn"
+    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    settings = types.SimpleNamespace(epsilon=EPSILON, world_size=1, sinkhorn_iterations=ROUNDS)
+    names: dict[str, Any] = {"torch": torch, "args": settings, "dist": types.SimpleNamespace(all_reduce=lambda x: None)}
+    exec(compile(ast.Module([node], []), "main_swav.py", "exec"), names)
+    return names[name]
+
+
+def compare(parties: Mapping[str, Callable[[], object]], seconds: float) -> tuple[float, dict[str, float], int]:
+    """(median ms of "ours", how many times that each other party takes, rounds)."""
+    times: dict[str, list[float]] = {name: [] for name in parties}
     end = time.monotonic() + seconds
-    while len(times[0]) < 3 or time.monotonic() < end:
-        for kept, party in zip(times, (ours, plain), strict=True):
+    while len(times["ours"]) < 3 or time.monotonic() < end:
+        for name, party in parties.items():
             start = time.process_time()
             party()
-            kept.append(time.process_time() - start)
-    mine, other = map(statistics.median, times)
-    return 1e3 * mine, other / mine, len(times[0])
+            times[name].append(time.process_time() - start)
+    ratios = {
+        name: statistics.median(t / mine for t, mine in zip(kept, times["ours"], strict=True))
+        for name, kept in times.items()
+        if name != "ours"
+    }
+    return 1e3 * statistics.median(times["ours"]), ratios, len(times["ours"])
+
+
+def told(ratios: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items())
 
 
 def extra(party: Callable[[], object]) -> int:
@@ -96,8 +129,16 @@ def extra(party: Callable[[], object]) -> int:
     return held("VmHWM") - before
 
 
-def sinkhorn_rows(seconds: float) -> list[float]:
-    ratios = []
+Rows = list[dict[str, float]]
+
+
+def sinkhorn_rows(seconds: float, checkout: str | None) -> Rows:
+    others: dict[str, Callable[[Tensor], Tensor]] = {"plain": whole_matrix}
+    if lightly_sinkhorn:
+        others["lightly"] = lambda s: lightly_sinkhorn(s, iterations=ROUNDS, epsilon=EPSILON)
+    if checkout:
+        others["swav"] = published_sinkhorn(checkout)
+    found = []
     for prototypes in (3000, 16000):
         centres = nn.functional.normalize(torch.randn(prototypes, 128), dim=1)
         for samples in (512, 2048, 8192):
@@ -109,62 +150,81 @@ def sinkhorn_rows(seconds: float) -> list[float]:
             worst, each = difference.max().item(), difference.sum(1).max().item()
             del exact, difference
             memory = extra(lambda s=scores: sinkhorn(s, epsilon=EPSILON, iterations=ROUNDS)) / (4 * scores.numel())
-            mine, ratio, rounds = compare(
-                lambda s=scores: sinkhorn(s, epsilon=EPSILON, iterations=ROUNDS),
-                lambda s=scores: whole_matrix(s),
-                seconds,
-            )
-            ratios.append(ratio)
+            parties: dict[str, Callable[[], object]] = {
+                "ours": lambda s=scores: sinkhorn(s, epsilon=EPSILON, iterations=ROUNDS)
+            }
+            parties |= {name: lambda f=f, s=scores: f(s) for name, f in others.items()}
+            mine, ratios, rounds = compare(parties, seconds)
+            found.append(ratios)
             print(
-                f"sinkhorn K={prototypes:5} B={samples:4}: {mine:8.1f} ms, {ratio:.2f}x ({rounds} rounds), "
+                f"sinkhorn K={prototypes:5} B={samples:4}: {mine:8.1f} ms, {told(ratios)} ({rounds} rounds), "
                 f"extra {memory:.2f} score matrices, error {worst:.1e}, L1 a sample {each:.1e}",
                 flush=True,
             )
-    return ratios
+    return found
 
 
-def loss_rows(seconds: float) -> list[float]:
-    ratios = []
+def loss_rows(seconds: float, _: str | None) -> Rows:
+    found = []
     for prototypes in (3000, 16000):
-        scores = (torch.rand(6, 256, prototypes) - 0.5).requires_grad_()
+        leaf = (torch.rand(6, 256, prototypes) - 0.5).requires_grad_()
+        leaves = [view.detach().clone().requires_grad_() for view in leaf]  # what others take
         codes = torch.softmax(4 * torch.randn(2, 256, prototypes), dim=-1)
 
-        def run(loss: Callable[[], Tensor], scores: Tensor = scores) -> None:
-            scores.grad = None
-            loss().backward()
+        def ours(leaf=leaf, codes=codes) -> None:
+            leaf.grad = None
+            swav_loss(leaf, codes, temperature=TEMPERATURE).backward()
 
-        def ours(scores=scores, codes=codes) -> None:
-            run(lambda: swav_loss(scores, codes, temperature=TEMPERATURE))
+        def plain(leaf=leaf, codes=codes) -> None:
+            leaf.grad = None
+            pair_by_pair(leaf, codes).backward()
 
-        def plain(scores=scores, codes=codes) -> None:
-            run(lambda: pair_by_pair(scores, codes))
+        parties: dict[str, Callable[[], object]] = {"ours": ours, "plain": plain}
+        if SwaVLoss:
+            whole = SwaVLoss(temperature=TEMPERATURE)
 
-        gradient = 4 * scores.numel()  # both have to make it
-        memory = [(extra(party) - gradient) / (4 * 256 * prototypes) for party in (ours, plain)]
-        mine, ratio, rounds = compare(ours, plain, seconds)
-        ratios.append(ratio)
+            def lightly(leaves=leaves, codes=codes, whole=whole) -> None:
+                """Its own subloss for every assign view, put together as its forward does, with the same codes."""
+                for view in leaves:
+                    view.grad = None
+                pairs = [(a, v) for a in (0, 1) for v in range(len(leaves)) if v != a]
+                parts = [whole.subloss(leaves[v], codes[a]) for a, v in pairs]
+                (torch.stack(parts).sum() / len(pairs)).backward()
+
+            parties["lightly"] = lightly
+        gradient = 4 * leaf.numel()  # everybody has to make it
+        memory = {name: (extra(party) - gradient) / (4 * 256 * prototypes) for name, party in parties.items()}
+        mine, ratios, rounds = compare(parties, seconds)
+        found.append(ratios)
+        kept = ", ".join(f"{name} {matrices:.1f}" for name, matrices in memory.items())
         print(
-            f"loss with gradient K={prototypes:5} B=256 V=6: {mine:8.1f} ms, {ratio:.2f}x ({rounds} rounds), "
-            f"extra {memory[0]:.1f} score matrices, plain {memory[1]:.1f}",
+            f"loss with gradient K={prototypes:5} B=256 V=6: {mine:8.1f} ms, {told(ratios)} ({rounds} rounds), "
+            f"extra score matrices: {kept}",
             flush=True,
         )
-    return ratios
+    return found
 
 
-def lars_rows(seconds: float) -> list[float]:
+def lars_rows(seconds: float, _: str | None) -> Rows:
     from seer.models import zoo
 
-    parties = []
-    for make in (LARS, TensorByTensor):
+    makers: dict[str, Any] = {"ours": LARS, "plain": TensorByTensor} | ({"lightly": LightlyLARS} if LightlyLARS else {})
+    parties, count = {}, 0
+    for name, make in makers.items():
         torch.manual_seed(0)
         parameters = list(zoo.build("regnety_16gf").parameters())
         for p in parameters:
             p.grad = torch.randn_like(p)
-        parties.append(make(parameters, lr=0.5, momentum=0.9, weight_decay=1e-5))  # type: ignore[operator]
-    count = len(parties[0].param_groups[0]["params"])
-    mine, ratio, rounds = compare(parties[0].step, parties[1].step, seconds)
-    print(f"LARS, {count} tensors of RegNetY-16GF: {mine:8.1f} ms, {ratio:.2f}x ({rounds} rounds)", flush=True)
-    return [ratio]
+        count = len(parameters)
+        # vectors without decay, which makes plain SGD of them in lightly: all of them are adapted in ours
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 1e-5},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        parties[name] = make(groups, lr=0.5, momentum=0.9, weight_decay=1e-5).step
+    mine, ratios, rounds = compare(parties, seconds)
+    print(f"LARS, {count} tensors of RegNetY-16GF: {mine:8.1f} ms, {told(ratios)} ({rounds} rounds)", flush=True)
+    return [ratios]
 
 
 def main() -> None:
@@ -172,12 +232,15 @@ def main() -> None:
     torch.manual_seed(0)
     words = dict(word.split("=", 1) for word in sys.argv[1:])
     seconds, part = float(words.get("seconds", 4)), words.get("part", "all")
+    print(f"torch {torch.__version__}, lightly {'is used' if SwaVLoss else 'is not installed'}")
     for name, rows in (("sinkhorn", sinkhorn_rows), ("loss", loss_rows), ("lars", lars_rows)):
         if part in (name, "all"):
-            ratios = rows(seconds)
-            print(
-                f"{name}: plain takes {min(ratios):.2f}x at the least, {statistics.median(ratios):.2f}x in the median"
-            )
+            found = rows(seconds, words.get("swav"))
+            for other in found[0]:
+                ratios = [row[other] for row in found]
+                print(
+                    f"{name}: {other} takes {min(ratios):.2f}x at the least, {statistics.median(ratios):.2f}x in the median"
+                )
 
 
 if __name__ == "__main__":

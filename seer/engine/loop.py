@@ -20,6 +20,7 @@ from seer.engine.probe import Probe
 from seer.engine.stop import StopRequest
 from seer.engine.straggler import Stragglers
 from seer.optim.groups import apply_schedules, drop_frozen_gradients
+from seer.optim.lars import trust
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
 from seer.parallel.agreement import replicated, same_weights
@@ -114,7 +115,8 @@ def fit(
             drop_frozen_gradients(optimizer)
             norm = precision.step(optimizer, output.loss, world.group)
             task.after_step(step)
-            guard.watch(step, precision.broken, {"loss": output.loss.detach(), "grad_norm": norm}, output.evidence)
+            numbers = {"grad_norm": norm, **precision.numbers()}
+            guard.watch(step, precision.broken, {"loss": output.loss.detach(), **numbers}, output.evidence)
             skipped = ledger(step, batch_now.skipped)
             probe.stepped()
 
@@ -123,7 +125,7 @@ def fit(
                 shared = _over_ranks({"loss": output.loss, **output.metrics, "skipped": skipped * world.size}, world)
                 progress = {"epoch": done * batch / pictures, "images": done * batch}
                 cost = probe.read()
-                metrics.add(step, {**progress, **shared, **_rates(optimizer), "grad_norm": norm, **cost})
+                metrics.add(step, {**progress, **shared, **_rates(optimizer), **trust(optimizer), **numbers, **cost})
                 if slow:
                     slow.look(cost["data_wait"] * cost["step_ms"] * every.log / 1e3)
                 enough = look(done)

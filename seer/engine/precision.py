@@ -4,8 +4,11 @@ Surprising here: a step whose loss or gradient is not finite must change nothing
 device to tell. So the update is masked where it is computed: optimizers that can (ours, and torch's with fused=true; they
 say so by `_step_supports_amp_scaling`, torch's own private mark, which a test watches) get the flag as `found_inf`, a
 tensor; for others the flag is read, which costs a GPU one wait a step. The flag stays up once it is up, so that weights are
-those of the broken step until `numerics.Guard` has read it, one step later. With fp16 an overflowing gradient is part of
-the loss scale's search and masks its own step alone.
+those of the broken step until `numerics.Guard` has read it, one step later.
+
+With fp16 an overflowing gradient is part of the loss scale's search and masks its own step alone; these steps are counted
+on the device, and more than MOST_SKIPPED in a row are no search any more: the flag goes up. On a CPU fp16 gives the same
+arithmetic for tests, and is slow.
 """
 
 from contextlib import AbstractContextManager
@@ -14,27 +17,32 @@ from typing import Any
 import torch
 
 from seer.core.errors import RequestError
+from seer.core.log import log
 from seer.parallel.collectives import Group, all_reduce_sum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_SKIPPED = 20  # steps in a row that fp16 may skip: 65536 (torch's first scale) is below 1 after 17 halvings
 
 
 class Precision:
-    """dtype: fp32, bf16, or fp16 (with loss scaling, GPU only). clip: largest gradient norm over all parameters, or None.
+    """dtype: fp32, bf16, or fp16 (with loss scaling). clip: largest gradient norm over all parameters, or None.
 
-    Parameters stay float32. Raises RequestError for another dtype, or a clip that is not above 0.
+    Parameters stay float32. `history` [MOST_SKIPPED + 1, 2] float32: loss scale and gradient norm of the last steps, oldest
+    first, in fp16. Raises RequestError for another dtype, or a clip that is not above 0.
     """
 
     def __init__(self, device: torch.device, dtype: str = "fp32", clip: float | None = None):
         if dtype not in DTYPES:
             raise RequestError(f"precision.dtype={dtype}: one of {', '.join(DTYPES)}")
         if dtype == "fp16" and device.type == "cpu":
-            raise RequestError("precision.dtype=fp16 needs a GPU; use bf16 or fp32 on a CPU")
+            log.warning("precision.dtype=fp16 on a CPU is for tests: slower than fp32; bf16 is what a CPU is quick in")
         if clip is not None and not clip > 0:
             raise RequestError(f"precision.clip={clip}: above 0, or null for no clipping")
         self.device, self.dtype, self.clip = device, DTYPES[dtype], clip
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "fp16")
         self.broken = torch.zeros((), device=device)  # [] float32: 1 from the first step with a non-finite number on
+        self._skipped = torch.zeros(2, device=device)  # steps that fp16 has skipped: in this process, and in a row
+        self.history = torch.zeros(MOST_SKIPPED + 1, 2, device=device)
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -58,6 +66,8 @@ class Precision:
         wrong = loss.detach().isfinite().logical_not()
         if not self.scaler.is_enabled():
             wrong = wrong | overflow
+        else:
+            wrong = wrong | self._count(overflow, norm)
         self.broken = torch.maximum(self.broken, all_reduce_sum(wrong.float(), group).clamp(max=1.0))
         self._update(optimizer, torch.maximum(self.broken, overflow.float()))
         if self.scaler.is_enabled():
@@ -73,6 +83,25 @@ class Precision:
             del optimizer.found_inf  # type: ignore[attr-defined]
         elif not masked.item():
             optimizer.step()
+
+    def _count(self, overflow: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        """Keep the books of loss scaling; [] bool: were too many steps skipped in a row?"""
+        scale = self.scaler._scale  # a tensor on the device; get_scale() would wait for it
+        assert scale is not None
+        self.history = torch.cat([self.history[1:], torch.stack([scale.reshape(()), norm.float()])[None]])
+        self._skipped = torch.stack([self._skipped[0] + overflow, (self._skipped[1] + 1) * overflow])
+        return self._skipped[1] > MOST_SKIPPED
+
+    def numbers(self) -> dict[str, torch.Tensor]:
+        """In fp16, of the last step: loss_scale it was taken with, skipped_steps so far, skipped_in_a_row; all [] float32."""
+        if not self.scaler.is_enabled():
+            return {}
+        told = (self.history[-1, 0], *self._skipped.unbind())
+        return dict(zip(("loss_scale", "skipped_steps", "skipped_in_a_row"), told, strict=True))
+
+    def start_at(self, scale: float) -> None:
+        """Use this loss scale for the next step (`numerics.replay`)."""
+        self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale})
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict()

@@ -67,6 +67,7 @@ class LARS(torch.optim.Optimizer):
             raise ValueError(f"momentum is {momentum}; from 1 on the buffer never forgets, stay below (SEER: 0.9)")
         super().__init__(params, {**given, "adapt": True})
         self._step_supports_amp_scaling = True  # torch's mark of optimizers that heed found_inf
+        self.ratios: list[Tensor] = []  # of the last step's adapted tensors: each [N], on their device
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -80,29 +81,46 @@ class LARS(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found = getattr(self, "found_inf", None)
+        self.ratios = []
         for group in self.param_groups:
             for parameters in _alike(group["params"]):
                 for p in parameters:
                     if "momentum_buffer" not in self.state[p]:  # zeros, so that the first step gives m = g'
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 update = _on_cpu if parameters[0].device.type == "cpu" else _on_device
-                update(parameters, [self.state[p]["momentum_buffer"] for p in parameters], group, found)
+                ratios = _ratios(parameters, group)  # [N]
+                if group["adapt"]:
+                    self.ratios.append(ratios)
+                update(parameters, [self.state[p]["momentum_buffer"] for p in parameters], ratios, group, found)
         return loss
 
 
-def _on_cpu(parameters: list[Tensor], buffers: list[Tensor], group: dict[str, Any], found: Tensor | None) -> None:
+def trust(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """{"trust/smallest", "trust/median", "trust/largest": [] float32} over the last step's adapted tensors, on their device; {}
+    for another optimizer, or where nothing was adapted. Tensors without a gradient of any size (ratio 0) do not count."""
+    if not isinstance(optimizer, LARS) or not optimizer.ratios:
+        return {}
+    ratios = torch.cat([r.float() for r in optimizer.ratios])  # [all N]
+    counted = torch.where(ratios > 0, ratios, torch.nan)
+    smallest = torch.where(ratios > 0, ratios, torch.inf).amin()
+    return {"trust/smallest": smallest, "trust/median": counted.nanmedian(), "trust/largest": ratios.amax()}
+
+
+def _on_cpu(
+    parameters: list[Tensor], buffers: list[Tensor], ratios: Tensor, group: dict[str, Any], found: Tensor | None
+) -> None:
     if found is not None and found.item():
         return
-    ratios = _ratios(parameters, group).tolist()  # [N]
-    for p, buffer, ratio in zip(parameters, buffers, ratios, strict=True):
+    for p, buffer, ratio in zip(parameters, buffers, ratios.tolist(), strict=True):
         how = {"weight_decay": group["weight_decay"], "dampening": 1.0 - ratio}
         _fused([_local(p)], [_local(p.grad)], [_local(buffer)], group, **how)  # type: ignore[arg-type]
 
 
-def _on_device(parameters: list[Tensor], buffers: list[Tensor], group: dict[str, Any], found: Tensor | None) -> None:
+def _on_device(
+    parameters: list[Tensor], buffers: list[Tensor], ratios: Tensor, group: dict[str, Any], found: Tensor | None
+) -> None:
     weights = [_local(p) for p in parameters]
     gradients = [_local(p.grad) for p in parameters]  # type: ignore[arg-type]
-    ratios = _ratios(parameters, group)  # [N]
     torch._foreach_mul_(gradients, list(ratios.unbind()))
     if group["weight_decay"]:
         torch._foreach_addcmul_(gradients, weights, list((ratios * group["weight_decay"]).unbind()))

@@ -73,7 +73,8 @@ def test_the_update_for_a_gpu_is_that_for_a_cpu_and_masks_itself(adapt):
         for step in range(12):
             for p in parameters:
                 p.grad = torch.randn(p.shape, generator=g) * (float("nan") if step == 7 else 1.0)
-            update(parameters, buffers, group, torch.tensor(float(step == 7)))
+            ratios = lars._ratios(parameters, group)
+            update(parameters, buffers, ratios, group, torch.tensor(float(step == 7)))
         made.append([*parameters, *buffers])
     assert all(t.isfinite().all() for t in made[0])
     for ours, theirs in zip(*made, strict=True):
