@@ -6,9 +6,10 @@ codes it has to predict, once:
 
     sum_a CE(q_a, x) = mass * logsumexp(x/T) - sum_k q[k] x[k]/T        q = the sum of those codes, mass = sum_k q[k]
 
-and the gradient, (mass * softmax(x/T) - q) / T, is written straight into the one buffer that is returned. Neither
-log-probabilities nor any other matrix is kept between forward and backward. float32 also under autocast, where no
-operation used here goes to a lower precision; the codes get no gradient.
+and the gradient, (mass * softmax(x/T) - q) / T, is made in the same pass, in the one buffer that backward returns: softmax
+gives the logsumexp on the way (the largest x/T less the log of the largest probability), and nothing else of the size of
+the scores is kept or made. So backward may run once only. float32 also under autocast, which would take the one product
+here to a lower precision; the codes get no gradient.
 
 Letters: V views, A assign views, B images, K prototypes, T temperature.
 """
@@ -52,32 +53,40 @@ def swav_loss(scores: Tensor, codes: Tensor, *, temperature: float, assign: Sequ
 
 
 class _SwappedPrediction(torch.autograd.Function):
-    """Saves its inputs and the logsumexp [V, B] only."""
+    """Makes the gradient in the forward pass and hands it out once."""
 
     @staticmethod
     def forward(ctx, scores: Tensor, codes: Tensor, sharpness: float, assign: tuple[int, ...]) -> Tensor:
-        normalisers = scores.new_zeros(scores.shape[:2])  # [V, B]
+        wanted = ctx.needs_input_grad[0]
+        gradient = (
+            torch.zeros_like(scores) if wanted and len(assign) == 1 else torch.empty_like(scores) if wanted else None
+        )
+        # [V, B, K]; an only assign view predicts nothing and keeps its zeros
+        terms = len(assign) * (scores.shape[0] - 1) * scores.shape[1]
         loss = scores.new_zeros(())
         for view, target in _targets(codes, assign, scores.shape[0]):
-            logits = scores[view] * sharpness  # [B, K]
-            normalisers[view] = torch.logsumexp(logits, dim=1)
-            loss += (target.sum(1) * normalisers[view]).sum() - logits.mul_(target).sum()
-        ctx.save_for_backward(scores, codes, normalisers)
-        ctx.sharpness, ctx.assign = sharpness, assign
-        ctx.terms = len(assign) * (scores.shape[0] - 1) * scores.shape[1]
-        return loss / ctx.terms
+            buffer = torch.empty_like(scores[view]) if gradient is None else gradient[view]
+            torch.mul(scores[view], sharpness, out=buffer)  # [B, K]
+            highest, mass = buffer.amax(1), target.sum(1)  # [B]
+            torch.softmax(buffer, dim=1, out=buffer)
+            normaliser = highest - buffer.amax(1).log()  # [B] logsumexp(x/T)
+            with torch.autocast(scores.device.type, enabled=False):
+                agreement = torch.bmm(scores[view].unsqueeze(1), target.unsqueeze(2)).flatten()  # [B] sum_k q x
+            loss += (mass * normaliser - sharpness * agreement).sum()
+            if gradient is not None:
+                buffer.mul_((mass * (sharpness / terms)).unsqueeze(1)).sub_(target, alpha=sharpness / terms)
+        ctx.gradient = gradient
+        return loss / terms
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        scores, codes, normalisers = ctx.saved_tensors
-        gradient = torch.zeros_like(scores)  # [V, B, K]; an only assign view predicts nothing and keeps its zeros
-        scale = upstream * (ctx.sharpness / ctx.terms)  # []
-        for view, target in _targets(codes, ctx.assign, scores.shape[0]):
-            buffer = torch.mul(scores[view], ctx.sharpness, out=gradient[view])
-            buffer.sub_(normalisers[view].unsqueeze(1)).exp_()  # softmax(x/T)
-            buffer.mul_(target.sum(1, keepdim=True)).sub_(target).mul_(scale)
-        return gradient, None, None, None
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError(
+                "the gradient of this swav_loss was handed out already; call swav_loss again for another backward"
+            )
+        return gradient.mul_(upstream), None, None, None
 
 
 def _targets(codes: Tensor, assign: tuple[int, ...], views: int) -> Iterator[tuple[int, Tensor]]:

@@ -132,3 +132,11 @@ def test_spread_is_zero_for_one_direction_one_for_all_and_the_distance_from_the_
     flat = rows.flatten(0, 1)
     expected = (flat - flat.mean(0)).square().sum(1).mean().sqrt()
     assert embedding_spread(rows).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_second_backward_is_refused_rather_than_wrong():
+    scores, codes = torch.randn(3, 4, 5, requires_grad=True), torch.softmax(torch.randn(2, 4, 5), dim=-1)
+    loss = swav_loss(scores, codes, temperature=0.1)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="handed out already"):
+        loss.backward()
