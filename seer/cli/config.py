@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from seer.core.errors import RequestError
 
-_PATH_WORD = re.compile(r"(^|\.)(source|train|test|exclude)$|^(output|weights|run)$")
+_PATH_WORD = re.compile(r"(^|\.)(source|train|test|exclude)$|^(output|weights|run|replay)$")
 
 
 def folder() -> Path:

@@ -1,77 +1,43 @@
 """`seer pretrain`: config -> objects -> one call of the loop -> a backbone."""
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seer.cli import config, run_folder
+from seer.cli import assemble, config, replay, run_folder
+from seer.cli.assemble import Data, Training
 from seer.cli.build import build
 from seer.cli.probe import Probe
-from seer.cli.schedule import Lengths, rate, schedule
-from seer.cli.weights import start_from
+from seer.cli.schedule import Lengths, rate
 from seer.core import rng
 from seer.core.errors import Interrupted, LostPeer, RequestError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
-from seer.data import sample
 from seer.data.ledger import Ledger, share
-from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
-from seer.data.order import Plan, choose_lanes
-from seer.data.quarantine import read_exclude
-from seer.data.reader import Reader
-from seer.data.shards import MANIFEST, Shard, fingerprint, open_shards, write_shards
+from seer.data.shards import fingerprint, open_shards
 from seer.engine.checkpoint import Checkpoints
-from seer.engine.loop import Every, fit
+from seer.engine.loop import fit
 from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
 from seer.engine.numerics import Guard
-from seer.engine.precision import Precision
 from seer.engine.probe import peak_memory_gb
 from seer.engine.recorder import FlightRecorder
 from seer.engine.retention import Keep
 from seer.evals.rankme import RankMe
 from seer.models.bundle import write_bundle
-from seer.optim.groups import build_groups
-from seer.optim.plateau import Plateau
-from seer.optim.schedules import Schedule
 from seer.parallel.world import World, open_world, statistics_groups
-from seer.parallel.wrap import parallelize
-from seer.tasks.swav import SwAVTask
-
-DURATIONS = ("hard_until", "queue_from")  # arguments of a task that people write as durations
-
-
-@dataclass
-class _Data:
-    shards: list[Shard]
-    plan: Plan
-    loader: Loader
-    threads: int
-
-
-@dataclass
-class _Training:
-    task: SwAVTask
-    optimizer: torch.optim.Optimizer
-    precision: Precision
-    lr: Schedule
-    plateau: Plateau | None
-    every: Every
-    total_steps: int
-    keep_steps: int  # checkpoints at its multiples stay for ever
-    licence: str | None = None  # of the weights that the backbone started from
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns the result for the JSON line. Raises RequestError and what `fit` raises."""
     wanted = config.read("pretrain", words)
+    if wanted["replay"]:
+        return replay.run(wanted)
     _check(wanted)
     try:
         with open_world(wanted["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world:
@@ -94,21 +60,14 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path]) -> dict[str, 
     shards = open_shards(source, **check) if source else None  # a wrong path must not leave a run folder behind
     pictures = sum(map(len, shards)) if shards is not None else wanted["data"]["drawn"]
     lengths = Lengths(wanted["steps"], batch, pictures)
-    torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
-    since = {k: lengths.steps(wanted["task"][k]) for k in DURATIONS if k in wanted["task"]}
-    backbone = build(wanted["model"], device=None)
-    weights = wanted["weights"]
-    licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
-    for step in wanted["surgery"]["steps"]:
-        backbone = build(step, backbone)
-    task = build(wanted["task"], backbone, crop, world.group, **since)
+    task, licence = assemble.task(wanted, crop, lengths, world)
     with run_folder.claim(folder, wanted, world):
         output.append(folder)
         if shards is None:
-            shards = _drawn(wanted, folder, world)
+            shards = assemble.drawn(wanted, folder, world)
         run_folder.same_everywhere(wanted, fingerprint(shards), world)
-        data = _data(wanted, shards, crop, world)
-        training = _training(wanted, task, lengths, world)
+        data = assemble.data(wanted, shards, crop, world)
+        training = assemble.training(wanted, task, lengths, world)
         training.licence = licence
         return _train(wanted, folder, data, training, crop, world)
 
@@ -124,66 +83,8 @@ def _check(wanted: Mapping[str, Any]) -> None:
         raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
 
 
-def _drawn(wanted: dict[str, Any], folder: Path, world: World) -> list[Shard]:
-    """The built-in pictures, drawn at the first start; they also serve the probe when it has no pictures of its own."""
-    counts = {"train": wanted["data"]["drawn"], "test": wanted["data"]["drawn_test"]}
-    first = 0
-    for part, count in counts.items():
-        target = folder / "pictures" / part
-        if world.rank == 0 and count and not (target / MANIFEST).exists():
-            log.info(f"drawing {count} pictures into {target}")
-            card = {"classes": list(sample.KINDS)}
-            write_shards(sample.samples(count, wanted["seed"], first), target, total=count, per_shard=1000, card=card)
-        first += count
-    world.barrier()
-    if counts["test"] and not wanted["eval"]["train"]:
-        wanted["eval"].update({part: str(folder / "pictures" / part) for part in counts})
-    return open_shards(folder / "pictures" / "train")
-
-
-def _data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world: World) -> _Data:
-    how, batch, seed = wanted["data"], wanted["batch"], wanted["seed"]
-    lanes = how["lanes"] or choose_lanes(batch, sum(len(s) for s in shards))
-    plan = Plan([len(s) for s in shards], seed=rng.key(seed, "order"), lanes=lanes, block=how["block"])
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    threads = max(1, len(os.sched_getaffinity(0)) // here) if how["threads"] is None else how["threads"]
-    reader = Reader(shards, plan, rng.key(seed, "views"), read_exclude(how["exclude"], shards))
-    pin = world.device.type == "cuda"
-    loader = Loader(
-        reader,
-        crop,
-        batch=batch,
-        rank=world.rank,
-        ranks=world.size,
-        threads=threads,
-        prefetch=how["prefetch"],
-        pin=pin,
-    )
-    return _Data(shards, plan, loader, threads)
-
-
-def _training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world: World) -> _Training:
-    """Model, optimizer, schedule: everything that depends on the length of the run and on the world."""
-    often = wanted["every"]
-    steps = {name: lengths.steps(often[name]) for name in ("log", "evaluate", "checkpoint", "compare")}
-    every = Every(**steps, minutes=float(often["minutes"]))
-    if every.log < 1:
-        raise RequestError(f"every.log={wanted['every']['log']}: at least one step")
-    how = wanted["parallel"]
-    task.model = parallelize(
-        task.model, world, batch_norm_group=how["batch_norm_group"], channels_last=how["channels_last"]
-    )
-    rules = [{**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
-    modules = {"backbone": task.backbone, "head": task.head}
-    names = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
-    optimizer = build(wanted["optim"], build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"]))
-    precision = build(wanted["precision"], world.device)
-    lr, plateau = schedule(wanted["schedule"], wanted["plateau"], lengths)
-    return _Training(task, optimizer, precision, lr, plateau, every, lengths.total, lengths.steps(often["keep_steps"]))
-
-
 def _train(
-    wanted: Mapping[str, Any], folder: Path, data: _Data, training: _Training, crop: MultiCrop, world: World
+    wanted: Mapping[str, Any], folder: Path, data: Data, training: Training, crop: MultiCrop, world: World
 ) -> dict[str, Any]:
     batch, total, task = wanted["batch"], training.total_steps, training.task
     checkpoints = _checkpoints(wanted, folder, training, world)
@@ -232,7 +133,9 @@ def _train(
             plateau=training.plateau,
             weight_decay=None,
             precision=training.precision,
-            guard=Guard(folder, world, pictures=pictures, explain=task.explain, config=config.flat(dict(wanted))),
+            guard=Guard(
+                folder, world, pictures=pictures, explain=task.explain, weights=task.state_dict, config=dict(wanted)
+            ),
             checkpoints=checkpoints,
             metrics=metrics,
             evaluators=_evaluators(probe, crop, data.threads, training.precision.dtype),
@@ -254,7 +157,7 @@ def _train(
     return finish(total) if world.rank == 0 else {}
 
 
-def _checkpoints(wanted: Mapping[str, Any], folder: Path, training: _Training, world: World) -> Checkpoints:
+def _checkpoints(wanted: Mapping[str, Any], folder: Path, training: Training, world: World) -> Checkpoints:
     """Raises StorageError when the disk cannot hold them."""
     often, groups = wanted["every"], statistics_groups(world, wanted["parallel"]["batch_norm_group"])
     keep = Keep(often["keep"], training.keep_steps, often["keep_hours"])
@@ -278,7 +181,7 @@ def _evaluators(probe: Probe | None, crop: MultiCrop, threads: int, dtype: torch
     return [probe, again]
 
 
-def _resume(checkpoints: Checkpoints, training: _Training, facts: Mapping[str, Any]) -> int:
+def _resume(checkpoints: Checkpoints, training: Training, facts: Mapping[str, Any]) -> int:
     """Load the newest checkpoint into everything; returns the step to go on from. Raises RequestError for other data."""
     task, groups = training.task.state_dict(), training.optimizer.param_groups
     named = {f"task/{name}": tensor for name, tensor in task.items()}
@@ -302,7 +205,7 @@ def _resume(checkpoints: Checkpoints, training: _Training, facts: Mapping[str, A
     return int(manifest["step"])
 
 
-def _announce(wanted: Mapping[str, Any], data: _Data, training: _Training, first: int, world: World) -> None:
+def _announce(wanted: Mapping[str, Any], data: Data, training: Training, first: int, world: World) -> None:
     task, batch = training.task, wanted["batch"]
     trunk = sum(p.numel() for p in task.backbone.parameters()) / 1e6
     head = sum(p.numel() for p in task.head.parameters()) / 1e6
@@ -338,7 +241,7 @@ def _sinks(
 def _write_bundle(
     wanted: Mapping[str, Any],
     folder: Path,
-    training: _Training,
+    training: Training,
     crop: MultiCrop,
     facts: Mapping[str, Any],
     result: Mapping[str, Any],

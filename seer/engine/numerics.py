@@ -4,8 +4,9 @@ Surprising here: the flag of a step is read while the next step is already on it
 device; `precision` keeps the weights as they were meanwhile. Before a checkpoint the flag is read at once: a broken step's
 batch-norm statistics must never be saved.
 
-A capture is a folder RUN/capture-00001234 with `capture.json` (step, pictures, loss, gradient norm, config) and a file
-for each rank, `rank-00000.pt`: tensors and plain values, to be read with `weights_only=True`.
+A capture is a folder RUN/capture-00001234 with `capture.json` (step, pictures, loss, gradient norm, config), `weights.pt` (the
+task's state; not where it is sharded) and a file for each rank, `rank-00000.pt`: tensors and plain values, to be read with
+`weights_only=True`. `seer pretrain replay=…` repeats the step from it.
 """
 
 import json
@@ -19,7 +20,8 @@ import torch
 from seer.core.errors import NumericsError
 from seer.parallel.world import World
 
-__all__ = ["Guard"]
+__all__ = ["CARD", "WEIGHTS", "Guard"]
+CARD, WEIGHTS = "capture.json", "weights.pt"
 
 
 @dataclass
@@ -33,7 +35,7 @@ class _Seen:
 
 class Guard:
     """folder: the run's. pictures(step) -> plain values that name this rank's pictures of a step. explain(evidence) ->
-    what is made of a task's evidence, now that it is worth the work. config: plain values."""
+    what is made of a task's evidence, now that it is worth the work. weights() -> the task's state. config: plain values."""
 
     def __init__(
         self,
@@ -42,10 +44,11 @@ class Guard:
         *,
         pictures: Callable[[int], list[dict[str, Any]]],
         explain: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]],
+        weights: Callable[[], Mapping[str, torch.Tensor]],
         config: Mapping[str, Any],
     ):
         self._folder, self._world, self._config = folder, world, config
-        self._pictures, self._explain = pictures, explain
+        self._pictures, self._explain, self._weights = pictures, explain, weights
         self._seen: _Seen | None = None
 
     def watch(
@@ -96,9 +99,12 @@ class Guard:
         found = {name: tensor.detach().cpu() for name, tensor in self._explain(seen.evidence).items()}
         pictures = self._pictures(seen.step)
         torch.save({"pictures": pictures, **found}, folder / f"rank-{self._world.rank:05d}.pt")
+        state = {name: tensor.detach().cpu() for name, tensor in self._weights().items()}
         if self._world.rank == 0:
+            if not any(hasattr(tensor, "full_tensor") for tensor in state.values()):
+                torch.save(state, folder / WEIGHTS)
             card = {"step": seen.step, "ranks": self._world.size, **{k: str(v) for k, v in numbers.items()}}
             text = json.dumps({**card, "pictures": pictures, "config": self._config}, indent=1)
-            (folder / "capture.json").write_text(text, encoding="utf-8")
+            (folder / CARD).write_text(text, encoding="utf-8")
         self._world.barrier()
         return folder

@@ -8,8 +8,8 @@ codes it has to predict, once:
 
 and the gradient, (mass * softmax(x/T) - q) / T, is made in the same pass, in the one buffer that backward returns: softmax
 gives the logsumexp on the way (the largest x/T less the log of the largest probability), and nothing else of the size of
-the scores is kept or made. So backward may run once only. float32 also under autocast, which would take the one product
-here to a lower precision; the codes get no gradient.
+the scores is kept or made. So backward may run once only. float32 also under autocast, where no operation used here goes to
+a lower precision; the codes get no gradient.
 
 Letters: V views, A assign views, B images, K prototypes, T temperature.
 """
@@ -66,12 +66,11 @@ class _SwappedPrediction(torch.autograd.Function):
         loss = scores.new_zeros(())
         for view, target in _targets(codes, assign, scores.shape[0]):
             buffer = torch.empty_like(scores[view]) if gradient is None else gradient[view]
+            agreement = torch.mul(scores[view], target, out=buffer).sum(1)  # [B] sum_k q x; a batched product is slow
             torch.mul(scores[view], sharpness, out=buffer)  # [B, K]
             highest, mass = buffer.amax(1), target.sum(1)  # [B]
             torch.softmax(buffer, dim=1, out=buffer)
             normaliser = highest - buffer.amax(1).log()  # [B] logsumexp(x/T)
-            with torch.autocast(scores.device.type, enabled=False):
-                agreement = torch.bmm(scores[view].unsqueeze(1), target.unsqueeze(2)).flatten()  # [B] sum_k q x
             loss += (mass * normaliser - sharpness * agreement).sum()
             if gradient is not None:
                 buffer.mul_((mass * (sharpness / terms)).unsqueeze(1)).sub_(target, alpha=sharpness / terms)

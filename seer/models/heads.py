@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from seer.core.errors import RequestError
 
+UNIT = 1e-6  # how far from 1 the length of a row may round
+
 
 class SwAVHead(nn.Module):
     """Linear (BN) ReLU, repeated, a bare last Linear, unit length; scores are cosines with the unit prototypes.
@@ -69,5 +71,8 @@ class SwAVHead(nn.Module):
 
     @torch.no_grad()
     def normalise_prototypes(self) -> None:
-        """Every row back to length 1. Momentum is left alone, as in SwAV."""
-        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+        """Every row back to length 1; momentum is left alone, as in SwAV. Rows that are of length 1 to rounding stay to the last
+        bit, so that a step that was masked can be repeated."""
+        weight = self.prototypes.weight
+        lengths = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+        weight.copy_(torch.where((lengths - 1).abs() < UNIT, weight, F.normalize(weight, dim=1)))

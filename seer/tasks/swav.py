@@ -94,6 +94,7 @@ class SwAVTask:
             swav_loss(s, q, temperature=self.temperature, assign=self.assign)
             for s, q in zip(by_head, codes, strict=True)
         ]
+        queued = {} if self.queue is None else {f"queue.{k}": v for k, v in self.queue.state_dict().items()}
         if self.queue is not None and self.step >= self.queue_from:
             self.queue.push(embeddings)
         return StepOutput(
@@ -105,7 +106,7 @@ class SwAVTask:
                 "embeddings/spread": embedding_spread(embeddings, self.group),
                 "scores/largest": scores.detach().amax(),
             },
-            {"embeddings": every_view.detach()},
+            {"embeddings": every_view.detach(), **queued},
         )
 
     @torch.no_grad()

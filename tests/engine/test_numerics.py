@@ -84,7 +84,7 @@ def test_the_update_for_a_gpu_is_that_for_a_cpu_and_masks_itself(adapt):
 def guard(folder: Path) -> Guard:
     return Guard(
         folder, World(0, 1, 0, CPU), pictures=lambda step: [{"row": step}],
-        explain=lambda evidence: {"twice": 2 * evidence["x"]}, config={"batch": 4},
+        explain=lambda evidence: {"twice": 2 * evidence["x"]}, weights=lambda: {"w": torch.ones(2)}, config={"batch": 4},
     )  # fmt: skip
 
 

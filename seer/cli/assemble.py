@@ -1,0 +1,124 @@
+"""Config -> the objects of a run, the same for training and for repeating a step of it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seer.cli.build import build
+from seer.cli.schedule import Lengths, schedule
+from seer.cli.weights import start_from
+from seer.core import rng
+from seer.core.errors import RequestError
+from seer.core.log import log
+from seer.data import sample
+from seer.data.loader import Loader
+from seer.data.multicrop import MultiCrop
+from seer.data.order import Plan, choose_lanes
+from seer.data.quarantine import read_exclude
+from seer.data.reader import Reader
+from seer.data.shards import MANIFEST, Shard, open_shards, write_shards
+from seer.engine.loop import Every
+from seer.engine.precision import Precision
+from seer.optim.groups import build_groups
+from seer.optim.plateau import Plateau
+from seer.optim.schedules import Schedule
+from seer.parallel.world import World
+from seer.parallel.wrap import parallelize
+from seer.tasks.swav import SwAVTask
+
+DURATIONS = ("hard_until", "queue_from")  # arguments of a task that people write as durations
+
+
+@dataclass
+class Data:
+    shards: list[Shard]
+    plan: Plan
+    loader: Loader
+    threads: int
+
+
+@dataclass
+class Training:
+    task: SwAVTask
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    lr: Schedule
+    plateau: Plateau | None
+    every: Every
+    total_steps: int
+    keep_steps: int  # checkpoints at its multiples stay for ever
+    licence: str | None = None  # of the weights that the backbone started from
+
+
+def task(wanted: Mapping[str, Any], crop: MultiCrop, lengths: Lengths, world: World) -> tuple[SwAVTask, str | None]:
+    """The task on a backbone, made from the seed or from `weights`, and the licence of these. Raises RequestError."""
+    torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
+    since = {k: lengths.steps(wanted["task"][k]) for k in DURATIONS if k in wanted["task"]}
+    backbone = build(wanted["model"], device=None)
+    weights = wanted["weights"]
+    licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
+    for step in wanted["surgery"]["steps"]:
+        backbone = build(step, backbone)
+    return build(wanted["task"], backbone, crop, world.group, **since), licence
+
+
+def drawn(wanted: dict[str, Any], folder: Path, world: World) -> list[Shard]:
+    """The built-in pictures, drawn at the first start; they also serve the probe when it has no pictures of its own."""
+    counts = {"train": wanted["data"]["drawn"], "test": wanted["data"]["drawn_test"]}
+    first = 0
+    for part, count in counts.items():
+        target = folder / "pictures" / part
+        if world.rank == 0 and count and not (target / MANIFEST).exists():
+            log.info(f"drawing {count} pictures into {target}")
+            card = {"classes": list(sample.KINDS)}
+            write_shards(sample.samples(count, wanted["seed"], first), target, total=count, per_shard=1000, card=card)
+        first += count
+    world.barrier()
+    if counts["test"] and not wanted["eval"]["train"]:
+        wanted["eval"].update({part: str(folder / "pictures" / part) for part in counts})
+    return open_shards(folder / "pictures" / "train")
+
+
+def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world: World) -> Data:
+    how, batch, seed = wanted["data"], wanted["batch"], wanted["seed"]
+    lanes = how["lanes"] or choose_lanes(batch, sum(len(s) for s in shards))
+    plan = Plan([len(s) for s in shards], seed=rng.key(seed, "order"), lanes=lanes, block=how["block"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    threads = max(1, len(os.sched_getaffinity(0)) // here) if how["threads"] is None else how["threads"]
+    reader = Reader(shards, plan, rng.key(seed, "views"), read_exclude(how["exclude"], shards))
+    pin = world.device.type == "cuda"
+    loader = Loader(
+        reader,
+        crop,
+        batch=batch,
+        rank=world.rank,
+        ranks=world.size,
+        threads=threads,
+        prefetch=how["prefetch"],
+        pin=pin,
+    )
+    return Data(shards, plan, loader, threads)
+
+
+def training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world: World) -> Training:
+    """Model, optimizer, schedule: everything that depends on the length of the run and on the world."""
+    often = wanted["every"]
+    steps = {name: lengths.steps(often[name]) for name in ("log", "evaluate", "checkpoint", "compare")}
+    every = Every(**steps, minutes=float(often["minutes"]))
+    if every.log < 1:
+        raise RequestError(f"every.log={wanted['every']['log']}: at least one step")
+    how = wanted["parallel"]
+    task.model = parallelize(
+        task.model, world, batch_norm_group=how["batch_norm_group"], channels_last=how["channels_last"]
+    )
+    rules = [{**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
+    modules = {"backbone": task.backbone, "head": task.head}
+    names = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
+    optimizer = build(wanted["optim"], build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"]))
+    precision = build(wanted["precision"], world.device)
+    lr, plateau = schedule(wanted["schedule"], wanted["plateau"], lengths)
+    return Training(task, optimizer, precision, lr, plateau, every, lengths.total, lengths.steps(often["keep_steps"]))
