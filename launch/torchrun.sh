@@ -11,8 +11,10 @@ HEAD=localhost:29500                # several machines: name and free port of on
 # An old result must not be taken for this run's, should the job be killed before it writes one.
 rm -f "$RUN/result.json"
 
-# The rendezvous finds the ranks' order by itself; --max-restarts=0: a run resumes when this script is started again.
+# The rendezvous finds the ranks' order by itself; --max-restarts=0: a run resumes when this script is started again;
+# --signals-to-handle: without it SIGUSR1, which schedulers send before they end a job, would kill torchrun alone.
 python -m torch.distributed.run --nnodes="$NODES" --nproc_per_node="$GPUS" --max-restarts=0 \
+    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     --rdzv_backend=c10d --rdzv_endpoint="$HEAD" --rdzv_id="$(basename "$RUN")" \
     -m seer pretrain data.source="$SOURCE" output="$RUN" "$@"
 status=$?
