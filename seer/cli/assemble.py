@@ -113,7 +113,11 @@ def training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world:
         raise RequestError(f"every.log={wanted['every']['log']}: at least one step")
     how = wanted["parallel"]
     task.model = parallelize(
-        task.model, world, batch_norm_group=how["batch_norm_group"], channels_last=how["channels_last"]
+        task.model,
+        world,
+        batch_norm_group=how["batch_norm_group"],
+        channels_last=how["channels_last"],
+        remat=how["remat"],
     )
     rules = [{**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
     modules = {"backbone": task.backbone, "head": task.head}

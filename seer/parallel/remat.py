@@ -1,0 +1,158 @@
+"""Recompute: activations are not kept for the backward pass but made again in it, which trades time for memory.
+
+    none        everything is kept
+    block       of each block only its input is kept
+    stage       of each stage only its input is kept
+    selective   of each block the outputs of its convolutions are kept; batch norm, ReLU and squeeze-and-excitation are made again
+    [names]     these are made again, as wholes: "stage2", "stage3.block4", or consecutive blocks "stage3.block0-8"
+
+Surprising:
+- Batch norm would count a batch twice. In the second pass momentum is 0 and the counter is put back, so running statistics are
+  those of a run without recompute, to the last bit. (`track_running_stats=False` there makes torch raise.)
+- Nothing is wrapped: a stage changes its class, so that names of parameters and `forward_stages` stay.
+- Only in training with gradients; a probe in between sees the plain network.
+
+SEER's 10B was trained with ["stage1", "stage2", "stage3.block0-8", "stage3.block9-16"] (`facts/seer.md` 6.3).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from seer.core.errors import RequestError
+
+POLICIES = ("none", "block", "stage", "selective")
+_ITEM = re.compile(r"(?P<stage>\w+?)(\.block(?P<first>\d+)(-(?P<last>\d+))?)?")
+
+
+def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
+    """A network with stages that are `nn.Sequential`s of blocks (RegNet, ResNet), or something that holds one as
+    `backbone` -> the same object, its stages recomputed by the policy. Raises RequestError for an unknown policy or block,
+    and for blocks named twice."""
+    if policy == "none":
+        return model
+    backbone = getattr(model, "backbone", model)
+    stages = _stages(backbone)
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            raise RequestError(
+                f"parallel.remat={policy}: one of {', '.join(POLICIES)}, or a list of names like stage3.block0-8"
+            )
+        whole = policy == "stage"
+        groups = {n: [(0, len(s))] if whole else [(i, i + 1) for i in range(len(s))] for n, s in stages.items()}
+    else:
+        groups = _named(policy, stages)
+    for name, stage in stages.items():
+        if groups[name]:
+            stage.__class__ = _Recomputed
+            stage.groups, stage.selective = groups[name], policy == "selective"  # type: ignore[assignment]
+    return model
+
+
+def _stages(backbone: nn.Module) -> dict[str, nn.Sequential]:
+    named = {
+        n: m
+        for n, m in backbone.named_children()
+        if isinstance(m, nn.Sequential) and re.fullmatch(r"(stage|layer)\d", n)
+    }
+    if not named:
+        raise RequestError(
+            f"parallel.remat: {type(backbone).__name__} has no stages of blocks; use parallel.remat=none"
+        )
+    return named
+
+
+def _named(items: Sequence[str], stages: dict[str, nn.Sequential]) -> dict[str, list[tuple[int, int]]]:
+    groups: dict[str, list[tuple[int, int]]] = {name: [] for name in stages}
+    for item in items:
+        found = _ITEM.fullmatch(str(item))
+        stage = found["stage"] if found else None
+        if not found or stage not in stages:
+            raise RequestError(
+                f"parallel.remat names {item!r}; there are {', '.join(stages)} and their blocks, stage1.block0"
+            )
+        first = int(found["first"] or 0)
+        end = len(stages[stage]) if found["first"] is None else int(found["last"] or first) + 1
+        if not first < end <= len(stages[stage]):
+            raise RequestError(f"parallel.remat names {item!r}; {stage} has blocks 0 to {len(stages[stage]) - 1}")
+        groups[stage].append((first, end))
+    for name, spans in groups.items():
+        spans.sort()
+        for (_, end), (start, _) in pairwise(spans):
+            if start < end:
+                raise RequestError(f"parallel.remat names block {start} of {name} twice")
+    return groups
+
+
+class _Recomputed(nn.Sequential):
+    """A stage of which some runs of blocks are made again in the backward pass."""
+
+    groups: list[tuple[int, int]]
+    selective: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = list(self)
+        if not (self.training and torch.is_grad_enabled()):
+            return _run(blocks, x)
+        done = 0
+        for first, end in self.groups:
+            x = _run(blocks[done:first], x)
+            part = blocks[first:end]
+            contexts = partial(
+                _contexts, [m for b in part for m in b.modules() if isinstance(m, _BatchNorm)], self.selective
+            )
+            x = checkpoint(_run, part, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+            done = end
+        return _run(blocks[done:], x)
+
+
+def _run(blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+def _contexts(norms: list[_BatchNorm], selective: bool) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Around the first pass, and around the second."""
+    if not selective:
+        return nullcontext(), _counted_already(norms)
+    first, second = create_selective_checkpoint_contexts(_policy)
+    return first, _both(_counted_already(norms), second)
+
+
+def _policy(context: Any, operation: Any, *arguments: Any, **_: Any) -> CheckpointPolicy:
+    # convolutions with a bias are those of squeeze-and-excitation: small, and ReLU works in place on their outputs
+    kept = operation == torch.ops.aten.convolution.default and arguments[2] is None
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextmanager
+def _both(*contexts: AbstractContextManager) -> Iterator[None]:
+    with ExitStack() as stack:
+        for one in contexts:
+            stack.enter_context(one)
+        yield
+
+
+@contextmanager
+def _counted_already(norms: list[_BatchNorm]) -> Iterator[None]:
+    before = [(m.momentum, m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+        if m.num_batches_tracked is not None:
+            m.num_batches_tracked = m.num_batches_tracked.clone()  # the copy counts, and is thrown away
+    try:
+        yield
+    finally:
+        for m, (momentum, _, _, count) in zip(norms, before, strict=True):
+            m.momentum, m.num_batches_tracked = momentum, count
