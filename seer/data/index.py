@@ -22,6 +22,8 @@ from seer.data.tar import TarError, walk
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
 INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 INDEX_SUFFIX = ".index.npy"
+_MAGIC = b"\x93NUMPY\x01\x00"
+_HEADER = len(_MAGIC) + 2  # the two bytes give the length of the description that follows
 MOST_SAMPLE = 256 << 20  # bytes of one sample; what is larger costs its row and is never read
 
 
@@ -64,16 +66,32 @@ def read_index(sidecar: Path, path: Path) -> np.ndarray:
     """Raises StorageError when the index is unreadable or was made from another archive, with the command that heals."""
     remedy = f"delete {sidecar.name} (a new one is made) or write the shards again with `seer shard`"
     try:
-        index = np.load(sidecar, allow_pickle=False)
+        index = _records(sidecar.read_bytes())
         size = path.stat().st_size
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise StorageError(f"{sidecar}: unreadable index ({error}); {remedy}") from error
-    if index.dtype != INDEX or index.ndim != 1 or len(index) == 0 or index[-1]["offset"] != size:
+    if len(index) == 0 or index[-1]["offset"] != size:
         raise StorageError(f"{sidecar}: made from another archive than the {size} bytes beside it; {remedy}")
     rows = index[:-1]
     if (rows["offset"] > size).any() or (rows["offset"] + rows["size"] > size).any() or (rows["size"] == 0).any():
         raise StorageError(f"{sidecar}: points outside the {size} bytes beside it; {remedy}")
     return index
+
+
+def _records(npy: bytes) -> np.ndarray:
+    """What np.load gives, for an array of INDEX alone. Raises ValueError.
+
+    np.load reads the header with `ast`, and CPython 3.11 fails on that now and then when several threads do it at once
+    (SystemError: AST constructor recursion depth mismatch); loaders open shards from several threads.
+    """
+    if len(npy) < _HEADER or npy[: len(_MAGIC)] != _MAGIC:
+        raise ValueError("not an .npy file of version 1.0")
+    start = _HEADER + int.from_bytes(npy[len(_MAGIC) : _HEADER], "little")
+    rows, rest = divmod(len(npy) - start, INDEX.itemsize)
+    wanted = f"{{'descr': {INDEX.descr!r}, 'fortran_order': False, 'shape': ({rows},), }}"
+    if npy[_HEADER:start].split() != wanted.encode().split() or rest:
+        raise ValueError(f"not an array of {INDEX.descr}, or cut off")
+    return np.frombuffer(npy, INDEX, rows, start)
 
 
 def write_index(index: np.ndarray, sidecar: Path) -> None:

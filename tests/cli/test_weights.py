@@ -98,8 +98,10 @@ def test_a_run_whose_knn_falls_below_where_it_began_is_told_so(tmp_path, capfd):
         ),
         *("data.threads=1", "parallel.device=cpu"),
     )
-    first = seer(capfd, "pretrain", *small, "steps=120", f"output={tmp_path / 'first'}")
-    assert first.status == 0 and first.result["alarms"] == [] and first.result["knn_curve"][-1] > 0.16, first.result
+    learned = ("steps=200", "schedule.peak=0.004")
+    first = seer(capfd, "pretrain", *small, *learned, f"output={tmp_path / 'first'}")
+    # 0.335 where this was written, 0.155 untrained: far enough above whatever a spoilt backbone gives
+    assert first.status == 0 and first.result["knn_curve"][-1] > 0.22, first.result
     again = ("steps=8", "every.evaluate=4", "schedule.peak=3", "schedule.warmup=0", f"weights={tmp_path / 'first'}")
     where = (f"data.source={pictures / 'train'}", f"eval.train={pictures / 'train'}", f"eval.test={pictures / 'test'}")
     words = (

@@ -1,13 +1,18 @@
 """Shards: what is written, read by strangers (webdataset, tarfile); what sources name; what is refused."""
 
+import gc
 import io
 import os
+import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from seer.core.errors import RequestError, StorageError
+from seer.data.index import INDEX, read_index, write_index
 from seer.data.shards import TarShard, build_index, class_names, fingerprint, open_shards, picture_of, write_shards
 from seer.data.tar import TarError
 from tests.data.pictures import jpeg, png, write_tar
@@ -213,6 +218,48 @@ def test_an_unreadable_index_is_told_with_the_remedy(written, content):
     (folder / f"{path.name}.index.npy").write_bytes(content)
     with pytest.raises(StorageError, match=r"unreadable index.*delete"):
         open_shards(path)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 123_456])
+def test_an_index_is_read_as_numpy_reads_it(tmp_path, rows):
+    index = np.zeros(rows, INDEX)
+    index["offset"], index["size"] = np.arange(rows), 1
+    index[-1] = (rows, 0, 0)
+    (tmp_path / "x").write_bytes(bytes(rows))
+    write_index(index, tmp_path / "i")
+    np.testing.assert_array_equal(read_index(tmp_path / "i", tmp_path / "x"), np.load(tmp_path / "i"))
+
+
+@pytest.mark.parametrize("other", [np.zeros(4, [("a", "<u8"), ("b", "<u8")]), np.zeros((2, 2), INDEX)])
+def test_an_array_of_another_type_or_shape_is_no_index(tmp_path, other):
+    np.save(tmp_path / "i.npy", other)
+    (tmp_path / "x").write_bytes(b"")
+    with pytest.raises(StorageError, match="unreadable index"):
+        read_index(tmp_path / "i.npy", tmp_path / "x")
+
+
+def test_many_threads_read_indexes_at_once(written):
+    # np.load fails at this on CPython 3.11: its header goes through `ast`, which is not safe there when threads change inside
+    # it, as they may whenever the collector runs something in Python
+    folder, _ = written
+    path = next(folder.glob("*.tar"))
+    sidecar = Path(f"{path}.index.npy")
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+
+    def dawdle(phase, info):
+        sum(range(50))
+
+    gc.callbacks.append(dawdle)
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            lengths = {len(i) for i in pool.map(lambda _: read_index(sidecar, path), range(300))}
+    finally:
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(interval)
+        gc.callbacks.remove(dawdle)
+    assert len(lengths) == 1
 
 
 def test_an_index_that_is_a_pickle_runs_nothing(written, tmp_path):
