@@ -115,6 +115,7 @@ def training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world:
     task.model = parallelize(
         task.model,
         world,
+        mode=how["mode"],
         batch_norm_group=how["batch_norm_group"],
         channels_last=how["channels_last"],
         remat=how["remat"],

@@ -30,6 +30,7 @@ from seer.engine.recorder import FlightRecorder
 from seer.engine.retention import Keep
 from seer.evals.rankme import RankMe
 from seer.models.bundle import write_bundle
+from seer.parallel.collectives import whole_on_first
 from seer.parallel.world import World, open_world, statistics_groups
 
 
@@ -116,12 +117,15 @@ def _train(
         return [{"epoch": e, "shard": str(data.shards[s].path), "row": r} for e, s, r in rows]
 
     def finish(steps: int) -> dict[str, Any]:
-        """Result and bundle, on the first rank."""
+        """Result and bundle, on the first rank; the others help to gather what is sharded."""
+        weights = whole_on_first(task.backbone.state_dict(), world.group)
+        if world.rank:
+            return {}
         result = {**run_folder.summary(folder), "steps": steps, "seconds": round(time.monotonic() - start, 1)}
         result["peak_memory_gb"] = round(peak_memory_gb(world.device), 3)
         result["alarms"] = recorder.told
         result |= {"output": str(folder), "checkpoint": str((folder / "checkpoints" / "last").resolve())}
-        result["bundle"] = str(_write_bundle(wanted, folder, training, crop, facts, result))
+        result["bundle"] = str(_write_bundle(wanted, folder, training, weights, crop, facts, result))
         return result
 
     try:
@@ -150,11 +154,10 @@ def _train(
         )
     except Interrupted as interrupted:
         metrics.close()
-        if world.rank == 0:
-            interrupted.result = finish(interrupted.step)
+        interrupted.result = finish(interrupted.step)
         raise
     metrics.close()
-    return finish(total) if world.rank == 0 else {}
+    return finish(total)
 
 
 def _checkpoints(wanted: Mapping[str, Any], folder: Path, training: Training, world: World) -> Checkpoints:
@@ -242,6 +245,7 @@ def _write_bundle(
     wanted: Mapping[str, Any],
     folder: Path,
     training: Training,
+    weights: Mapping[str, torch.Tensor],
     crop: MultiCrop,
     facts: Mapping[str, Any],
     result: Mapping[str, Any],
@@ -256,4 +260,5 @@ def _write_bundle(
         "licence": training.licence,
         "metrics": {k: float(v) for k, v in result.items() if isinstance(v, int | float)},
     }
-    return write_bundle(folder / "bundle", training.task.backbone, card=card)  # type: ignore[arg-type]
+    backbone = training.task.backbone
+    return write_bundle(folder / "bundle", backbone, card=card, state_dict=weights)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ device; `precision` keeps the weights as they were meanwhile. Before a checkpoin
 batch-norm statistics must never be saved.
 
 A capture is a folder RUN/capture-00001234 with `capture.json` (step, pictures, loss, gradient norm, config), `weights.pt` (the
-task's state; not where it is sharded) and a file for each rank, `rank-00000.pt`: tensors and plain values, to be read with
+task's state) and a file for each rank, `rank-00000.pt`: tensors and plain values, to be read with
 `weights_only=True`. `seer pretrain replay=…` repeats the step from it.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from seer.core.errors import NumericsError
+from seer.parallel.collectives import whole_on_first
 from seer.parallel.world import World
 
 __all__ = ["CARD", "WEIGHTS", "Guard"]
@@ -99,10 +100,9 @@ class Guard:
         found = {name: tensor.detach().cpu() for name, tensor in self._explain(seen.evidence).items()}
         pictures = self._pictures(seen.step)
         torch.save({"pictures": pictures, **found}, folder / f"rank-{self._world.rank:05d}.pt")
-        state = {name: tensor.detach().cpu() for name, tensor in self._weights().items()}
+        state = whole_on_first(self._weights(), self._world.group)
         if self._world.rank == 0:
-            if not any(hasattr(tensor, "full_tensor") for tensor in state.values()):
-                torch.save(state, folder / WEIGHTS)
+            torch.save(state, folder / WEIGHTS)
             card = {"step": seen.step, "ranks": self._world.size, **{k: str(v) for k, v in numbers.items()}}
             text = json.dumps({**card, "pictures": pictures, "config": self._config}, indent=1)
             (folder / CARD).write_text(text, encoding="utf-8")

@@ -66,8 +66,11 @@ class SwAVHead(nn.Module):
 
     def scores(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Unit rows [..., D] float32 -> [..., H*K]: their cosines with the prototypes as they are now."""
+        weight = self.prototypes.weight
+        if hasattr(weight, "full_tensor"):  # sharded, and asked outside of a forward pass: by every rank
+            weight = weight.full_tensor()
         with torch.autocast(embeddings.device.type, enabled=False):
-            return F.linear(embeddings, self.prototypes.weight.float())
+            return F.linear(embeddings, weight.float())
 
     @torch.no_grad()
     def normalise_prototypes(self) -> None:

@@ -14,15 +14,16 @@ class MultiCropModel(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.channels_last: bool | None = None  # of the crops; None: as the weights lie
 
     def forward(self, crops: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """[v*B, 3, S, S] for each resolution, view-major -> embeddings [V*B, D], scores [V*B, K]."""
-        if self._contiguous_weights():
+        if not (self._channels_last_weights() if self.channels_last is None else self.channels_last):
             crops = [x.contiguous() for x in crops]
         features = torch.cat([self.backbone(x) for x in crops])  # [V*B, C]
         return self.head(features)
 
-    def _contiguous_weights(self) -> bool:
+    def _channels_last_weights(self) -> bool:
         """Crops come in channels_last and would carry that layout through the whole model, whatever its weights say.
 
         It matters beyond speed: torch's batch norm for channels_last on a CPU adds up plainly in float32, and features
@@ -30,4 +31,4 @@ class MultiCropModel(nn.Module):
         """
         kernels = (p for p in self.backbone.parameters() if p.dim() == 4 and p[0, 0].numel() > 1 and p.shape[1] > 1)
         first = next(kernels, None)
-        return first is not None and first.is_contiguous()
+        return first is None or not first.is_contiguous()

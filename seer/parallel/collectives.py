@@ -12,6 +12,7 @@ Shapes: R ranks of the group; `..` is any shape, the same on every rank.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,7 @@ Group = dist.ProcessGroup
 
 __all__ = [
     *("AllGatherStack", "Group", "all_gather_stack", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"),
-    *("assign_whole", "gather_text", "highest", "share_text", "waited"),
+    *("assign_whole", "gather_text", "highest", "share_text", "waited", "whole_on_first"),
 ]
 
 
@@ -109,6 +110,19 @@ def assign_whole(tensor: Tensor, whole: Tensor) -> None:
     if isinstance(tensor, DTensor):
         whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements)
     tensor.copy_(whole)
+
+
+@torch.no_grad()
+def whole_on_first(tensors: Mapping[str, Tensor], group: Group | None) -> dict[str, Tensor]:
+    """The tensors, whole, on the CPU of the group's first rank; {} on the others. One after the other, so that no device
+    holds more than one of them whole."""
+    first = group is None or group.rank() == 0
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if first:
+            found[name] = whole.detach().cpu()
+    return found
 
 
 def any_true(flag: bool, group: Group | None) -> bool:

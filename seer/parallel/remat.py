@@ -42,7 +42,11 @@ def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
     if policy == "none":
         return model
     backbone = getattr(model, "backbone", model)
-    stages = _stages(backbone)
+    stages = stages_of(backbone)
+    if not stages:
+        raise RequestError(
+            f"parallel.remat: {type(backbone).__name__} has no stages of blocks; use parallel.remat=none"
+        )
     if isinstance(policy, str):
         if policy not in POLICIES:
             raise RequestError(
@@ -59,17 +63,13 @@ def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
     return model
 
 
-def _stages(backbone: nn.Module) -> dict[str, nn.Sequential]:
-    named = {
+def stages_of(backbone: nn.Module) -> dict[str, nn.Sequential]:
+    """{"stage1": its blocks, ...}; {} for a network that has none."""
+    return {
         n: m
         for n, m in backbone.named_children()
         if isinstance(m, nn.Sequential) and re.fullmatch(r"(stage|layer)\d", n)
     }
-    if not named:
-        raise RequestError(
-            f"parallel.remat: {type(backbone).__name__} has no stages of blocks; use parallel.remat=none"
-        )
-    return named
 
 
 def _named(items: Sequence[str], stages: dict[str, nn.Sequential]) -> dict[str, list[tuple[int, int]]]:

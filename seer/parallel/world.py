@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from seer.core.errors import RequestError
 from seer.parallel.watch import Watch
@@ -30,6 +31,11 @@ class World:
     def barrier(self) -> None:
         if self.group is not None:
             dist.barrier(self.group)
+
+    def mesh(self) -> DeviceMesh:
+        """All ranks in one row, to shard over. Only where there is a group."""
+        assert self.group is not None
+        return DeviceMesh.from_group(self.group, self.device.type)
 
     def note(self, step: int, phase: str) -> None:
         """What this rank is at: said of it should it keep the others waiting, or be lost."""

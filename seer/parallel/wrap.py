@@ -1,38 +1,72 @@
 """The one order of wrappers: surgery, grouped batch norm, recompute, compile, data parallel.
 
-Compile, FSDP2 and fairscale come with the distributed engine; their places are here.
+    ddp     every rank holds everything; gradients are averaged (DistributedDataParallel)
+    fsdp    every rank holds a part of each parameter, its gradient and its optimizer state, and gathers a block when it
+            runs (FSDP2, `fully_shard`): blocks one by one, the rest of the backbone, the head
+
+Surprising: modules keep their names and their places under both, so `task.backbone` is always what evaluators run and what
+checkpoints name. Under FSDP backbone and head are roots of their own, because an evaluator calls the backbone alone, and
+weights stay contiguous, since `fully_shard` takes no others: the crops bring channels_last in. Parameters travel in float32;
+autocast makes them narrow where they are used.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from seer.core.errors import RequestError
 from seer.parallel.batchnorm import group_batchnorm
 from seer.parallel.remat import remat as recompute
+from seer.parallel.remat import stages_of
 from seer.parallel.world import World, batch_norm_groups
+
+MODES = ("auto", "ddp", "fsdp")
 
 
 def parallelize(
     model: nn.Module,
     world: World,
     *,
+    mode: str = "auto",
     batch_norm_group: int = 0,
     channels_last: bool = True,
     remat: str | Sequence[str] = "none",
 ) -> nn.Module:
     """A plain model -> the same model on its device, ready for training on this world.
 
-    batch_norm_group: ranks that share batch statistics, 0 = all, 1 = none. Running statistics are not broadcast:
-    ranks of one group hold the same, groups hold their own. remat: what is made again in the backward pass (`remat`).
+    mode: see above; auto is ddp. One process needs neither and gets the model itself. batch_norm_group: ranks that share
+    batch statistics, 0 = all, 1 = none. Running statistics are not broadcast: ranks of one group hold the same, groups hold
+    their own. remat: what is made again in the backward pass (`remat`). Raises RequestError.
     """
-    model = model.to(world.device)
-    if channels_last:
+    if mode not in MODES:
+        raise RequestError(f"parallel.mode={mode}: one of {', '.join(MODES)}")
+    sharded = mode == "fsdp" and world.group is not None
+    if not sharded:  # a model that is sharded comes to its device block by block
+        model = model.to(world.device)
+    if channels_last and not sharded:
         model = model.to(memory_format=torch.channels_last)
     model = group_batchnorm(model, batch_norm_groups(world, batch_norm_group), world.device)
     model = recompute(model, remat)
     if world.group is None:
         return model
+    if sharded:
+        model.channels_last = channels_last  # type: ignore[assignment]
+        return _shard(model, world)
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, process_group=world.group, broadcast_buffers=False)
+
+
+def _shard(model: nn.Module, world: World) -> nn.Module:
+    mesh = world.mesh()
+    for part in model.children():
+        for stage in stages_of(part).values():
+            for block in stage:
+                fully_shard(block, mesh=mesh)
+        # what has run is let go at once, at the root too: evaluators and checkpoints come between forward passes
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        if hasattr(part, "forward_stages"):
+            register_fsdp_forward_method(part, "forward_stages")
+    return model

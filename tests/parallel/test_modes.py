@@ -1,0 +1,131 @@
+"""DDP and FSDP against one process with the joined batch: the same gradients, weights, statistics, features; names and shapes too."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from seer.core.errors import RequestError
+from seer.models.heads import SwAVHead
+from seer.models.multicrop import MultiCropModel
+from seer.models.regnet import RegNet
+from seer.optim.lars import LARS
+from seer.parallel.collectives import whole_on_first
+from seer.parallel.world import World
+from seer.parallel.wrap import parallelize
+
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+IMAGES, STEPS = 8, 3
+HOW = [
+    *(("ddp", "none", False), ("ddp", "block", True), ("fsdp", "none", False), ("fsdp", "none", True)),
+    *(("fsdp", "block", False), ("fsdp", "stage", False), ("fsdp", "selective", False)),
+    ("fsdp", ["stage1", "stage3.block0"], False),
+]
+
+
+def plain() -> MultiCropModel:
+    torch.manual_seed(0)
+    return MultiCropModel(RegNet((16, 24, 40), (1, 1, 2), (8, 8, 8)), SwAVHead(40, (17,), 8, 13))
+
+
+def crops(step: int, rank: int = 0, ranks: int = 1) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    both = [torch.randn(IMAGES, 3, side, side, generator=generator) for side in (32, 24)]
+    return [x.chunk(ranks)[rank] for x in both]
+
+
+def trained(model: nn.Module, inner: MultiCropModel, world: World) -> dict:
+    """A few steps of LARS with clipping-sized norms; everything whole, on the first rank."""
+    named = list(inner.named_parameters())
+    optimizer = LARS([p for _, p in named], lr=0.5, weight_decay=1e-3)
+    model.train()
+    losses = []
+    for step in range(STEPS):
+        loss = model(crops(step, world.rank, world.size))[1].square().mean()
+        loss.backward()
+        gradients = whole_on_first({n: p.grad for n, p in named}, world.group)
+        optimizer.step()
+        inner.head.normalise_prototypes()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    momentum = whole_on_first({n: optimizer.state[p]["momentum_buffer"] for n, p in named}, world.group)
+    inner.eval()
+    with torch.no_grad():  # as evaluators do: the backbone alone
+        features = inner.backbone(crops(99)[0])
+        stages = inner.backbone.forward_stages(crops(99)[0])
+        scores = inner.head.scores(torch.eye(8))
+    state = inner.state_dict()
+    return {
+        "losses": torch.stack(losses),
+        "gradients": gradients,
+        "momentum": momentum,
+        "weights": whole_on_first(state, world.group),
+        "features": features,
+        "scores": scores,
+        **{f"stages/{n}": x for n, x in stages.items()},
+        "sharded": sorted(n for n, t in state.items() if isinstance(t, DTensor)),
+    }
+
+
+def speak(rank: int, folder: str, ranks: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    world = World(rank, ranks, rank, CPU, dist.group.WORLD)
+    said = {}
+    for mode, remat, channels_last in HOW:
+        inner = plain()
+        model = parallelize(inner, world, mode=mode, remat=remat, channels_last=channels_last)
+        said[mode, str(remat), channels_last] = trained(model, inner, world)
+    torch.save(said, f"{folder}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort while the interpreter unwinds; all is on disk
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def said(request, tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("modes")
+    mp.spawn(speak, (str(folder), request.param), nprocs=request.param)
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.fixture(scope="module")
+def one() -> dict:
+    model = plain()
+    return trained(model, model, World(0, 1, 0, CPU))
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_ranks_train_as_one_process_does_on_the_joined_batch(said, one, how):
+    key = (how[0], str(how[1]), how[2])
+    found = said[0][key]
+    assert torch.stack([r[key]["losses"] for r in said]).mean(0) == pytest.approx(one["losses"], abs=1e-6)
+    for part in ("gradients", "momentum", "weights"):
+        assert list(found[part]) == list(one[part])
+        for name, truth in one[part].items():
+            assert found[part][name].shape == truth.shape
+            scale = max(float(truth.float().norm()), 1e-3)
+            assert float((found[part][name].float() - truth.float()).norm()) <= 3e-5 * scale, (part, name)
+    for rank in said:
+        for name in ("features", "scores", "stages/stage1", "stages/stage3"):
+            torch.testing.assert_close(rank[key][name], one[name], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_fsdp_shards_every_parameter_and_no_buffer_and_ddp_nothing(said, how):
+    parameters = sorted(name for name, _ in plain().named_parameters())
+    for rank in said:
+        assert rank[how[0], str(how[1]), how[2]]["sharded"] == (parameters if how[0] == "fsdp" else [])
+
+
+def test_one_process_gets_the_model_itself_in_every_mode():
+    for mode in ("auto", "ddp", "fsdp"):
+        model = plain()
+        assert parallelize(model, World(0, 1, 0, CPU), mode=mode) is model
+    with pytest.raises(RequestError, match=r"parallel.mode=fsdp1: one of auto, ddp, fsdp"):
+        parallelize(plain(), World(0, 1, 0, CPU), mode="fsdp1")
