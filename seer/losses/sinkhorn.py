@@ -3,8 +3,9 @@
 SwAV wants the codes Q = diag(v) E diag(u), E = exp(scores / epsilon), whose prototypes carry equal mass over the joined
 batch and whose samples carry equal mass. The published routine rescales the whole matrix 2 x iterations times; here the
 matrix is made once, only the vectors u [K] and v [B] are updated (two matrix-vector products an iteration), and Q is
-formed at the end, in place. Same values at every finite number of iterations, a fifth of the memory traffic, half the
-memory.
+formed at the end, in place. On a CPU a block of rows gives its part of v and, still in the cache, its share of the next
+prototype sums: one traversal an iteration. Same values at every finite number of iterations, a tenth of the memory
+traffic, half the memory.
 
 Surprising here:
 
@@ -34,6 +35,7 @@ __all__ = ["harden", "residual", "sinkhorn"]
 # exp(-69) = 1e-30 is as good as nothing beside the rest of a row or column, and its reciprocal still fits float32. No
 # cosine gets there while epsilon >= 2/69 = 0.029; below, the floor keeps every row and column positive (never 0/0)
 LOWEST_EXPONENT = -69.0
+CACHED = 1 << 19  # entries that a processor keeps near itself between two products: 2 MB
 BLOCK = 512  # rows whose sum a product makes at once: one of 8192 rows, added up row by row, is 2e-5 off
 
 
@@ -66,19 +68,24 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: Group | 
         if 2.0 / epsilon > -LOWEST_EXPONENT:
             codes.clamp_min_(LOWEST_EXPONENT)
         plans = codes.exp_().flatten(0, -3) if codes.dim() > 2 else codes.exp_().unsqueeze(0)  # [P, B, K], views
-        prototypes = plans.new_empty(plans.shape[0], plans.shape[2])  # [P, K]
         samples = plans.new_ones(plans.shape[:2])  # [P, B]
+        rows = min(BLOCK, max(1, CACHED // plans.shape[2])) if plans.device.type == "cpu" else plans.shape[1]
+        blocks = [list(zip(e.split(rows), v.split(rows), strict=True)) for e, v in zip(plans, samples, strict=True)]
+        sums = plans.new_zeros(plans.shape[0], plans.shape[2])  # [P, K]
+        for total, problem in zip(sums, blocks, strict=True):
+            for block, v in problem:
+                total.add_(torch.mv(block.t(), v))
         floor = torch.finfo(torch.float32).tiny
-        for _ in range(iterations):
-            for plan, u, v in zip(plans, prototypes, samples, strict=True):
-                torch.mv(plan[:BLOCK].t(), v[:BLOCK], out=u)
-                for block, weights in zip(plan[BLOCK:].split(BLOCK), v[BLOCK:].split(BLOCK), strict=True):
-                    u.add_(torch.mv(block.t(), weights))
-            largest = all_reduce_sum(prototypes, group).clamp_min_(floor).amax(-1, keepdim=True)  # [P, 1]
-            prototypes.copy_(torch.ldexp(prototypes.reciprocal(), torch.frexp(largest).exponent))
-            for plan, u, v in zip(plans, prototypes, samples, strict=True):
-                torch.mv(plan, u, out=v)
-            samples.clamp_min_(floor).reciprocal_()
+        for done in range(1, iterations + 1):
+            largest = all_reduce_sum(sums, group).clamp_min_(floor).amax(-1, keepdim=True)  # [P, 1]
+            prototypes = torch.ldexp(sums.reciprocal(), torch.frexp(largest).exponent)  # [P, K]
+            sums.zero_()
+            for total, u, problem in zip(sums, prototypes, blocks, strict=True):
+                for block, v in problem:
+                    torch.mv(block, u, out=v)
+                    v.clamp_min_(floor).reciprocal_()
+                    if done < iterations:
+                        total.add_(torch.mv(block.t(), v))
         plans.mul_(prototypes.unsqueeze(1)).mul_(samples.unsqueeze(2))
         return codes
 
