@@ -119,6 +119,7 @@ def training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world:
         batch_norm_group=how["batch_norm_group"],
         channels_last=how["channels_last"],
         remat=how["remat"],
+        compiled=how["compile"],
     )
     rules = [{**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
     modules = {"backbone": task.backbone, "head": task.head}

@@ -34,15 +34,21 @@ def parallelize(
     batch_norm_group: int = 0,
     channels_last: bool = True,
     remat: str | Sequence[str] = "none",
+    compiled: bool = False,
 ) -> nn.Module:
     """A plain model -> the same model on its device, ready for training on this world.
 
     mode: see above; auto is ddp. One process needs neither and gets the model itself. batch_norm_group: ranks that share
     batch statistics, 0 = all, 1 = none. Running statistics are not broadcast: ranks of one group hold the same, groups hold
-    their own. remat: what is made again in the backward pass (`remat`). Raises RequestError.
+    their own. remat: what is made again in the backward pass (`remat`). compiled: by
+    torch.compile, in training. Raises RequestError.
     """
     if mode not in MODES:
         raise RequestError(f"parallel.mode={mode}: one of {', '.join(MODES)}")
+    if compiled and remat == "selective":
+        raise RequestError(
+            "parallel.remat=selective keeps single convolutions, which parallel.compile=true merges away; use parallel.remat=block"
+        )
     sharded = mode == "fsdp" and world.group is not None
     if not sharded:  # a model that is sharded comes to its device block by block
         model = model.to(world.device)
@@ -50,6 +56,8 @@ def parallelize(
         model = model.to(memory_format=torch.channels_last)
     model = group_batchnorm(model, batch_norm_groups(world, batch_norm_group), world.device)
     model = recompute(model, remat)
+    if compiled:
+        _compile(getattr(model, "backbone", model), whole=remat == "none" and not sharded)
     if world.group is None:
         return model
     if sharded:
@@ -57,6 +65,16 @@ def parallelize(
         return _shard(model, world)
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, process_group=world.group, broadcast_buffers=False)
+
+
+def _compile(backbone: nn.Module, whole: bool) -> None:
+    """In place. Shapes are fixed, so each crop size is compiled once. Recompute and FSDP act between blocks: then each block is
+    compiled by itself, and those that are alike share what was compiled."""
+    parts = [backbone] if whole else [block for stage in stages_of(backbone).values() for block in stage]
+    # torch gives up after 8 variants of one function, and all blocks are one: two sizes, first and second pass, each shape of block
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(parts))
+    for part in parts:
+        part.compile(dynamic=False)
 
 
 def _shard(model: nn.Module, world: World) -> nn.Module:
