@@ -93,6 +93,15 @@ def test_a_checkpoint_goes_on_in_another_mode_on_another_number_of_ranks(runs, p
     assert manifest["ranks"] == goes_on[1]
 
 
+def test_statistics_of_fewer_images_than_before_are_refused(runs, pictures, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs[ONE], run, symlinks=True)
+    words = (*THREE_BLOCKS, f"data.source={pictures}", f"output={run}", "parallel.batch_norm_group=1")
+    ended = wait(start(*words, ranks=2))
+    assert "were those of 64 images" in ended.words and "parallel.batch_norm_group=2" in ended.words
+    assert json.loads((run / "result.json").read_text())["exit"] == 78
+
+
 @pytest.mark.long
 def test_regnety_200mf_comes_no_further_apart_than_by_rounding_alone(pictures, tmp_path):
     """Rounding alone: one process in channels_last, where torch's batch norm adds up in another order."""

@@ -103,6 +103,7 @@ def test_an_output_folder_with_strange_files_is_refused(capfd, tmp_path: Path, p
         ("schedule.peak=high", "'high'"),
         ("schedule.warmup=100", "warmup"),
         ("precision.dtype=fp8", "fp8"),
+        ("precision=apex_o1", "apex has had no amp since May 2025; precision=fp16"),
         ("augment.sizes=[16,32]", "[16, 32]"),
         ("augment.blur=2", "blur=2"),
         ("data.lanes=5", "5 lanes"),

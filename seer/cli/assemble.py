@@ -104,7 +104,9 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
     return Data(shards, plan, loader, threads)
 
 
-def training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world: World) -> Training:
+def training(
+    wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world: World, precision: Precision
+) -> Training:
     """Model, optimizer, schedule: everything that depends on the length of the run and on the world."""
     often = wanted["every"]
     steps = {name: lengths.steps(often[name]) for name in ("log", "evaluate", "checkpoint", "compare")}
@@ -125,6 +127,5 @@ def training(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world:
     modules = {"backbone": task.backbone, "head": task.head}
     names = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
     optimizer = build(wanted["optim"], build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"]))
-    precision = build(wanted["precision"], world.device)
     lr, plateau = schedule(wanted["schedule"], wanted["plateau"], lengths)
     return Training(task, optimizer, precision, lr, plateau, every, lengths.total, lengths.steps(often["keep_steps"]))

@@ -22,6 +22,7 @@ from seer.data.ledger import Ledger, share
 from seer.data.multicrop import MultiCrop
 from seer.data.shards import fingerprint, open_shards
 from seer.engine.checkpoint import Checkpoints
+from seer.engine.determinism import cost, use_deterministic
 from seer.engine.loop import fit
 from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
 from seer.engine.numerics import Guard
@@ -31,7 +32,7 @@ from seer.engine.retention import Keep
 from seer.evals.rankme import RankMe
 from seer.models.bundle import write_bundle
 from seer.parallel.collectives import whole_on_first
-from seer.parallel.world import World, open_world, statistics_groups
+from seer.parallel.world import World, open_world, same_statistics, statistics_groups
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
 
 
 def _run(wanted: dict[str, Any], world: World, output: list[Path]) -> dict[str, Any]:
-    crop = build(wanted["augment"])
+    use_deterministic(wanted["parallel"]["deterministic"], world.device)
+    crop, precision = build(wanted["augment"]), build(wanted["precision"], world.device)
     batch = wanted["batch"]
     if batch < world.size or batch % world.size:
         raise RequestError(
@@ -68,7 +70,7 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path]) -> dict[str, 
             shards = assemble.drawn(wanted, folder, world)
         run_folder.same_everywhere(wanted, fingerprint(shards), world)
         data = assemble.data(wanted, shards, crop, world)
-        training = assemble.training(wanted, task, lengths, world)
+        training = assemble.training(wanted, task, lengths, world, precision)
         training.licence = licence
         return _train(wanted, folder, data, training, crop, world)
 
@@ -90,13 +92,22 @@ def _train(
     batch, total, task = wanted["batch"], training.total_steps, training.task
     checkpoints = _checkpoints(wanted, folder, training, world)
     facts = {"data": fingerprint(data.shards), "plan": data.plan.fingerprint, "batch": batch}
-    first = _resume(checkpoints, training, facts)
+    group = wanted["parallel"]["batch_norm_group"]
+    facts["batch_norm_images"] = batch // statistics_groups(world, group)
+    first = _resume(checkpoints, training, facts, world, group)
     if first >= total and (done := run_folder.finished(folder)):
         log.info(f"{folder} is complete; give another output=, or delete it to train again")
         return done
     threads = max(1, data.threads)
     probe = Probe(wanted["eval"], crop, threads, training.precision.dtype) if wanted["eval"]["train"] else None
     _announce(wanted, data, training, first, world)
+    if wanted["parallel"]["deterministic"]:
+        here = batch // world.size
+        shapes = [(v * here, 3, side, side) for v, side in zip(crop.counts, crop.sizes, strict=True)]
+        task.model.train()
+        with training.precision.autocast():
+            times = cost(task.model, shapes, world.device)
+        log.info(f"deterministic algorithms only: a forward and a backward pass take {times:.2f} times as long here")
     if first == 0 and task.kmeans:
         log.info(f"{task.prototypes} prototypes start from the embeddings of {task.kmeans} pictures")
         with closing(data.loader.batches(0)) as batches:  # type: ignore[type-var]
@@ -184,8 +195,11 @@ def _evaluators(probe: Probe | None, crop: MultiCrop, threads: int, dtype: torch
     return [probe, again]
 
 
-def _resume(checkpoints: Checkpoints, training: Training, facts: Mapping[str, Any]) -> int:
-    """Load the newest checkpoint into everything; returns the step to go on from. Raises RequestError for other data."""
+def _resume(
+    checkpoints: Checkpoints, training: Training, facts: Mapping[str, Any], world: World, batch_norm_group: int
+) -> int:
+    """Load the newest checkpoint into everything; returns the step to go on from. Raises RequestError for other data, and for
+    batch statistics of another number of images."""
     task, groups = training.task.state_dict(), training.optimizer.param_groups
     named = {f"task/{name}": tensor for name, tensor in task.items()}
     named |= {f"optimizer/state/{i}": p for i, p in enumerate(p for group in groups for p in group["params"])}
@@ -199,6 +213,8 @@ def _resume(checkpoints: Checkpoints, training: Training, facts: Mapping[str, An
                 f"the checkpoint of step {manifest['step']} was made with {name} {manifest[name]}, now it is "
                 f"{facts[name]}: the pictures have changed; restore them, or give another output="
             )
+    if "batch_norm_images" in manifest:
+        same_statistics(world, batch_norm_group, facts["batch"], manifest["batch_norm_images"])
     training.task.load_state_dict(state["task"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.precision.load_state_dict(state["precision"])

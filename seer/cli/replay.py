@@ -34,6 +34,7 @@ def run(words: dict[str, Any]) -> dict[str, Any]:
     except (ValueError, pickle.UnpicklingError, RuntimeError) as error:
         raise RequestError(f"replay={folder} is damaged: {error}") from error
     wanted, step = card["config"], int(card["step"])
+    wanted["parallel"]["mode"] = "auto"  # the capture holds whole tensors
     source = words["data"]["source"] or wanted["data"]["source"]
     with open_world(words["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world:
         if world.size != card["ranks"]:
@@ -42,7 +43,8 @@ def run(words: dict[str, Any]) -> dict[str, Any]:
         shards = open_shards(source or folder.parent / "pictures" / "train")
         crop, lengths = build(wanted["augment"]), Lengths(wanted["steps"], wanted["batch"], sum(map(len, shards)))
         task, _ = assemble.task({**wanted, "weights": None}, crop, lengths, world)
-        training = assemble.training(wanted, task, lengths, world)
+        precision = build(wanted["precision"], world.device)
+        training = assemble.training(wanted, task, lengths, world, precision)
         data = assemble.data(wanted, shards, crop, world)
         kept = {name: tensor for name, tensor in seen.items() if name.startswith("queue.")}
         before = {name: tensor for name, tensor in weights.items() if not name.startswith("queue.")} | kept

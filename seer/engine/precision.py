@@ -32,6 +32,11 @@ class Precision:
     """
 
     def __init__(self, device: torch.device, dtype: str = "fp32", clip: float | None = None):
+        if dtype == "apex_o1":
+            raise RequestError(
+                "precision.dtype=apex_o1: apex has had no amp since May 2025; precision=fp16 is torch's own, with the same casts "
+                "and loss scaling, and precision=bf16 needs no scaling"
+            )
         if dtype not in DTYPES:
             raise RequestError(f"precision.dtype={dtype}: one of {', '.join(DTYPES)}")
         if dtype == "fp16" and device.type == "cpu":

@@ -97,4 +97,19 @@ def batch_norm_groups(world: World, group_size: int) -> dist.ProcessGroup | None
 
 def statistics_groups(world: World, group_size: int) -> int:
     """How many groups of ranks have batch statistics of their own; group_size as in `batch_norm_groups`."""
-    return 1 if group_size in (0, world.size) else world.size // group_size
+    return 1 if world.size == 1 or group_size == 0 else world.size // group_size
+
+
+def same_statistics(world: World, group_size: int, batch: int, images: int) -> None:
+    """A run goes on: batch statistics are to be those of as many images of a step (each counts once, however many views it has)
+    as before. Raises RequestError, with the group size that keeps them, or the worlds that can."""
+    now = batch // statistics_groups(world, group_size)
+    if now == images:
+        return
+    ranks = images * world.size // batch  # of one group, as it was
+    possible = ranks and ranks * batch == images * world.size and world.size % ranks == 0
+    remedy = f"parallel.batch_norm_group={ranks}" if possible else f"a multiple of {batch // images} ranks"
+    raise RequestError(
+        f"batch statistics were those of {images} images, with parallel.batch_norm_group={group_size} on {world.size} ranks they "
+        f"would be those of {now}; go on with {remedy}"
+    )

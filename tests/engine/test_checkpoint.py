@@ -6,8 +6,10 @@ import os
 import pickle
 import resource
 import shutil
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -207,7 +209,7 @@ def full_disk(most: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("most", [0, 100_000, 399_000])
+@pytest.mark.parametrize("most", [0, 1, 8, 9, *range(100, 400_000, 25_000)])
 def test_a_full_disk_is_told_with_the_free_space_and_the_older_checkpoint_loads(two, tmp_path, most):
     with (
         full_disk(most),
@@ -218,6 +220,41 @@ def test_a_full_disk_is_told_with_the_free_space_and_the_older_checkpoint_loads(
     assert not (tmp_path / "step-00000030").exists() and os.readlink(tmp_path / "last") == "step-00000020"
     assert same(Checkpoints(tmp_path, ALONE).load_newest()[0], state(20))
     assert not list(tmp_path.glob("*.writing"))
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of four megabytes, where this machine lets us make one."""
+    folder = tmp_path_factory.mktemp("disk")
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("pages", [*range(7), 8, 10, 15, *range(20, 200, 20), 195, 300])
+def test_a_disk_with_room_for_so_many_pages_keeps_the_older_checkpoint_and_says_space(small_disk, pages):
+    """Weights and momentum of 400 kB each need about 200 pages of 4 kB; wherever room ends, nothing else is lost."""
+    folder = small_disk / str(pages)
+    checkpoints = Checkpoints(folder, ALONE)
+    checkpoints.save(10, state(10), FACTS)
+    ballast = small_disk / "ballast"
+    free = os.statvfs(small_disk)
+    ballast.write_bytes(bytes((free.f_bavail - pages) * free.f_frsize))
+    try:
+        try:
+            checkpoints.save(20, state(20, size=100_000), FACTS)
+            saved = 20
+        except StorageError as error:
+            assert "No space left on device" in str(error) and "GB free" in str(error)
+            saved = 10
+        assert (saved == 20) == (pages == 300)
+        loaded, manifest = Checkpoints(folder, ALONE).load_newest()
+        assert manifest["step"] == saved and same(loaded, state(10) if saved == 10 else state(20, size=100_000))
+    finally:
+        ballast.unlink()
+        shutil.rmtree(folder)
 
 
 def test_a_disk_that_fails_while_the_manifest_is_written_leaves_the_older_checkpoint(two, tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from seer.core.errors import RequestError
 from seer.parallel.batchnorm import GroupBatchNorm1d, GroupBatchNorm2d, group_batchnorm
-from seer.parallel.world import World, batch_norm_groups
+from seer.parallel.world import World, batch_norm_groups, same_statistics, statistics_groups
 
 STEPS, PER_RANK = 3, 5
 CPU = torch.device("cpu")
@@ -167,3 +168,31 @@ def test_statistics_and_the_result_of_bfloat16_pictures_are_made_in_float32():
     assert y.dtype == torch.bfloat16 and alone.running_mean.dtype == torch.float32
     torch.testing.assert_close(y, wanted.bfloat16(), rtol=0, atol=0.04)
     torch.testing.assert_close(alone.running_var, expected.running_var, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "group", "groups"), [(1, 0, 1), (1, 64, 1), (8, 0, 1), (8, 8, 1), (8, 2, 4), (8, 1, 8)]
+)
+def test_groups_are_counted(ranks, group, groups):
+    assert statistics_groups(World(0, ranks, 0, CPU), group) == groups
+
+
+@pytest.mark.parametrize(
+    ("ranks", "group", "images", "remedy"),
+    [
+        (8, 4, 32, None),  # 8 ranks of 8 images, groups of 4: 32 images
+        (16, 8, 32, None),  # twice the ranks of 4 images each, groups of 8
+        (4, 0, 64, None),
+        (16, 4, 32, "on 16 ranks they would be those of 16; go on with parallel.batch_norm_group=8"),
+        (2, 0, 32, "go on with parallel.batch_norm_group=1"),
+        (1, 0, 32, "go on with a multiple of 2 ranks"),
+        (1, 1, 16, "go on with a multiple of 4 ranks"),
+    ],
+)
+def test_batch_statistics_stay_those_of_as_many_images_or_the_run_is_refused(ranks, group, images, remedy):
+    world = World(0, ranks, 0, CPU)
+    if remedy is None:
+        same_statistics(world, group, 64, images)
+    else:
+        with pytest.raises(RequestError, match=remedy):
+            same_statistics(world, group, 64, images)
