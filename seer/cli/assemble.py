@@ -1,12 +1,13 @@
 """Config -> the objects of a run, the same for training and for repeating a step of it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from seer.cli.build import build
 from seer.cli.schedule import Lengths, schedule
@@ -26,6 +27,7 @@ from seer.engine.precision import Precision
 from seer.optim.groups import build_groups
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
+from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from seer.tasks.swav import SwAVTask
@@ -104,6 +106,25 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
     return Data(shards, plan, loader, threads)
 
 
+def _recomputed(
+    policy: str | Sequence[str], model: nn.Module, shapes: Sequence[Sequence[int]], dtype: torch.dtype
+) -> str | Sequence[str]:
+    """`budget=GB` -> the blocks that keep a step below it; any other policy as it is. Raises RequestError."""
+    if not isinstance(policy, str) or not policy.startswith("budget="):
+        return policy
+    try:
+        budget = float(policy.removeprefix("budget=").removesuffix("GB"))
+    except ValueError:
+        raise RequestError(f"parallel.remat={policy}: a number of GB is expected, like budget=8") from None
+    blocks = recomputed_within(model, round(budget * 1e9), shapes, dtype)
+    peak = step_memory(model, shapes, dtype, blocks or "none").peak / 1e9
+    log.info(
+        f"parallel.remat={policy}: {len(blocks)} blocks are recomputed, a step takes {peak:.2f} GB beyond the weights: "
+        f"{', '.join(blocks) or 'none need be'}"
+    )
+    return blocks or "none"
+
+
 def training(
     wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world: World, precision: Precision
 ) -> Training:
@@ -114,13 +135,15 @@ def training(
     if every.log < 1:
         raise RequestError(f"every.log={wanted['every']['log']}: at least one step")
     how = wanted["parallel"]
+    here = wanted["batch"] // world.size
+    shapes = [(v * here, 3, side, side) for v, side in zip(task.crop.counts, task.crop.sizes, strict=True)]
     task.model = parallelize(
         task.model,
         world,
         mode=how["mode"],
         batch_norm_group=how["batch_norm_group"],
         channels_last=how["channels_last"],
-        remat=how["remat"],
+        remat=_recomputed(how["remat"], task.model, shapes, precision.dtype),
         compiled=how["compile"],
     )
     rules = [{**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]

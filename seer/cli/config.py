@@ -67,6 +67,8 @@ def _prepared(word: str) -> str:
         raise RequestError(f"unknown key {key!r}: Hydra's own settings have no effect here")
     if "@" in key or ":" in key:
         raise RequestError(f"{word!r}: packages cannot be moved; write group=choice")
+    if "=" in value and value[0] not in "[{'\"" and not _PATH_WORD.search(key):
+        return f"{key}={_quoted(value)}"  # parallel.remat=budget=8
     if (
         not _PATH_WORD.search(key)
         or value in ("null", "")

@@ -4,6 +4,7 @@
     block       of each block only its input is kept
     stage       of each stage only its input is kept
     selective   of each block the outputs of its convolutions are kept; batch norm, ReLU and squeeze-and-excitation are made again
+    budget=GB   as few blocks as bring a step down to so much (`parallel/memory.py` chooses their names)
     [names]     these are made again, as wholes: "stage2", "stage3.block4", or consecutive blocks "stage3.block0-8"
 
 Surprising:
@@ -50,7 +51,7 @@ def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
     if isinstance(policy, str):
         if policy not in POLICIES:
             raise RequestError(
-                f"parallel.remat={policy}: one of {', '.join(POLICIES)}, or a list of names like stage3.block0-8"
+                f"parallel.remat={policy}: one of {', '.join(POLICIES)}, budget=GB, or a list of names like stage3.block0-8"
             )
         whole = policy == "stage"
         groups = {n: [(0, len(s))] if whole else [(i, i + 1) for i in range(len(s))] for n, s in stages.items()}
@@ -111,7 +112,8 @@ class _Recomputed(nn.Sequential):
             contexts = partial(
                 _contexts, [m for b in part for m in b.modules() if isinstance(m, _BatchNorm)], self.selective
             )
-            x = checkpoint(_run, part, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+            with _casts_anew() if self.selective else nullcontext():
+                x = checkpoint(_run, part, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
             done = end
         return _run(blocks[done:], x)
 
@@ -134,6 +136,18 @@ def _policy(context: Any, operation: Any, *arguments: Any, **_: Any) -> Checkpoi
     # convolutions with a bias are those of squeeze-and-excitation: small, and ReLU works in place on their outputs
     kept = operation == torch.ops.aten.convolution.default and arguments[2] is None
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextmanager
+def _casts_anew() -> Iterator[None]:
+    """Autocast keeps narrow weights for the next crop size; then the second pass would cast where the first did not, which a
+    selective checkpoint takes for another computation."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 @contextmanager

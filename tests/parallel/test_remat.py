@@ -29,9 +29,11 @@ def crops() -> list[torch.Tensor]:
     ]
 
 
-def step(model: nn.Module) -> dict[str, torch.Tensor]:
+def step(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     model.train()
-    model(crops())[1].square().sum().backward()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        loss = model(crops())[1].square().sum()
+    loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     return gradients | {name: b.clone() for name, b in model.named_buffers()}
 
@@ -52,11 +54,20 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_gradients_and_running_statistics_are_those_of_a_plain_step_to_the_last_bit(policy):
+def test_gradients_and_running_statistics_are_those_of_a_plain_step_to_the_last_bit(policy, dtype):
     one, other = plain(), remat(plain(), policy)
-    wanted = step(one)
-    assert all(torch.equal(value, wanted[name]) for name, value in step(other).items())
+    wanted, found = step(one, dtype), step(other, dtype)
+    assert all(torch.equal(found[name], wanted[name]) for name, _ in one.named_buffers())
+    if policy == "selective" and dtype == torch.bfloat16:
+        # weights are cast for each crop size, so the gradients of the sizes are added in float32, elsewhere in bfloat16
+        assert all(
+            float((found[n] - wanted[n]).norm()) <= 0.02 * float(wanted[n].norm()) + 1e-3
+            for n, _ in one.named_parameters()
+        )
+    else:
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
     assert list(wanted) == list(step(plain()))
     assert wanted["backbone.stem.bn.num_batches_tracked"] == 2  # two resolutions
     assert all(b.momentum == 0.1 for b in other.modules() if isinstance(b, nn.BatchNorm2d))

@@ -1,0 +1,102 @@
+"""The memory of a step, counted without data: a closed form, a real step counted tensor by tensor, and what a budget chooses."""
+
+import pytest
+import torch
+from torch import nn
+
+from seer.core.errors import RequestError
+from seer.models import zoo
+from seer.models.heads import SwAVHead
+from seer.models.multicrop import MultiCropModel
+from seer.models.regnet import RegNet
+from seer.parallel.memory import Live, recomputed_within, step_memory
+from seer.parallel.remat import remat
+from tests.program import SMALL, losses, seer
+
+SHAPES = [(8, 3, 64, 64), (8, 3, 48, 48)]
+
+
+def plain() -> MultiCropModel:
+    torch.manual_seed(0)
+    return MultiCropModel(RegNet((16, 24, 40), (1, 2, 4), (8, 8, 8)), SwAVHead(40, (16,), 8, 12))
+
+
+class Tanh(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1, bias=False)
+
+    def forward(self, crops):
+        return None, torch.tanh(self.conv(crops[0]))
+
+
+def test_what_is_kept_is_what_a_closed_form_says():
+    map_bytes = 4 * 2 * 5 * 8 * 8  # float32 [2, 5, 8, 8]
+    found = step_memory(Tanh(), [(2, 3, 8, 8)])
+    assert found.kept == map_bytes + 4  # the output of tanh, which its backward and the square's share; and the loss
+    # at worst: tanh's output, the loss, its gradient, and three maps of the square's backward pass (a power of one, times two,
+    # times the gradient that came)
+    assert map_bytes * 2 < found.peak <= map_bytes * 5 + 16
+
+
+@pytest.mark.parametrize("policy", ["none", "block", "stage", "selective", ["stage1", "stage3.block1-2"]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_without_data_takes_what_a_real_one_takes(policy, dtype):
+    expected = step_memory(plain(), SHAPES, dtype, policy)
+    model = remat(plain(), policy).train()
+    crops = [torch.randn(*shape).contiguous(memory_format=torch.channels_last) for shape in SHAPES]
+    model.channels_last = True
+    live = Live([*model.parameters(), *model.buffers(), *crops])
+    with live:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = model(crops)[1].square().mean()
+        kept = live.now
+        loss.backward()
+    assert expected.kept == pytest.approx(kept, rel=0.02)
+    assert expected.peak == pytest.approx(live.peak, rel=0.05)
+
+
+def test_a_larger_budget_recomputes_fewer_blocks_of_the_same_and_none_is_exceeded():
+    everything = step_memory(plain(), SHAPES).peak
+    before, peaks = None, []
+    for share in (2.0, 1.0, 0.9, 0.8, 0.75, 0.7, 0.65):
+        blocks = recomputed_within(plain(), int(everything * share), SHAPES)
+        peaks.append(step_memory(plain(), SHAPES, policy=blocks or "none").peak)
+        assert peaks[-1] <= everything * share
+        assert before is None or set(before) <= set(blocks)
+        before = blocks
+    assert recomputed_within(plain(), everything, SHAPES) == [] and len(before) > 2
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_less_than_the_least_is_refused_with_the_least():
+    with pytest.raises(RequestError, match=r"budget=0\.0001: .* a step takes (\d+\.\d+) GB"):
+        recomputed_within(plain(), 100_000, SHAPES)
+    with pytest.raises(RequestError, match="no stages of blocks"):
+        recomputed_within(Tanh(), 1, [(2, 3, 8, 8)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["regnety_128gf", "regnety_256gf", "regnety_10b"])
+def test_the_largest_networks_are_counted_without_their_memory(name):
+    with torch.device("meta"):
+        backbone = zoo.build(name)
+        model = MultiCropModel(backbone, SwAVHead(backbone.feature_dim, (8192, 8192), 256, 16000, batch_norm=False))
+    plainly = step_memory(model, [(8, 3, 224, 224)], torch.bfloat16)
+    by_block = step_memory(model, [(8, 3, 224, 224)], torch.bfloat16, "block")
+    assert by_block.kept < 0.25 * plainly.kept
+    assert plainly.kept > 1e9
+
+
+@pytest.mark.slow
+def test_a_run_takes_a_budget_and_gives_the_losses_of_one_that_keeps_everything(tmp_path, capfd):
+    words = ("pretrain", *SMALL, "data.drawn=40", "data.drawn_test=0", "steps=3")
+    assert seer(capfd, *words, f"output={tmp_path / 'all'}").status == 0
+    ended = seer(capfd, *words, f"output={tmp_path / 'less'}", "parallel.remat=budget=0.02")
+    assert ended.status == 0, ended.words
+    assert "blocks are recomputed, a step takes 0.02 GB" in ended.words and "stage1.block0" in ended.words
+    assert losses(tmp_path / "less") == losses(tmp_path / "all")
+    refused = seer(capfd, *words, f"output={tmp_path / 'none'}", "parallel.remat=budget=0.001")
+    assert refused.status == 78 and "the least that is possible" in refused.result["error"]
+    refused = seer(capfd, *words, f"output={tmp_path / 'none'}", "parallel.remat=budget=much")
+    assert refused.status == 78 and "a number of GB" in refused.result["error"]
