@@ -145,6 +145,7 @@ def training(
         channels_last=how["channels_last"],
         remat=_recomputed(how["remat"], task.model, shapes, precision.dtype),
         compiled=how["compile"],
+        dtype=precision.dtype,
     )
     rules = [{**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
     modules = {"backbone": task.backbone, "head": task.head}

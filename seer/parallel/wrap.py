@@ -6,15 +6,17 @@
 
 Surprising: modules keep their names and their places under both, so `task.backbone` is always what evaluators run and what
 checkpoints name. Under FSDP backbone and head are roots of their own, because an evaluator calls the backbone alone, and
-weights stay contiguous, since `fully_shard` takes no others: the crops bring channels_last in. Parameters travel in float32;
-autocast makes them narrow where they are used.
+weights stay contiguous, since `fully_shard` takes no others: the crops bring channels_last in. In 16-bit training the backbone's
+parameters travel narrow and their gradients are summed in float32; batch norms, a unit of their own in each block, and the
+head with its prototypes stay float32 throughout, as SEER's did.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from seer.core.errors import RequestError
@@ -35,13 +37,14 @@ def parallelize(
     channels_last: bool = True,
     remat: str | Sequence[str] = "none",
     compiled: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """A plain model -> the same model on its device, ready for training on this world.
 
     mode: see above; auto is ddp. One process needs neither and gets the model itself. batch_norm_group: ranks that share
     batch statistics, 0 = all, 1 = none. Running statistics are not broadcast: ranks of one group hold the same, groups hold
     their own. remat: what is made again in the backward pass (`remat`). compiled: by
-    torch.compile, in training. Raises RequestError.
+    torch.compile, in training. dtype: of autocast, in which FSDP gathers. Raises RequestError.
     """
     if mode not in MODES:
         raise RequestError(f"parallel.mode={mode}: one of {', '.join(MODES)}")
@@ -62,7 +65,7 @@ def parallelize(
         return model
     if sharded:
         model.channels_last = channels_last  # type: ignore[assignment]
-        return _shard(model, world)
+        return _shard(model, world, dtype)
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, process_group=world.group, broadcast_buffers=False)
 
@@ -77,14 +80,27 @@ def _compile(backbone: nn.Module, whole: bool) -> None:
         part.compile(dynamic=False)
 
 
-def _shard(model: nn.Module, world: World) -> nn.Module:
+def _shard(model: nn.Module, world: World, dtype: torch.dtype) -> nn.Module:
     mesh = world.mesh()
-    for part in model.children():
-        for stage in stages_of(part).values():
-            for block in stage:
-                fully_shard(block, mesh=mesh)
+    wide = MixedPrecisionPolicy(cast_forward_inputs=False)
+    narrow = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    narrow = wide if dtype == torch.float32 else narrow
+
+    def unit(module: nn.Module, policy: MixedPrecisionPolicy) -> None:
+        norms = [
+            m for m in module.modules() if isinstance(m, _BatchNorm) and m.affine and not isinstance(m, FSDPModule)
+        ]
+        if policy is narrow is not wide and norms:
+            fully_shard(norms, mesh=mesh, mp_policy=wide)
         # what has run is let go at once, at the root too: evaluators and checkpoints come between forward passes
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+    for part in model.children():
+        stages = stages_of(part)
+        for stage in stages.values():
+            for block in stage:
+                unit(block, narrow)
+        unit(part, narrow if stages else wide)
         if hasattr(part, "forward_stages"):
             register_fsdp_forward_method(part, "forward_stages")
     return model

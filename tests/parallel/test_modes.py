@@ -28,6 +28,8 @@ HOW = [
     ("fsdp", ["stage1", "stage3.block0"], False),
 ]
 
+NARROW = [("ddp", "none"), ("fsdp", "none"), ("fsdp", "block"), ("fsdp", ["stage1", "stage3.block0"])]
+
 
 def plain() -> MultiCropModel:
     torch.manual_seed(0)
@@ -40,14 +42,15 @@ def crops(step: int, rank: int = 0, ranks: int = 1) -> list[torch.Tensor]:
     return [x.chunk(ranks)[rank] for x in both]
 
 
-def trained(model: nn.Module, inner: MultiCropModel, world: World) -> dict:
+def trained(model: nn.Module, inner: MultiCropModel, world: World, dtype: torch.dtype = torch.float32) -> dict:
     """A few steps of LARS with clipping-sized norms; everything whole, on the first rank."""
     named = list(inner.named_parameters())
     optimizer = LARS([p for _, p in named], lr=0.5, weight_decay=1e-3)
     model.train()
     losses = []
     for step in range(STEPS):
-        loss = model(crops(step, world.rank, world.size))[1].square().mean()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = model(crops(step, world.rank, world.size))[1].square().mean()
         loss.backward()
         gradients = whole_on_first({n: p.grad for n, p in named}, world.group)
         optimizer.step()
@@ -56,7 +59,10 @@ def trained(model: nn.Module, inner: MultiCropModel, world: World) -> dict:
         losses.append(loss.detach())
     momentum = whole_on_first({n: optimizer.state[p]["momentum_buffer"] for n, p in named}, world.group)
     inner.eval()
-    with torch.no_grad():  # as evaluators do: the backbone alone
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+    ):  # as evaluators do: the backbone alone
         features = inner.backbone(crops(99)[0])
         stages = inner.backbone.forward_stages(crops(99)[0])
         scores = inner.head.scores(torch.eye(8))
@@ -82,6 +88,10 @@ def speak(rank: int, folder: str, ranks: int) -> None:
         inner = plain()
         model = parallelize(inner, world, mode=mode, remat=remat, channels_last=channels_last)
         said[mode, str(remat), channels_last] = trained(model, inner, world)
+    for mode, remat in NARROW:
+        inner = plain()
+        model = parallelize(inner, world, mode=mode, remat=remat, dtype=torch.bfloat16, channels_last=False)
+        said["bf16", mode, str(remat)] = trained(model, inner, world, torch.bfloat16)
     torch.save(said, f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort while the interpreter unwinds; all is on disk
@@ -129,3 +139,15 @@ def test_one_process_gets_the_model_itself_in_every_mode():
         assert parallelize(model, World(0, 1, 0, CPU), mode=mode) is model
     with pytest.raises(RequestError, match=r"parallel.mode=fsdp1: one of auto, ddp, fsdp"):
         parallelize(plain(), World(0, 1, 0, CPU), mode="fsdp1")
+
+
+@pytest.mark.parametrize("how", NARROW[1:], ids=str)
+def test_in_bfloat16_fsdp_trains_as_ddp_does(said, how):
+    """Weights are narrowed before they are gathered, not after: the same numbers. Batch norms and prototypes stay float32."""
+    found, truth = said[0]["bf16", how[0], str(how[1])], said[0]["bf16", "ddp", "none"]
+    torch.testing.assert_close(found["losses"], truth["losses"], rtol=1e-3, atol=0)
+    for part in ("gradients", "weights"):
+        for name, value in truth[part].items():
+            scale = max(float(value.float().norm()), 1e-2)
+            assert found[part][name].dtype == value.dtype
+            assert float((found[part][name].float() - value.float()).norm()) <= 0.02 * scale, (part, name)
