@@ -15,6 +15,7 @@ import time
 import torch
 
 from seer.models import zoo
+from seer.parallel.allocator import give_back
 from seer.parallel.remat import remat
 
 
@@ -25,6 +26,7 @@ def held(name: str) -> int:
 
 def one(policy: str, model: str, side: int, batch: int, steps: int) -> None:
     torch.manual_seed(0)
+    give_back()  # as a run with recompute does on a CPU; the plain step too, so that ratios are of the same allocator
     network = remat(zoo.build(model).train().to(memory_format=torch.channels_last), policy)
     x = torch.randn(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
 

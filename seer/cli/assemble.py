@@ -27,6 +27,7 @@ from seer.engine.precision import Precision
 from seer.optim.groups import build_groups
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
+from seer.parallel.allocator import give_back
 from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
@@ -137,6 +138,8 @@ def training(
     how = wanted["parallel"]
     here = wanted["batch"] // world.size
     shapes = [(v * here, 3, side, side) for v, side in zip(task.crop.counts, task.crop.sizes, strict=True)]
+    if how["remat"] != "none" and world.device.type == "cpu":
+        give_back()
     task.model = parallelize(
         task.model,
         world,

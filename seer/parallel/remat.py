@@ -2,7 +2,7 @@
 
     none        everything is kept
     block       of each block only its input is kept
-    stage       of each stage only its input is kept
+    stage       of each stage but the last only its input is kept; the backward pass begins with the last
     selective   of each block the outputs of its convolutions are kept; batch norm, ReLU and squeeze-and-excitation are made again
     budget=GB   as few blocks as bring a step down to so much (`parallel/memory.py` chooses their names)
     [names]     these are made again, as wholes: "stage2", "stage3.block4", or consecutive blocks "stage3.block0-8"
@@ -53,8 +53,10 @@ def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
             raise RequestError(
                 f"parallel.remat={policy}: one of {', '.join(POLICIES)}, budget=GB, or a list of names like stage3.block0-8"
             )
-        whole = policy == "stage"
-        groups = {n: [(0, len(s))] if whole else [(i, i + 1) for i in range(len(s))] for n, s in stages.items()}
+        groups = {name: [(i, i + 1) for i in range(len(stage))] for name, stage in stages.items()}
+        if policy == "stage":
+            *earlier, last = stages
+            groups = {**{name: [(0, len(stages[name]))] for name in earlier}, last: []}
     else:
         groups = _named(policy, stages)
     for name, stage in stages.items():
