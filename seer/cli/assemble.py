@@ -107,7 +107,7 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
     return Data(shards, plan, loader, threads)
 
 
-def _recomputed(
+def recomputed(
     policy: str | Sequence[str], model: nn.Module, shapes: Sequence[Sequence[int]], dtype: torch.dtype
 ) -> str | Sequence[str]:
     """`budget=GB` -> the blocks that keep a step below it; any other policy as it is. Raises RequestError."""
@@ -146,7 +146,7 @@ def training(
         mode=how["mode"],
         batch_norm_group=how["batch_norm_group"],
         channels_last=how["channels_last"],
-        remat=_recomputed(how["remat"], task.model, shapes, precision.dtype),
+        remat=recomputed(how["remat"], task.model, shapes, precision.dtype),
         compiled=how["compile"],
         dtype=precision.dtype,
     )

@@ -19,6 +19,7 @@ VERBS = {
     "pretrain": "train a backbone from pictures that nobody labelled",
     "shard": "pictures -> tar shards with an index beside each",
     "evaluate": "what the features are worth: kNN, linear, RankMe",
+    "plan": "what a training step needs of each GPU, before a job is queued",
     "export": "a backbone that loads elsewhere, with a parity check",
 }
 EXIT_HELP = "exit status: 0 done, 75 saved on request (run again), 65 bad data, 74 storage, 78 wrong request, 70 defect"

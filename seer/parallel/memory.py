@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -39,12 +40,21 @@ class StepMemory:
 
 
 def step_memory(
-    model: nn.Module, shapes: Shapes, dtype: torch.dtype = torch.float32, policy: str | Sequence[str] = "none"
+    model: nn.Module,
+    shapes: Shapes,
+    dtype: torch.dtype = torch.float32,
+    policy: str | Sequence[str] = "none",
+    *,
+    sharded: bool = False,
 ) -> StepMemory:
     """model: plain, on any device, meta too; it takes crops and gives (embeddings, scores), and is left alone. shapes:
-    [v*B, 3, S, S] of each resolution, on one rank. dtype: of autocast. policy: of `remat`."""
+    [v*B, 3, S, S] of each resolution, on one rank. dtype: of autocast. policy: of `remat`. sharded: as under FSDP, which
+    gathers a backbone's weights in `dtype` (not counted here) and lets a whole gradient go once the last resolution has
+    added to it."""
     with FakeTensorMode():
         twin = remat(_twin(model), policy).train()
+        if sharded:
+            _as_gathered(twin, dtype)
         crops = [torch.empty(*shape).contiguous(memory_format=torch.channels_last) for shape in shapes]
         live = Live([*twin.parameters(), *twin.buffers(), *crops])
         with live:
@@ -114,8 +124,17 @@ def _twin(model: nn.Module) -> nn.Module:
     }
     memo |= {id(b): torch.empty(b.shape, dtype=b.dtype) for b in model.buffers()}
     twin = copy.deepcopy(model, memo)
-    twin.channels_last = True  # as the crops come
+    twin.channels_last = True  # type: ignore[assignment]  # as the crops come
     return twin
+
+
+def _as_gathered(twin: nn.Module, dtype: torch.dtype) -> None:
+    for module in getattr(twin, "backbone", twin).modules():
+        if not isinstance(module, _BatchNorm):
+            for name, p in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=dtype), p.requires_grad))
+    for p in twin.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
 
 
 def _kept_by_block(model: nn.Module, shapes: Shapes, dtype: torch.dtype) -> dict[str, int]:

@@ -87,7 +87,7 @@ def _shard(model: nn.Module, world: World, dtype: torch.dtype) -> nn.Module:
     narrow = wide if dtype == torch.float32 else narrow
 
     def unit(module: nn.Module, policy: MixedPrecisionPolicy) -> None:
-        norms = [
+        norms: list[nn.Module] = [
             m for m in module.modules() if isinstance(m, _BatchNorm) and m.affine and not isinstance(m, FSDPModule)
         ]
         if policy is narrow is not wide and norms:
