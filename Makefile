@@ -71,14 +71,16 @@ bench: $(CORE)  ## run every script in benchmarks/
 		[ -e "$$f" ] || { echo "benchmarks/ holds no scripts"; break; }; \
 		echo "== $$f" >&2; $(BIN)/python "$$f" $(ARGS) || exit; done
 
-# An interpreter that can import torch is used as it is: GPU machines tend to bring their own build, and no network.
+# An interpreter that can import torch is used as it is: GPU machines tend to bring their own build, and no network. What it
+# lacks may lie in a folder: make gpu WHEELS=wheels
 gpu:  ## the tests that need a GPU, with PYTHON as it is where that has torch
 	@has_gpu() { "$$1" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)' 2>/dev/null; }; \
 	python="$(or $(PYTHON),python3)"; has_gpu "$$python"; status=$$?; \
 	if [ $$status -ne 0 ] && [ $$status -ne 3 ]; then \
 		$(MAKE) -s $(TEST) >&2 || exit; python=$(BIN)/python; has_gpu "$$python"; status=$$?; fi; \
 	if [ $$status -eq 3 ]; then echo "No GPU here that torch can use, so the GPU tests were not run."; exit 0; fi; \
-	exec "$$python" -m pytest tests/gpu -m gpu $(ARGS)
+	if [ -n "$(WHEELS)" ]; then "$$python" -m pip install -q --no-index --no-deps --upgrade --target .gpu $(WHEELS)/*.whl || exit; fi; \
+	PYTHONPATH=.gpu exec "$$python" -m pytest tests/gpu -m gpu $(ARGS)
 
 clean:  ## remove .venv, builds and caches; runs/ stays
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
