@@ -1,4 +1,4 @@
-"""One process, DDP and FSDP through the program: the same losses, and checkpoints of any go on under any other."""
+"""One process, DDP, FSDP and fairscale through the program: the same losses, and checkpoints of any go on under any other."""
 
 import itertools
 import json
@@ -30,9 +30,12 @@ THREE_BLOCKS = (
     *("every.checkpoint=10", "every.keep=9", "parallel.channels_last=false"),
 )
 ONE = ("auto", 1)
-SAVED = (ONE, ("ddp", 2), ("fsdp", 2))
-GOES_ON = (ONE, ("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4))
-SOON = {(ONE, ("fsdp", 2)), (("fsdp", 2), ONE), (("ddp", 2), ("fsdp", 4)), (("fsdp", 2), ("ddp", 2))}
+SAVED = (ONE, ("ddp", 2), ("fsdp", 2), ("fairscale", 2))
+GOES_ON = (ONE, ("ddp", 2), ("fsdp", 2), ("fairscale", 2), ("ddp", 4), ("fsdp", 4))
+SOON = {
+    *((ONE, ("fsdp", 2)), (("fsdp", 2), ONE), (("ddp", 2), ("fsdp", 4)), (("fsdp", 2), ("ddp", 2))),
+    *((("fairscale", 2), ("fsdp", 2)), (ONE, ("fairscale", 2))),
+}
 PAIRS = [
     pytest.param(a, b, id=f"{a}-{b}", marks=() if (a, b) in SOON else pytest.mark.long)
     for a, b in itertools.product(SAVED, GOES_ON)
@@ -67,6 +70,12 @@ def weights(run: Path) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in read_bundle(run / "bundle")[0].parameters()])
 
 
+def norms(run: Path) -> list[float]:
+    """The gradient norm of every step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["grad_norm"] for row in rows if "grad_norm" in row]
+
+
 def apart(run: Path, other: Path) -> float:
     return float((weights(run) - weights(other)).norm())
 
@@ -76,6 +85,7 @@ def test_every_mode_gives_the_losses_and_the_backbone_of_one_process(runs, how):
     truth = losses(runs[ONE])
     assert len(truth) == 20 and max(truth) - min(truth) > 1e-3  # they moved, so agreeing says something
     assert losses(runs[how]) == pytest.approx(truth, abs=1e-4)
+    assert norms(runs[how]) == pytest.approx(norms(runs[ONE]), rel=2e-3)
     assert apart(runs[how], runs[ONE]) < 1e-3 * float(weights(runs[ONE]).norm())
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from seer.engine.precision import Precision
 from seer.optim.groups import build_groups
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
+from seer.parallel import fairscale_backend
 from seer.parallel.allocator import give_back
 from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.world import World
@@ -153,6 +155,14 @@ def training(
     rules = [{**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
     modules = {"backbone": task.backbone, "head": task.head}
     names = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
-    optimizer = build(wanted["optim"], build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"]))
+    groups = build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"])
+    if how["mode"] == "fairscale" and world.group is not None:
+        if precision.scaler.is_enabled():
+            raise RequestError(
+                "parallel.mode=fairscale with precision=fp16: its ranks would scale apart; use bf16, or parallel.mode=fsdp"
+            )
+        task.model, optimizer = fairscale_backend.shard(task.model, groups, partial(build, wanted["optim"]), world)
+    else:
+        optimizer = build(wanted["optim"], groups)
     lr, plateau = schedule(wanted["schedule"], wanted["plateau"], lengths)
     return Training(task, optimizer, precision, lr, plateau, every, lengths.total, lengths.steps(often["keep_steps"]))

@@ -65,6 +65,8 @@ class Precision:
         norm = torch.nn.utils.get_total_norm(gradients)
         if hasattr(norm, "full_tensor"):  # sharded parameters
             norm = norm.full_tensor()
+        if getattr(optimizer, "gradients_shared_out", False):  # each on one rank
+            norm = all_reduce_sum(norm.square(), group).sqrt()
         if self.clip is not None:
             torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
         overflow = norm.isfinite().logical_not()

@@ -1,8 +1,9 @@
 """The one order of wrappers: surgery, grouped batch norm, recompute, compile, data parallel.
 
-    ddp     every rank holds everything; gradients are averaged (DistributedDataParallel)
-    fsdp    every rank holds a part of each parameter, its gradient and its optimizer state, and gathers a block when it
+    ddp         every rank holds everything; gradients are averaged (DistributedDataParallel)
+    fsdp        every rank holds a part of each parameter, its gradient and its optimizer state, and gathers a block when it
             runs (FSDP2, `fully_shard`): blocks one by one, the rest of the backbone, the head
+    fairscale   wraps model and optimizer together, once there is an optimizer (`parallel/fairscale_backend.py`)
 
 Surprising: modules keep their names and their places under both, so `task.backbone` is always what evaluators run and what
 checkpoints name. Under FSDP backbone and head are roots of their own, because an evaluator calls the backbone alone, and
@@ -25,7 +26,7 @@ from seer.parallel.remat import remat as recompute
 from seer.parallel.remat import stages_of
 from seer.parallel.world import World, batch_norm_groups
 
-MODES = ("auto", "ddp", "fsdp")
+MODES = ("auto", "ddp", "fsdp", "fairscale")
 
 
 def parallelize(
@@ -55,7 +56,8 @@ def parallelize(
     sharded = mode == "fsdp" and world.group is not None
     if not sharded:  # a model that is sharded comes to its device block by block
         model = model.to(world.device)
-    if channels_last and not sharded:
+    contiguous = world.group is not None and mode in ("fsdp", "fairscale")
+    if channels_last and not contiguous:
         model = model.to(memory_format=torch.channels_last)
     model = group_batchnorm(model, batch_norm_groups(world, batch_norm_group), world.device)
     model = recompute(model, remat)
@@ -63,8 +65,11 @@ def parallelize(
         _compile(getattr(model, "backbone", model), whole=remat == "none" and not sharded)
     if world.group is None:
         return model
-    if sharded:
+    if contiguous:
         model.channels_last = channels_last  # type: ignore[assignment]
+    if mode == "fairscale":
+        return model
+    if sharded:
         return _shard(model, world, dtype)
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, process_group=world.group, broadcast_buffers=False)

@@ -1,6 +1,7 @@
 """DDP and FSDP against one process with the joined batch: the same gradients, weights, statistics, features; names and shapes too."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.optim.lars import LARS
 from seer.parallel.collectives import whole_on_first
+from seer.parallel.fairscale_backend import shard
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 
@@ -137,7 +139,7 @@ def test_one_process_gets_the_model_itself_in_every_mode():
     for mode in ("auto", "ddp", "fsdp"):
         model = plain()
         assert parallelize(model, World(0, 1, 0, CPU), mode=mode) is model
-    with pytest.raises(RequestError, match=r"parallel.mode=fsdp1: one of auto, ddp, fsdp"):
+    with pytest.raises(RequestError, match=r"parallel.mode=fsdp1: one of auto, ddp, fsdp, fairscale"):
         parallelize(plain(), World(0, 1, 0, CPU), mode="fsdp1")
 
 
@@ -151,3 +153,27 @@ def test_in_bfloat16_fsdp_trains_as_ddp_does(said, how):
             scale = max(float(value.float().norm()), 1e-2)
             assert found[part][name].dtype == value.dtype
             assert float((found[part][name].float() - value.float()).norm()) <= 0.02 * scale, (part, name)
+
+
+def test_fairscale_that_is_missing_is_told_with_what_replaces_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fairscale.optim.oss", None)
+    with pytest.raises(RequestError, match=r"pip install fairscale==0\.4\.13, or use parallel\.mode=fsdp"):
+        shard(plain(), [], LARS, World(0, 2, 0, CPU))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_a_compiled_model_trains_as_the_plain_one_and_is_evaluated_plainly(one, remat):
+    model = plain()
+    compiled = parallelize(model, World(0, 1, 0, CPU), remat=remat, compiled=True, channels_last=False)
+    torch._dynamo.utils.counters.clear()
+    found = trained(compiled, model, World(0, 1, 0, CPU))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs >= 2  # one for each size of crops at least
+    torch.testing.assert_close(found["losses"], one["losses"], rtol=0, atol=1e-6)
+    for name, truth in one["weights"].items():
+        assert float((found["weights"][name].float() - truth.float()).norm()) <= 1e-4 * max(
+            float(truth.float().norm()), 1e-2
+        )
+    with pytest.raises(RequestError, match="selective keeps single convolutions"):
+        parallelize(plain(), World(0, 1, 0, CPU), remat="selective", compiled=True)
