@@ -49,6 +49,11 @@ def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
             f"parallel.remat: {type(backbone).__name__} has no stages of blocks; use parallel.remat=none"
         )
     if isinstance(policy, str):
+        if policy == "fairscale":
+            raise RequestError(
+                "parallel.remat=fairscale: its checkpoint wrapper is a reentrant one, whose gradients DDP counts twice when the network "
+                "runs once for each crop size; parallel.remat=block keeps as little, with the same statistics"
+            )
         if policy not in POLICIES:
             raise RequestError(
                 f"parallel.remat={policy}: one of {', '.join(POLICIES)}, budget=GB, or a list of names like stage3.block0-8"

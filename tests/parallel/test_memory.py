@@ -1,5 +1,8 @@
 """The memory of a step, counted without data: a closed form, a real step counted tensor by tensor, and what a budget chooses."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +14,7 @@ from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.parallel.memory import Live, recomputed_within, step_memory
 from seer.parallel.remat import remat
-from tests.program import SMALL, losses, seer
+from tests.program import ROOT, SMALL, losses, seer
 
 SHAPES = [(8, 3, 64, 64), (8, 3, 48, 48)]
 
@@ -100,3 +103,40 @@ def test_a_run_takes_a_budget_and_gives_the_losses_of_one_that_keeps_everything(
     assert refused.status == 78 and "the least that is possible" in refused.result["error"]
     refused = seer(capfd, *words, f"output={tmp_path / 'none'}", "parallel.remat=budget=much")
     assert refused.status == 78 and "a number of GB" in refused.result["error"]
+
+
+RESIDENT = """
+import sys, torch
+sys.path.insert(0, "benchmarks")
+from recompute import held
+from seer.models import zoo
+from seer.models.heads import SwAVHead
+from seer.models.multicrop import MultiCropModel
+from seer.parallel.allocator import give_back
+from seer.parallel.memory import recomputed_within
+from seer.parallel.remat import remat
+give_back()
+torch.set_num_threads(1)
+budget, shapes = int(sys.argv[1]), [(8, 3, 224, 224)]
+backbone = zoo.build("regnety_16gf")
+model = MultiCropModel(backbone, SwAVHead(backbone.feature_dim, (64,), 16, 100)).to(memory_format=torch.channels_last).train()
+model = remat(model, recomputed_within(model, budget, shapes) or "none")
+x = [torch.randn(*shapes[0]).contiguous(memory_format=torch.channels_last)]
+model([x[0][:2, :, :64, :64]])[1].sum().backward()  # what libraries set up once
+model.zero_grad(set_to_none=True)
+before = held("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+model(x)[1].square().mean().backward()
+print(held("VmHWM") - before)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("budget", [1_700_000_000, 1_300_000_000, 1_000_000_000, 800_000_000])
+def test_a_real_step_of_16gf_takes_no_more_than_a_twentieth_above_its_budget(budget):
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT, str(budget)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    taken = int(done.stdout)
+    print(f"budget {budget / 1e9:.2f} GB: {taken / 1e9:.3f} GB")
+    assert 0.5 * budget < taken <= 1.05 * budget
