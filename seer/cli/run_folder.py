@@ -98,8 +98,9 @@ def same_everywhere(wanted: Mapping[str, Any], data: str, world: World) -> None:
 
 def ledger(
     folder: Path, world: World, first_step: int, limits: Ledger, batch: int
-) -> Callable[[int, Sequence[Skipped]], int]:
-    """A function that appends what a step skipped to `skipped.jsonl` and returns the count so far (of this rank).
+) -> Callable[[int, Sequence[Skipped]], tuple[int, Mapping[str, int]]]:
+    """A function that appends what a step skipped to `skipped.jsonl` and returns the count so far (of this rank), and the counts
+    by reason (of all ranks, as of the last look at the limits).
 
     Ranks above 0 keep files of their own, `skipped-00001.jsonl`. A run that goes on first gathers them into
     `skipped.jsonl`, without what was written behind its checkpoint. The function raises BadDataError (limits).
@@ -113,7 +114,7 @@ def ledger(
     count = sum(limits.by_kind.values()) if world.rank == 0 else 0
     named: Counter[str] = Counter()
 
-    def keep(step: int, skipped: Sequence[Skipped]) -> int:
+    def keep(step: int, skipped: Sequence[Skipped]) -> tuple[int, Mapping[str, int]]:
         nonlocal count
         if skipped:
             with open(path, "a", encoding="utf-8") as file:
@@ -127,7 +128,7 @@ def ledger(
         limits.add(batch, skipped)
         if world.size == 1 or (step + 1) % CHECK == 0:
             limits.check()
-        return count
+        return count, limits.by_kind
 
     return keep
 

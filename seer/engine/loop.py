@@ -54,7 +54,7 @@ def fit(
     checkpoints: Checkpoints,
     metrics: Metrics,
     evaluators: Sequence[Evaluator],
-    ledger: Callable[[int, Sequence[Skipped]], int],
+    ledger: Callable[[int, Sequence[Skipped]], tuple[int, Mapping[str, int]]],
     world: World,
     every: Every,
     batch: int,
@@ -66,7 +66,7 @@ def fit(
     """Train from first_step to total_steps.
 
     batches(consumed) yields what comes after `consumed` pictures of the run. ledger(step, skipped) keeps the skipped and
-    returns how many there are by now on this rank; metrics tell the sum of them, and the mean of a loss, over all ranks.
+    returns how many there are by now on this rank, and how many by reason on all, as last heard; metrics tell the sum of them, and the mean of a loss, over all ranks.
     Raises Interrupted once a requested stop is saved, LostPeer when another rank is gone, NumericsError for a loss or a
     gradient that is not finite (a step late, with nothing updated since), and what the loader raises.
     """
@@ -117,7 +117,7 @@ def fit(
             task.after_step(step)
             numbers = {"grad_norm": norm, **precision.numbers()}
             guard.watch(step, precision.broken, {"loss": output.loss.detach(), **numbers}, output.evidence)
-            skipped = ledger(step, batch_now.skipped)
+            skipped, reasons = ledger(step, batch_now.skipped)
             probe.stepped()
 
             done, end, enough = step + 1, step + 1 == total_steps, False
@@ -125,7 +125,11 @@ def fit(
                 shared = _over_ranks({"loss": output.loss, **output.metrics, "skipped": skipped * world.size}, world)
                 progress = {"epoch": done * batch / pictures, "images": done * batch}
                 cost = probe.read()
-                metrics.add(step, {**progress, **shared, **_rates(optimizer), **trust(optimizer), **numbers, **cost})
+                by_reason = {f"skipped/{reason}": count for reason, count in reasons.items() if count}
+                metrics.add(
+                    step,
+                    {**progress, **by_reason, **shared, **_rates(optimizer), **trust(optimizer), **numbers, **cost},
+                )
                 if slow:
                     slow.look(cost["data_wait"] * cost["step_ms"] * every.log / 1e3)
                 enough = look(done)

@@ -37,6 +37,9 @@ def test_a_shard_with_more_than_half_bad_stops_the_run_and_its_own_list_lets_it_
     assert stopped.words.count("skipped ") <= 21  # named in the log, at most 20 of a kind
     rows = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     assert {"step", "shard", "member", "reason", "row", "kind", "attempt"} == set(rows[0])
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    counted = [row for row in logged if row.get("skipped")]
+    assert counted and all(row["skipped/truncated"] == row["skipped"] for row in counted)
     steps = len(losses(run))
     exclude = tmp_path / "list.jsonl"
     exclude.write_text((run / "skipped.jsonl").read_text())
