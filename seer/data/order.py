@@ -19,7 +19,7 @@ import numpy as np
 from seer.core import rng
 from seer.core.errors import RequestError
 
-MOST_LANES = 512
+MOST_LANES = 2048
 _CHUNK = 8192  # shards permuted at a time
 _TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
 TRIES = 8  # bad stand-ins for one position before the run stops
@@ -37,7 +37,7 @@ class Places:
 
 
 def choose_lanes(batch: int, pictures: int) -> int:
-    """The most lanes up to 512 that divide the global batch and are no more than the pictures: many lanes mix best."""
+    """The most lanes up to 2048 that divide the global batch and are no more than the pictures: many lanes mix best."""
     return max(n for n in range(1, min(batch, pictures, MOST_LANES) + 1) if batch % n == 0)
 
 

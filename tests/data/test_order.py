@@ -186,7 +186,17 @@ def distinct_and_pairs(batches: list[np.ndarray]) -> tuple[float, float]:
     return float(np.mean([len(c) for c in counts])), float(np.mean([(c * (c - 1) // 2).sum() for c in counts]))
 
 
-@pytest.mark.parametrize(("shards", "rows", "batch"), [(2000, 500, 512), (2000, 500, 256), (400, 2500, 512)])
+@pytest.mark.parametrize(
+    ("shards", "rows", "batch"),
+    [
+        (2000, 500, 256),
+        (2000, 500, 512),
+        (400, 2500, 512),
+        (1000, 10_000, 4096),
+        (10_000, 1000, 4096),
+        (100, 1000, 1024),
+    ],
+)
 def test_batches_are_mixed_like_those_of_a_full_permutation(shards, rows, batch):
     p = plan([rows] * shards, seed=0, lanes=choose_lanes(batch, shards * rows))
     random, steps = np.random.default_rng(0), range(0, shards * rows // batch, 40)
@@ -212,7 +222,8 @@ def test_memory_of_a_plan_does_not_grow_with_epochs():
 
 
 @pytest.mark.parametrize(
-    ("batch", "pictures", "lanes"), [(256, 10**6, 256), (4096, 10**9, 512), (96, 50, 48), (7, 3, 1), (1000, 10**4, 500)]
+    ("batch", "pictures", "lanes"),
+    [(256, 10**6, 256), (4096, 10**9, 2048), (96, 50, 48), (7, 3, 1), (1000, 10**4, 1000)],
 )
 def test_the_most_lanes_that_divide_the_batch_are_chosen(batch, pictures, lanes):
     assert choose_lanes(batch, pictures) == lanes
