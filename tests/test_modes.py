@@ -99,6 +99,19 @@ def test_a_checkpoint_goes_on_in_another_mode_on_another_number_of_ranks(runs, p
     assert manifest["ranks"] == goes_on[1]
 
 
+def test_in_float16_fsdp_skips_the_steps_that_ddp_skips_and_starts_prototypes_by_kmeans(pictures, tmp_path):
+    """The loss scale's search is one for all ranks, though each sees its shards alone."""
+    short = [w for w in THREE_BLOCKS if not w.startswith(("steps=", "every.checkpoint", "batch="))]
+    words = (*short, "steps=6", "batch=16", "every.checkpoint=0", "precision=fp16", "task.kmeans=64")
+    found = {}
+    for mode in ("ddp", "fsdp"):
+        train(pictures, tmp_path / mode, (mode, 2), words)
+        rows = [json.loads(line) for line in (tmp_path / mode / "metrics.jsonl").read_text().splitlines()]
+        found[mode] = [(row["loss_scale"], row["skipped_steps"]) for row in rows if "loss" in row]
+    assert found["fsdp"] == found["ddp"] and found["ddp"][-1][1] > 0
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=0.01)
+
+
 def test_statistics_of_fewer_images_than_before_are_refused(runs, pictures, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs[ONE], run, symlinks=True)

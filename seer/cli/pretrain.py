@@ -112,7 +112,8 @@ def _train(
         log.info(f"{task.prototypes} prototypes start from the embeddings of {task.kmeans} pictures")
         with closing(data.loader.batches(0)) as batches:  # type: ignore[type-var]
             task.model.train()
-            task.seed_prototypes(batches, rng.key(wanted["seed"], "prototypes") & 0x7FFFFFFFFFFFFFFF)
+            with training.precision.autocast():
+                task.seed_prototypes(batches, rng.key(wanted["seed"], "prototypes") & 0x7FFFFFFFFFFFFFFF)
     before = run_folder.summary(folder).get("knn_top1_untrained") if first else None
     recorder = FlightRecorder(task.chance_loss, task.prototypes, before)
     metrics = Metrics([*_sinks(wanted, folder, world, total, first, task.chance_loss), recorder])

@@ -44,8 +44,8 @@ def parallelize(
 
     mode: see above; auto is ddp. One process needs neither and gets the model itself. batch_norm_group: ranks that share
     batch statistics, 0 = all, 1 = none. Running statistics are not broadcast: ranks of one group hold the same, groups hold
-    their own. remat: what is made again in the backward pass (`remat`). compiled: by
-    torch.compile, in training. dtype: of autocast, in which FSDP gathers. Raises RequestError.
+    their own. remat: what is made again in the backward pass (`remat`). compiled: by torch.compile. dtype: of autocast, in
+    which FSDP gathers. Raises RequestError.
     """
     if mode not in MODES:
         raise RequestError(f"parallel.mode={mode}: one of {', '.join(MODES)}")

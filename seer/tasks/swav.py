@@ -113,19 +113,20 @@ class SwAVTask:
     def seed_prototypes(self, batches: Iterator[Batch], seed: int) -> None:
         """Prototypes by k-means on the embeddings of the first large view of `kmeans` images; every head by a seed of its own.
 
-        In training mode, as the first step will see them; running statistics are put back. The same on all ranks.
+        In training mode and the caller's precision, as the first step will see them; running statistics are put back. The same on all ranks.
         """
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         rows: list[torch.Tensor] = []
         device = self.head.prototypes.weight.device
-        with torch.autocast(device.type, enabled=False):
-            while sum(map(len, rows)) < self.kmeans:
-                batch = next(batches).to(device)
+        while sum(map(len, rows)) < self.kmeans:
+            batch = next(batches).to(device)
+            with torch.autocast(device.type, enabled=False):
                 views = finish(batch.crops[0], batch.colours[0], self.crop.mean, self.crop.std)  # [v*B, 3, S, S]
-                embeddings = self.model([views])[0].unflatten(0, (self.crop.counts[0], -1))[0]  # [B, D]
-                rows.append(all_gather_stack(embeddings.contiguous(), self.group).flatten(0, 1))  # [R*B, D]
+            embeddings = self.model([views])[0].unflatten(0, (self.crop.counts[0], -1))[0]  # [B, D]
+            rows.append(all_gather_stack(embeddings.contiguous(), self.group).flatten(0, 1))  # [R*B, D]
         joined = torch.cat(rows)[: self.kmeans].float()
-        centres = [spherical_kmeans(joined, self.prototypes, seed=seed + head) for head in range(self.heads)]
+        with torch.autocast(device.type, enabled=False):
+            centres = [spherical_kmeans(joined, self.prototypes, seed=seed + head) for head in range(self.heads)]
         assign_whole(self.head.prototypes.weight, torch.cat(centres).to(device))
         for name, buffer in self.model.named_buffers():
             buffer.copy_(before[name])
