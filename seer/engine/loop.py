@@ -66,9 +66,10 @@ def fit(
     """Train from first_step to total_steps.
 
     batches(consumed) yields what comes after `consumed` pictures of the run. ledger(step, skipped) keeps the skipped and
-    returns how many there are by now on this rank, and how many by reason on all, as last heard; metrics tell the sum of them, and the mean of a loss, over all ranks.
-    Raises Interrupted once a requested stop is saved, LostPeer when another rank is gone, NumericsError for a loss or a
-    gradient that is not finite (a step late, with nothing updated since), and what the loader raises.
+    returns how many there are by now on this rank, and how many by reason on all, as last heard; metrics tell the sum of them,
+    and the mean of a loss, over all ranks. Raises Interrupted once a requested stop is saved, LostPeer when another rank is gone,
+    NumericsError for a loss or a gradient that is not finite (a step late, with nothing updated since), and what the loader
+    raises.
     """
 
     saved_at = time.monotonic()

@@ -113,7 +113,8 @@ class SwAVTask:
     def seed_prototypes(self, batches: Iterator[Batch], seed: int) -> None:
         """Prototypes by k-means on the embeddings of the first large view of `kmeans` images; every head by a seed of its own.
 
-        In training mode and the caller's precision, as the first step will see them; running statistics are put back. The same on all ranks.
+        In training mode and the caller's precision, as the first step will see them; running statistics are put back. The same
+        on all ranks.
         """
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         rows: list[torch.Tensor] = []
