@@ -12,6 +12,7 @@ parameters travel narrow and their gradients are summed in float32; batch norms,
 head with its prototypes stay float32 throughout, as SEER's did.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,8 @@ from seer.parallel.remat import remat as recompute
 from seer.parallel.remat import stages_of
 from seer.parallel.world import World, batch_norm_groups
 
+# features are a view of pooled maps, and nobody writes into them
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 MODES = ("auto", "ddp", "fsdp", "fairscale")
 
 

@@ -72,6 +72,13 @@ def test_a_larger_budget_recomputes_fewer_blocks_of_the_same_and_none_is_exceede
     assert peaks == sorted(peaks, reverse=True)
 
 
+def test_the_block_that_keeps_most_goes_first():
+    """Eight times as wide at the resolution of the stage before: its first convolution has the largest map of all."""
+    model = MultiCropModel(RegNet((8, 64, 16), (1, 2, 1), (8, 8, 8)), SwAVHead(16, (16,), 8, 12))
+    everything = step_memory(model, SHAPES).peak
+    assert recomputed_within(model, everything - 1, SHAPES) == ["stage2.block0"]
+
+
 def test_less_than_the_least_is_refused_with_the_least():
     with pytest.raises(RequestError, match=r"budget=0\.0001: .* a step takes (\d+\.\d+) GB"):
         recomputed_within(plain(), 100_000, SHAPES)
