@@ -30,16 +30,18 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns the sum and its parts, in GB of each GPU. Raises RequestError."""
     wanted = config.read("plan", words)
     gpus, batch = wanted["gpus"], wanted["batch"]
-    if gpus < 1 or batch % gpus:
+    if gpus < 1:
+        raise RequestError(f"gpus={gpus}: at least one")
+    if batch % gpus:
         raise RequestError(f"batch={batch} over gpus={gpus}: the batch is a multiple of the GPUs; give batch=…")
     crop, world = build(wanted["augment"]), World(0, 1, 0, torch.device("cpu"))
     lengths = Lengths(wanted["steps"], batch, PICTURES)
     with torch.device("meta"):
         task, _ = assemble.task({**wanted, "weights": None}, crop, lengths, world)
         moments = 2 if "betas" in wanted["optim"] else 1
-    dtype = DTYPES.get(wanted["precision"]["dtype"])
-    if dtype is None:
-        raise RequestError(f"precision.dtype={wanted['precision']['dtype']}: one of {', '.join(DTYPES)}")
+    if wanted["precision"]["dtype"] not in DTYPES:
+        build(wanted["precision"], world.device)  # says which there are
+    dtype = DTYPES[wanted["precision"]["dtype"]]
     sharded = wanted["parallel"]["mode"] == "fsdp" and gpus > 1
     shapes = [(v * batch // gpus, 3, side, side) for v, side in zip(crop.counts, crop.sizes, strict=True)]
     policy = assemble.recomputed(wanted["parallel"]["remat"], task.model, shapes, dtype)

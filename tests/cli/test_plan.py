@@ -53,3 +53,5 @@ def test_less_is_kept_on_more_gpus_and_with_a_budget(capfd):
 def test_a_batch_that_the_gpus_cannot_share_is_refused(capfd):
     ended = seer(capfd, "plan", "batch=100", "gpus=8")
     assert ended.status == 78 and "batch=100 over gpus=8" in ended.result["error"]
+    assert "gpus=0: at least one" in seer(capfd, "plan", "gpus=0").result["error"]
+    assert "apex has had no amp" in seer(capfd, "plan", "precision=apex_o1").result["error"]
