@@ -87,6 +87,16 @@ def test_less_than_the_least_is_refused_with_the_least():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "share"), [("regnety_16gf", 0.22), ("regnety_128gf", 0.15)])
+def test_by_block_a_small_share_is_kept(name, share):
+    with torch.device("meta"):
+        backbone = zoo.build(name)
+        model = MultiCropModel(backbone, SwAVHead(backbone.feature_dim, (64,), 16, 100))
+    everything = step_memory(model, [(2, 3, 224, 224)]).kept
+    assert step_memory(model, [(2, 3, 224, 224)], policy="block").kept <= share * everything
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["regnety_128gf", "regnety_256gf", "regnety_10b"])
 def test_the_largest_networks_are_counted_without_their_memory(name):
     with torch.device("meta"):
