@@ -1,14 +1,20 @@
-"""Bytes to pixels: the only file that knows an image library.
+"""Bytes to pixels: the only file that knows how pictures are written.
 
 Only JPEG, PNG and WebP are opened, told by their first bytes, never by their names: Pillow knows some forty formats,
 one of which calls an external interpreter. Sizes are checked from the header, before any pixel is allocated. A picture
 that is cut short is refused rather than filled with grey.
+
+Pillow decides what a picture is. A sound JPEG takes a way 1.4 times as fast: simplejpeg (libjpeg-turbo, as in Pillow) in its
+strict mode, which gives the same pixels; whatever it has a word to say about goes to Pillow all the same, so no picture is
+used or refused because of it.
 """
 
 import io
+import re
 import warnings
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from seer.core.records import Picture
@@ -28,6 +34,7 @@ _TURN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
+_TURN_MARKS = (b"Exif\0", b"tiff:Orientation")  # without one of them nothing in a file speaks of a turn
 
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -41,14 +48,21 @@ class Undecodable(ValueError):
         self.kind = kind
 
 
-def decode(data: bytes) -> Picture:
-    """uint8 [h, w, 3] RGB, turned upright by its EXIF orientation, transparency laid on black. Raises Undecodable."""
+def decode(data: bytes, scratch: np.ndarray | None = None) -> Picture:
+    """uint8 [h, w, 3] RGB, turned upright by its EXIF orientation, transparency laid on black. Raises Undecodable.
+
+    scratch: uint8 [n] in which the picture may be laid if it fits, to be overwritten by the next one: memory fresh from
+    the system costs a sixteenth of the time of decoding.
+    """
     if not data:
         raise Undecodable("empty", "empty")
     if len(data) > MOST_BYTES:
         raise Undecodable(f"{len(data)} bytes, more than {MOST_BYTES}", "size")
     if not (data[:3] == b"\xff\xd8\xff" or data[:8] == b"\x89PNG\r\n\x1a\n" or data[:4] + data[8:12] == b"RIFFWEBP"):
         raise Undecodable(f"not a JPEG, PNG or WebP: begins with {data[:8].hex()}", "format")
+    sound = _sound_jpeg(data, scratch) if data[:3] == b"\xff\xd8\xff" else None
+    if sound is not None:
+        return sound
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
@@ -56,7 +70,8 @@ def decode(data: bytes) -> Picture:
     except Undecodable:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more on damaged files
-        raise Undecodable(f"{type(error).__name__}: {error}", _kind(error)) from error
+        words = re.sub(r" <_io\.BytesIO.*>", "", str(error))  # the address of a buffer says nothing
+        raise Undecodable(f"{type(error).__name__}: {words}", _kind(error)) from error
 
 
 def reencoded(data: bytes, max_side: int | None, quality: int | None) -> tuple[str | None, bytes]:
@@ -85,6 +100,50 @@ def encode_jpeg(picture: Picture, quality: int) -> bytes:
     return buffer.getvalue()
 
 
+def _sound_jpeg(data: bytes, scratch: np.ndarray | None) -> Picture | None:
+    """The pixels of a JPEG without a fault in grey or YCbCr, or None. Raises Undecodable for a size."""
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if space not in ("YCbCr", "Gray"):  # the inks of CMYK are turned round by some programs; Pillow knows
+            return None
+        _check_size(width, height)
+        end = _end_of_headers(data)
+        if any(data.find(mark, 0, end) >= 0 for mark in _TURN_MARKS) and _orientation(data) != 1:
+            return None
+        fits = scratch is not None and height * width * 3 <= len(scratch)
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=scratch if fits else None, strict=True)
+    except ValueError as error:
+        if isinstance(error, Undecodable):
+            raise
+        return None
+
+
+def _end_of_headers(data: bytes) -> int:
+    """Where the first scan of a JPEG begins, walking from segment to segment; its end where they do not follow each other."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and 0xC0 <= data[at + 1] <= 0xFE and data[at + 1] != 0xD9:
+        if data[at + 1] == 0xDA:
+            return at
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return len(data)
+
+
+def _orientation(data: bytes) -> int:
+    """1 (upright) to 8, from the headers; 0 where Pillow cannot read them."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return _turn_of(image)
+    except Exception:  # as in decode
+        return 0
+
+
+def _turn_of(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a broken block, met as SyntaxError, struct.error and others, does not cost the picture
+        return 1
+
+
 def _kind(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return "size"
@@ -100,10 +159,7 @@ def _check_size(width: int, height: int) -> None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     image.load()  # first: what fails from here on to the turn is the EXIF block, never the pixels
-    try:
-        turn = _TURN.get(image.getexif().get(0x0112, 1))
-    except Exception:  # a broken block, met as SyntaxError, struct.error and others, does not cost the picture
-        turn = None
+    turn = _TURN.get(_turn_of(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGB":
