@@ -1,6 +1,6 @@
 """Pictures a second and core from bytes to crops, and microseconds a sample for reading and order.
 
-    python benchmarks/data_path.py [PHOTOS] [--photos 32] [--repeats 7] [--skip-reading]
+    python benchmarks/data_path.py [PHOTOS] [--photos 32] [--repeats 7] [--skip-reading] [--swav FOLDER]
 
 PHOTOS is whatever `data.source` takes; without it the built-in pictures are drawn, which are small and say little about
 photos. All parties take turns on the same bytes in one process with one thread. Times are processor seconds, which other
@@ -8,13 +8,15 @@ users of the machine disturb little; what is told are medians over the repeats o
 same turn, and the lowest and highest.
 
 The reference is the multi-crop recipe of SwAV as torchvision's public transforms make it from Pillow images: crop, flip,
-colour jitter, grayscale, Pillow's blur, tensor, normalise, 2 x 224 + 4 x 96, each view by itself.
+colour jitter, grayscale, Pillow's blur, tensor, normalise, 2 x 224 + 4 x 96, each view by itself. With --swav, the folder
+that holds SwAV's multicropdataset.py, it is the transforms of that file, unchanged.
 """
 
 import argparse
 import io
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,11 +29,13 @@ from PIL import Image, ImageFilter
 from seer.data import sample
 from seer.data.augment import finish
 from seer.data.decode import decode
+from seer.data.filling import SCRATCH
 from seer.data.loader import Loader
-from seer.data.multicrop import MultiCrop, collate
+from seer.data.multicrop import MultiCrop
 from seer.data.order import choose_lanes, plan
 from seer.data.reader import Reader
 from seer.data.shards import Shard, open_shards, picture_of, write_shards
+from seer.data.slot import Layout
 
 BATCH = 16
 REFERENCE = "SwAV recipe, Pillow + torchvision"
@@ -59,25 +63,39 @@ def reference(crop: MultiCrop) -> Callable[[list[bytes]], object]:
     return run
 
 
-def ours(crop: MultiCrop, finished: bool) -> Callable[[list[bytes]], object]:
-    """Decode and crops into a preallocated batch; finished: also colour, blur and normalisation, to float32 here."""
+def published(folder: str, photo: bytes) -> Callable[[list[bytes]], object]:
+    """The transforms of SwAV's own MultiCropDataset, which wants a folder of classes to look at."""
+    sys.path.insert(0, folder)
+    from multicropdataset import MultiCropDataset  # type: ignore[import-not-found]
+
+    with tempfile.TemporaryDirectory() as pictures:
+        (Path(pictures) / "class").mkdir()
+        (Path(pictures) / "class" / "photo.jpg").write_bytes(photo)
+        transforms = MultiCropDataset(pictures, [224, 96], [2, 4], [0.14, 0.05], [1.0, 0.14]).trans
 
     def run(photos: list[bytes]) -> object:
-        b = len(photos)
-        out = [
-            torch.empty(v, b, s, s, 3, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
-            for v, s in zip(crop.counts, crop.sizes, strict=True)
-        ]
-        draws = []
+        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in photos]
+        return [[transform(image) for transform in transforms] for image in images]
+
+    return run
+
+
+def ours(crop: MultiCrop, finished: bool) -> Callable[[list[bytes]], object]:
+    """Decode and crops into a batch's slot, as the loader's threads do; finished: also colour, blur, and float32 here."""
+    layout = Layout(crop, BATCH)
+    slot = layout.slot(torch.empty(layout.bytes, dtype=torch.uint8))
+    scratch = np.empty(SCRATCH, np.uint8)
+
+    def run(photos: list[bytes]) -> object:
+        draws = crop.draws(np.array([random.getrandbits(63) for _ in photos], dtype=np.uint64))
         for i, data in enumerate(photos):
-            picture = decode(data)
-            draw = crop.draw(picture.shape[0], picture.shape[1], random.getrandbits(63))
-            crop.cut(picture, draw, out, i)
-            draws.append(draw)
-        colours = collate(draws, crop.counts)
-        if not finished:
-            return out
-        return [finish(o.flatten(0, 1), c, crop.mean, crop.std) for o, c in zip(out, colours, strict=True)]
+            picture = decode(data, scratch)
+            draw = draws.at(i, picture.shape[0], picture.shape[1])
+            crop.cut(picture, draw, slot.pixels, i)
+            if finished:
+                crop.paint(draw, slot.pixels, i)
+            slot.write(draw, i)
+        return [finish(c.flatten(0, 1), None, crop.mean, crop.std) for c in slot.crops] if finished else slot
 
     return run
 
@@ -196,6 +214,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--skip-reading", action="store_true")
+    parser.add_argument("--swav", help="folder of SwAV's multicropdataset.py")
     how = parser.parse_args()
     torch.set_num_threads(1)
     random.seed(0)
@@ -212,11 +231,12 @@ def main() -> None:
         photos = [picture_of(shards[s].read(s, r)) for s, r in random.sample(line, min(how.photos, len(line)))]
         sizes = [len(b) for b in photos]
         print(f"{len(photos)} photos of {np.mean(sizes) / 1000:.0f} kB, {how.repeats} repeats, one thread\n")
+        scratch = np.empty(SCRATCH, np.uint8)
         parties = {
-            REFERENCE: reference(crop),
+            REFERENCE: published(how.swav, photos[0]) if how.swav else reference(crop),
             "decode + crops, uint8 (colour on the device)": ours(crop, False),
             "the same + colour, blur, float on the CPU": ours(crop, True),
-            "decode alone": lambda turn: [decode(b) for b in turn],
+            "decode alone": lambda turn: [decode(b, scratch) for b in turn],
         }
         compare(parties, photos, how.repeats)
         if not how.skip_reading:

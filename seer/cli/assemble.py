@@ -104,7 +104,9 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
         ranks=world.size,
         threads=threads,
         prefetch=how["prefetch"],
+        most_bytes=how["prefetch_gb"] * 1e9,
         pin=pin,
+        paint=crop.device == "cpu" or world.device.type == "cpu",
     )
     return Data(shards, plan, loader, threads)
 

@@ -35,8 +35,16 @@ CONFIG = "config.yaml"
 # Keys that may differ when a run goes on: how it is watched, how fast it goes, where its data lies; never what it learns.
 # data.exclude moves no picture but those it names (`data.ledger`).
 FREE = (
-    *("output", "every.", "log.", "eval.", "parallel."),
-    *("data.threads", "data.prefetch", "data.source", "data.exclude", "data.max_bad", "data.check_crc"),
+    *("output", "every.", "log.", "eval.", "parallel.", "augment.device"),
+    *(
+        "data.threads",
+        "data.prefetch",
+        "data.prefetch_gb",
+        "data.source",
+        "data.exclude",
+        "data.max_bad",
+        "data.check_crc",
+    ),
 )
 BEFORE_TRAINING = (CONFIG, "train.log", "result.json", LOCK)  # what a run that was refused leaves behind
 CHECK = 10  # steps between two looks at the limits of the ledger where ranks have to talk for it

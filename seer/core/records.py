@@ -1,5 +1,6 @@
 """Typed values that cross packages. Legend: B images, V views, K prototypes, S side of a view in pixels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,10 +59,11 @@ class Colour:
 
 @dataclass
 class Batch:
-    """One step's pictures of one rank. crops: one uint8 tensor [v*B, 3, S, S] per resolution, view-major, channels_last."""
+    """One step's pictures of one rank. crops: one uint8 tensor [v*B, 3, S, S] per resolution, view-major, channels_last.
+    colours: of each resolution, or None where they have been applied."""
 
     crops: list[torch.Tensor]
-    colours: list[Colour]
+    colours: Sequence[Colour | None]
     skipped: list[Skipped]
     position: int  # pictures consumed by the whole run once this batch is done
 

@@ -38,9 +38,12 @@ def key(seed: int, *parts: int | str) -> int:
     return int(mix(value + _GOLDEN)[0])
 
 
-def sub_keys(parent: int, *columns: np.ndarray) -> np.ndarray:
-    """One key for each row of integer columns: `sub_keys(k, epochs, shards, rows)`. int64 [n] each -> uint64 [n]."""
-    value: np.ndarray = np.full(len(columns[0]), parent, dtype=np.uint64)
+def sub_keys(parent: int | np.ndarray, *columns: np.ndarray) -> np.ndarray:
+    """One key for each row of integer columns: `sub_keys(k, epochs, shards, rows)`. int64 [n] each -> uint64 [n].
+
+    The parent may be one for each row, too. Row i is `key(parent, columns[0][i], ...)`.
+    """
+    value: np.ndarray = np.broadcast_to(np.asarray(parent, dtype=np.uint64), len(columns[0])).copy()
     for column in columns:
         value = mix(value + _GOLDEN) ^ column.astype(np.uint64)
     return mix(value + _GOLDEN)

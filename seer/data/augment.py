@@ -19,8 +19,11 @@ from seer.core.records import Colour
 _GREY = (0.299, 0.587, 0.114)
 
 
-def finish(crops: torch.Tensor, colour: Colour, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 [N, 3, S, S] and the colours drawn for them (on the host) -> float32 [N, 3, S, S], channels_last."""
+def finish(crops: torch.Tensor, colour: Colour | None, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 [N, 3, S, S], channels_last, and the colours drawn for them (on the host; None: applied already) ->
+    float32 [N, 3, S, S], channels_last."""
+    if colour is None:
+        return levels(crops, mean, std)
     x = crops.to(torch.float32, memory_format=torch.channels_last).div_(255)
     for turn in range(4):
         for operation, apply in enumerate((brightness, contrast, saturation, hue)):
@@ -47,6 +50,19 @@ def normalise(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> t
     shift = torch.tensor(mean, device=x.device)[:, None, None]
     scale = torch.tensor(std, device=x.device)[:, None, None]
     return x.sub_(shift).div_(scale)
+
+
+def levels(crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 [N, 3, S, S], channels_last -> normalised float32, channels_last.
+
+    The channels' numbers are repeated along a row of pixels: broadcasting them over innermost axes of three costs eight
+    times as much on a CPU.
+    """
+    n, _, height, width = crops.shape
+    scale = (1 / (255 * torch.tensor(std, device=crops.device))).repeat(width)  # [S * 3]
+    shift = (-torch.tensor(mean, device=crops.device) / torch.tensor(std, device=crops.device)).repeat(width)
+    rows = crops.permute(0, 2, 3, 1).reshape(n, height, width * 3).to(torch.float32)
+    return torch.addcmul(shift, rows, scale, out=rows).view(n, height, width, 3).permute(0, 3, 1, 2)
 
 
 def grey(x: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,15 @@
 """Multi-crop: a few large and a few small views of one picture, and the colours each will get.
 
-Geometry happens here, on uint8 pixels of one picture; colour, blur and normalisation are only *drawn* here and applied
-by `augment` to whole batches on the training device. Every number comes from the sample's own key, so pixels do not
+Geometry happens here, on uint8 pixels of one picture. Colour and blur are *drawn* here and applied by `augment` to whole
+batches on a GPU, or by `colour` to view after view where there is none. Every number comes from the sample's own key, so pixels do not
 depend on workers, ranks or restarts. The operations and their order are those of SwAV (`facts/seer.md` section 4);
 crop boxes follow torchvision's RandomResizedCrop: ten tries, then the largest central box.
 
-Surprising: resizing wants `from_numpy(hwc)[None].permute(0, 3, 1, 2)`; permuting before adding the axis leaves strides
-that send torch down a path three times slower. Legend: V views, S side, h w picture.
+Surprising: resizing wants `from_numpy(hwc)[None].permute(0, 3, 1, 2)`; adding the axis in numpy, or after permuting, leaves
+strides that send torch down a path three times slower. Legend: V views, S side, h w picture.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ from torch.nn import functional as F
 
 from seer.core import rng
 from seer.core.errors import RequestError
-from seer.core.records import Colour, Picture
+from seer.core.records import Picture
+from seer.data import colour
 
 TRIES = 10
 _ORDERS = np.array(
@@ -45,7 +47,8 @@ class MultiCrop:
 
     brightness, contrast, saturation: factors drawn from [1 - x, 1 + x]; hue: shift drawn from [-x, x] turns, at most
     0.5. jitter, grayscale, blur, flip: probabilities. blur_sigma in pixels of the finished view. mean and std normalise
-    pixels in [0, 1]. Raises RequestError for anything else.
+    pixels in [0, 1]. device: where colour and blur are applied, "auto" for the device that trains, "cpu" for the loader's
+    threads. Raises RequestError for anything else.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class MultiCrop:
         blur_sigma: Sequence[float] = (0.1, 2.0),
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
+        device: str = "auto",
     ):
         if not len(sizes) == len(counts) == len(scales) or not sizes:
             raise RequestError(
@@ -90,61 +94,53 @@ class MultiCrop:
             )
         if not 0 < blur_sigma[0] <= blur_sigma[1]:
             raise RequestError(f"augment.blur_sigma={list(blur_sigma)}: lowest and highest sigma in pixels, above 0")
+        if device not in ("auto", "cpu"):
+            raise RequestError(f"augment.device={device}: auto (the device that trains) or cpu (the loader's threads)")
+        self.device = device
         self.sizes, self.counts = tuple(sizes), tuple(counts)
         self.views = sum(counts)
         self.mean, self.std, self.blur_sigma = tuple(mean), tuple(std), tuple(blur_sigma)
-        self._flip, self._jitter, self._gray, self._blur = flip, jitter, grayscale, blur
-        self._strength = np.array([brightness, contrast, saturation, hue])
-        self._scales = np.repeat(np.array(scales, dtype=np.float64), counts, axis=0)  # [V, 2]
-        self._aspect = np.log(np.array(aspect, dtype=np.float64))
+        self.flip, self.jitter, self.gray, self.blur = flip, jitter, grayscale, blur
+        self.strength = np.array([brightness, contrast, saturation, hue])
+        self.scales = np.repeat(np.array(scales, dtype=np.float64), counts, axis=0)  # [V, 2]
+        self.aspect = np.log(np.array(aspect, dtype=np.float64))
 
     def draw(self, height: int, width: int, key: int) -> Draw:
         """All random numbers of one picture. A function of its size and its key alone."""
-        v = self.views
-        u = rng.uniforms(rng.sub_keys(key, np.arange(v)), 2 * TRIES + 13)  # [V, 33]
-        boxes = self._boxes(height, width, u[:, : 2 * TRIES], u[:, 2 * TRIES : 2 * TRIES + 2])
-        u = u[:, 2 * TRIES + 2 :]
-        factors = 1 + self._strength * (2 * u[:, 2:6] - 1)
-        factors[:, :3] = np.maximum(factors[:, :3], 0)
-        factors[:, 3] -= 1
-        low, high = self.blur_sigma
-        return Draw(
-            boxes=boxes,
-            flip=u[:, 0] < self._flip,
-            jitter=u[:, 1] < self._jitter,
-            order=_ORDERS[(u[:, 6] * 24).astype(np.int64)],
-            factors=factors.astype(np.float32),
-            gray=u[:, 7] < self._gray,
-            sigma=np.where(u[:, 8] < self._blur, low + (high - low) * u[:, 9], 0).astype(np.float32).reshape(v),
-        )
+        return self.draws(np.array([key], dtype=np.uint64)).at(0, height, width)
 
-    def cut(self, picture: Picture, draw: Draw, out: Sequence[torch.Tensor], b: int) -> None:
-        """Write one picture's views as picture b of a batch. out: per resolution uint8 [v, B, 3, S, S], channels_last."""
-        pixels = torch.from_numpy(np.ascontiguousarray(picture))
+    def draws(self, keys: np.ndarray) -> "Draws":
+        """Those of n pictures whose sizes are not known yet, in one go. uint64 [n]."""
+        return Draws(self, keys)
+
+    def cut(self, picture: Picture, draw: Draw, out: Sequence[np.ndarray], b: int) -> None:
+        """Write one picture's views as picture b of a batch. out: per size uint8 [v, B, S, S, 3]."""
         first = 0
         for views, size, count in zip(out, self.sizes, self.counts, strict=True):
             for i in range(count):
                 top, left, height, width = draw.boxes[first + i].tolist()
-                crop = pixels[top : top + height, left : left + width].contiguous()[None].permute(0, 3, 1, 2)
-                view = resize(crop, size)[0]  # [3, S, S]
-                views[i, b].copy_(view.flip(-1) if draw.flip[first + i] else view)
+                crop = np.ascontiguousarray(picture[top : top + height, left : left + width])
+                view = resize(torch.from_numpy(crop)[None].permute(0, 3, 1, 2), size).numpy()[0]  # [3, S, S]
+                colour.place(view.transpose(1, 2, 0), views[i, b], bool(draw.flip[first + i]))
             first += count
 
-    def _boxes(self, height: int, width: int, tries: np.ndarray, corner: np.ndarray) -> np.ndarray:
-        low, high = self._scales[:, :1], self._scales[:, 1:]
-        area = height * width * (low + (high - low) * tries[:, :TRIES])  # [V, 10]
-        ratio = np.exp(self._aspect[0] + (self._aspect[1] - self._aspect[0]) * tries[:, TRIES:])
-        w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-        fits = (w >= 1) & (h >= 1) & (w <= width) & (h <= height)
-        pick, views = fits.argmax(axis=1), np.arange(len(fits))
-        w, h = w[views, pick], h[views, pick]
-        top, left = np.floor(corner[:, 0] * (height - h + 1)), np.floor(corner[:, 1] * (width - w + 1))
-        boxes = np.stack([top, left, h, w], axis=1).astype(np.int64)
-        boxes[~fits.any(axis=1)] = self._central_box(height, width)
-        return boxes
+    def paint(self, draw: Draw, out: Sequence[np.ndarray], b: int) -> None:
+        """Colour and blur of what `cut` wrote, in place."""
+        first = 0
+        for views, count in zip(out, self.counts, strict=True):
+            for i in range(first, first + count):
+                view = views[i - first, b]  # [S, S, 3]
+                if draw.jitter[i]:
+                    colour.jitter(view, draw.order[i].tolist(), draw.factors[i].tolist())
+                if draw.gray[i]:
+                    colour.grey(view)
+                if draw.sigma[i] > 0:
+                    colour.blur(view, float(draw.sigma[i]))
+            first += count
 
-    def _central_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        least, most = np.exp(self._aspect)
+    def central_box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The largest box in the middle whose aspect is allowed: top, left, height, width."""
+        least, most = np.exp(self.aspect)
         if width < least * height:
             w, h = width, round(width / least)
         elif width > most * height:
@@ -154,24 +150,57 @@ class MultiCrop:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
+class Draws:
+    """The random numbers of n pictures, all but the boxes, which need the pictures' sizes.
+
+    Drawn together because numpy's price is by the call: a picture's own would take a tenth of the time of its crops.
+    """
+
+    def __init__(self, crop: MultiCrop, keys: np.ndarray):
+        n, v = len(keys), crop.views
+        own = rng.sub_keys(keys.repeat(v), np.tile(np.arange(v), n))
+        u = rng.uniforms(own, 2 * TRIES + 13).reshape(n, v, -1)  # [n, V, 33]
+        share = crop.scales[:, :1] + (crop.scales[:, 1:] - crop.scales[:, :1]) * u[..., :TRIES]  # of the area
+        ratio = np.exp(crop.aspect[0] + (crop.aspect[1] - crop.aspect[0]) * u[..., TRIES : 2 * TRIES])
+        # sides of every try, for a picture of one pixel's area; and where in the room that is left the box begins
+        self._wide, self._high = np.sqrt(share * ratio).tolist(), np.sqrt(share / ratio).tolist()  # [n][V][10]
+        self._corner = u[..., 2 * TRIES : 2 * TRIES + 2].tolist()
+        u = u[..., 2 * TRIES + 2 :]
+        factors = 1 + crop.strength * (2 * u[..., 2:6] - 1)
+        factors[..., :3] = np.maximum(factors[..., :3], 0)
+        factors[..., 3] -= 1
+        low, high = crop.blur_sigma
+        self._crop = crop
+        self._flip, self._jitter, self._gray = u[..., 0] < crop.flip, u[..., 1] < crop.jitter, u[..., 7] < crop.gray
+        self._order = _ORDERS[(u[..., 6] * 24).astype(np.int64)]
+        self._factors = factors.astype(np.float32)
+        self._sigma = np.where(u[..., 8] < crop.blur, low + (high - low) * u[..., 9], 0).astype(np.float32)
+
+    def at(self, i: int, height: int, width: int) -> Draw:
+        """Those of picture i, which has this size."""
+        return Draw(
+            boxes=np.array([self._box(i, view, height, width) for view in range(self._crop.views)], dtype=np.int64),
+            flip=self._flip[i],
+            jitter=self._jitter[i],
+            order=self._order[i],
+            factors=self._factors[i],
+            gray=self._gray[i],
+            sigma=self._sigma[i],
+        )
+
+    def _box(self, i: int, view: int, height: int, width: int) -> tuple[int, int, int, int]:
+        root = math.sqrt(height * width)
+        for wide, high in zip(self._wide[i][view], self._high[i][view], strict=True):
+            w, h = round(root * wide), round(root * high)
+            if 1 <= w <= width and 1 <= h <= height:
+                y, x = self._corner[i][view]
+                return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
+        return self._crop.central_box(height, width)
+
+
 def resize(pixels: torch.Tensor, height: int, width: int | None = None) -> torch.Tensor:
     """Bilinear with antialiasing, equal to Pillow's within rounding. uint8 [1, 3, h, w] channels_last -> [1, 3, S, S]."""
     size = (height, width or height)
     if tuple(pixels.shape[-2:]) == size:
         return pixels
     return F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
-
-
-def collate(draws: Sequence[Draw], counts: Sequence[int]) -> list[Colour]:
-    """Colours of B pictures, one record a resolution, view-major like the crops: view 0 of all pictures, view 1 of ..."""
-    colours, first = [], 0
-    for count in counts:
-        rows = {
-            name: torch.from_numpy(
-                np.concatenate([np.stack([getattr(d, name)[first + i] for d in draws]) for i in range(count)])
-            )
-            for name in ("jitter", "order", "factors", "gray", "sigma")
-        }
-        colours.append(Colour(**rows))
-        first += count
-    return colours

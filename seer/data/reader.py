@@ -5,7 +5,9 @@ storage that fails is not a bad picture and stops the run. After `order.TRIES` b
 it is the data, not a picture. An excluded row takes the same way as a bad one, but is not read, told or counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from seer.core import rng
 from seer.core.errors import BadDataError
@@ -21,14 +23,27 @@ MOST_PROBES = 2000  # for one position, most of them excluded
 
 
 class Reader:
-    """Stateless, and may be called from any thread. exclude: rows that are never read."""
+    """Stateless, and may be called from any thread. exclude: rows that are never read.
+
+    fatal: rows (shard, row) that are bad because decoding them ends a process, and why. reading: told (lane, shard, row)
+    before each is tried.
+    """
 
     def __init__(self, shards: Sequence[Shard], plan: Plan, seed: int, exclude: Excluded | None = None):
         self.shards, self.plan, self.exclude = shards, plan, exclude or Excluded()
+        self.fatal: dict[tuple[int, int], str] = {}
+        self.reading: Callable[[int, int, int], None] | None = None
         self._key = rng.key(seed, "augment")
 
-    def picture(self, places: Places, i: int) -> tuple[Picture, int, list[Skipped]]:
-        """Place i: its pixels (uint8 [h, w, 3]), the key of its random draws, and what was skipped on the way."""
+    def keys(self, places: Places) -> np.ndarray:
+        """Of the random draws of the pictures that are due. uint64 [b]."""
+        return rng.sub_keys(self._key, places.epoch, places.shard, places.row, np.zeros_like(places.row))
+
+    def picture(
+        self, places: Places, i: int, scratch: np.ndarray | None = None
+    ) -> tuple[Picture, int | None, list[Skipped]]:
+        """Place i: its pixels (uint8 [h, w, 3]), the key of its draws if another one stands in (else it is that of
+        `keys`), and what was skipped on the way. scratch: as in `decode`."""
         skipped: list[Skipped] = []
         lane, position = int(places.lane[i]), int(places.position[i])
         for attempt in range(MOST_PROBES):
@@ -37,9 +52,11 @@ class Reader:
             shard, row, epoch = int(places.shard[i]), int(places.row[i]), int(places.epoch[i])
             if (shard, row) in self.exclude:
                 continue
-            picture = self._try(shard, row, attempt, skipped)
+            if self.reading:
+                self.reading(lane, shard, row)
+            picture = self._try(shard, row, attempt, skipped, scratch)
             if picture is not None:
-                key = rng.key(self._key, epoch, shard, row, attempt)
+                key = rng.key(self._key, epoch, shard, row, attempt) if attempt else None
                 return picture, key, skipped
             if len(skipped) > TRIES:
                 last = skipped[-1]
@@ -52,12 +69,16 @@ class Reader:
             f"data.exclude names {len(self.exclude)} pictures: leave whole shards out of data.source instead"
         )
 
-    def _try(self, shard: int, row: int, attempt: int, skipped: list[Skipped]) -> Picture | None:
+    def _try(
+        self, shard: int, row: int, attempt: int, skipped: list[Skipped], scratch: np.ndarray | None
+    ) -> Picture | None:
         name = f"row {row}"
         try:
             sample = self.shards[shard].read(shard, row)
             name = sample.key
-            return decode(picture_of(sample))
+            if (shard, row) in self.fatal:
+                raise Undecodable(self.fatal[shard, row])
+            return decode(picture_of(sample), scratch)
         except (Undecodable, TarError) as error:
             skipped.append(Skipped(str(self.shards[shard].path), name, str(error), row, error.kind, attempt))
             return None

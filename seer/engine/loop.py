@@ -12,6 +12,7 @@ import torch
 from seer.core.errors import Interrupted
 from seer.core.protocols import Evaluator, StopTraining, Task
 from seer.core.records import Batch, Skipped
+from seer.data.transfer import on_device
 from seer.engine.checkpoint import Checkpoints
 from seer.engine.metrics import Metrics
 from seer.engine.numerics import Guard
@@ -104,14 +105,15 @@ def fit(
     if first_step == 0 and evaluators:
         metrics.add(0, _evaluate(task, evaluators))
         probe.skip()
-    with StopRequest() as stop, closing(checkpoints), closing(batches(first_step * batch)) as stream:  # type: ignore[type-var]
+    coming = on_device(batches(first_step * batch), world.device)
+    with StopRequest() as stop, closing(checkpoints), closing(coming) as stream:  # type: ignore[type-var]
         for step, batch_now in zip(range(first_step, total_steps), stream, strict=False):
             probe.waited()
             world.note(step, "training")
             apply_schedules(optimizer, step, lr, weight_decay)
             task.before_step(step)
             with precision.autocast():
-                output = task.loss(batch_now.to(world.device))
+                output = task.loss(batch_now)
             precision.backward(output.loss)
             drop_frozen_gradients(optimizer)
             norm = precision.step(optimizer, output.loss, world.group)

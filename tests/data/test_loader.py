@@ -1,14 +1,17 @@
 """Batches do not depend on threads, prefetch, ranks or restarts; a broken picture costs itself alone and is told."""
 
+import numpy as np
 import pytest
 import torch
 
 from seer.core.errors import BadDataError, RequestError, StorageError
-from seer.data.loader import CHUNK, Loader
+from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import TRIES, plan
+from seer.data.process import CHUNK
 from seer.data.reader import Reader
 from seer.data.shards import open_shards, write_shards
+from tests.data.children import children
 from tests.data.pictures import jpeg, pixels, png
 
 N, LANES = 70, 8
@@ -76,14 +79,14 @@ def test_pictures_are_those_of_the_plan_cut_with_the_draws_of_their_own_key(fold
     places = one.reader.plan.places(16, 16)
     for i in (0, 7, 15):
         picture, key, skipped = one.reader.picture(places, i)
-        assert not skipped
+        assert not skipped and key is None
         number = int(open_shards(folder)[places.shard[i]].read(0, int(places.row[i])).key[1:])
         assert (picture == pixels(number)).all()
-        draw = CROP.draw(24, 20, key)
-        out = [torch.zeros(v, 1, 3, s, s, dtype=torch.uint8) for v, s in zip(CROP.counts, CROP.sizes, strict=True)]
+        draw = CROP.draw(24, 20, int(one.reader.keys(places)[i]))
+        out = [np.zeros((v, 1, s, s, 3), np.uint8) for v, s in zip(CROP.counts, CROP.sizes, strict=True)]
         CROP.cut(picture, draw, out, 0)
-        large = expected[1].crops[0].unflatten(0, (2, 16))[:, i]
-        assert torch.equal(large, out[0][:, 0]) and torch.equal(expected[1].crops[1][i], out[1][0, 0])
+        large, small = (c.permute(0, 2, 3, 1).numpy() for c in expected[1].crops)
+        assert (large.reshape(2, 16, *large.shape[1:])[:, i] == out[0][:, 0]).all() and (small[i] == out[1][0, 0]).all()
         assert expected[1].colours[0].factors[16 + i].tolist() == draw.factors[1].tolist()
 
 
@@ -125,6 +128,18 @@ def test_a_broken_picture_is_replaced_and_named_and_all_others_stay_as_they_were
         changed += int(differ.sum())
         assert int(differ.sum()) <= len(batch.skipped)
     assert 2 <= changed <= len(skipped)
+
+
+def test_a_stand_in_is_cut_with_draws_of_its_own_key(tmp_path):
+    one = loader(write(tmp_path, broken={33}), threads=0)
+    batch = next(batch for batch in take(one, 5) if batch.skipped)
+    places = one.reader.plan.places(batch.position - 16, 16)
+    (i,) = [i for i in range(16) if one.reader.picture(places, i)[1] is not None]
+    picture, key, _ = one.reader.picture(places, i)
+    out = [np.zeros((v, 1, s, s, 3), np.uint8) for v, s in zip(CROP.counts, CROP.sizes, strict=True)]
+    CROP.cut(picture, CROP.draw(*picture.shape[:2], key), out, 0)
+    small = batch.crops[1].permute(0, 2, 3, 1).numpy()
+    assert (small[i] == out[1][0, 0]).all() and key not in one.reader.keys(places).tolist()
 
 
 def test_stand_ins_are_the_same_for_two_ranks_and_after_a_restart(tmp_path):
@@ -183,12 +198,9 @@ def test_storage_that_fails_is_no_bad_picture_and_stops_the_run(tmp_path):
         take(one, 3)
 
 
-def test_threads_end_with_the_stream(folder):
-    import threading
-
-    before = {t for t in threading.enumerate() if t.name.startswith("pictures")}
+def test_the_reader_process_ends_with_the_stream(folder):
     take(loader(folder, threads=4), 2)
-    assert {t for t in threading.enumerate() if t.name.startswith("pictures")} == before
+    assert not children()
 
 
 def test_a_batch_may_be_larger_than_a_chunk_and_than_the_data(folder):

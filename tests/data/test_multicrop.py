@@ -9,7 +9,8 @@ from PIL import Image
 
 from seer.core import rng
 from seer.core.errors import RequestError
-from seer.data.multicrop import MultiCrop, collate, resize
+from seer.data import multicrop
+from seer.data.multicrop import MultiCrop, resize
 from tests.data.pictures import pixels
 
 KEYS = [rng.key(0, "multicrop", i) for i in range(4000)]
@@ -76,13 +77,13 @@ def test_views_are_the_boxes_resized_as_pillow_resizes_them(size):
     picture = np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
     crop = MultiCrop((size,), (8,), ((0.05, 1.0),))
     draw = crop.draw(120, 90, 5)
-    out = [torch.empty(8, 1, size, size, 3, dtype=torch.uint8).permute(0, 1, 4, 2, 3)]
+    out = [np.empty((8, 1, size, size, 3), np.uint8)]
     crop.cut(picture, draw, out, 0)
     assert 0 < draw.flip.sum() < 8  # both kinds are compared
     for view, (top, left, height, width), flip in zip(out[0][:, 0], draw.boxes.tolist(), draw.flip, strict=True):
         cut = Image.fromarray(picture[top : top + height, left : left + width])
         expected = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-        found = view.permute(1, 2, 0).numpy().astype(int)
+        found = view.astype(int)
         assert np.abs((found[:, ::-1] if flip else found) - expected).max() <= 1
 
 
@@ -101,11 +102,36 @@ def test_draws_depend_on_key_and_size_alone_and_pixels_not_on_the_place_in_the_b
     picture, results = pixels(1, 70, 50), []
     for b, place, maker in ((1, 0, crop), (5, 3, again)):
         maker.draw(20, 20, 999)  # an earlier draw moves nothing
-        out = [torch.zeros(v, b, 3, s, s, dtype=torch.uint8) for v, s in zip((2, 3), (24, 16), strict=True)]
+        out = [np.zeros((v, b, s, s, 3), np.uint8) for v, s in zip((2, 3), (24, 16), strict=True)]
         maker.cut(picture, maker.draw(70, 50, 12), out, place)
         results.append([o[:, place] for o in out])
         assert sum(int(o.sum()) for o in out) == sum(int(r.sum()) for r in results[-1])  # others stay untouched
-    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+    assert all((x == y).all() for x, y in zip(*results, strict=True))
+
+
+def test_draws_of_many_keys_at_once_are_those_of_each_alone():
+    crop = MultiCrop((24, 16), (2, 3), ((0.3, 1), (0.1, 0.3)))
+    together = crop.draws(np.array(KEYS[:20], dtype=np.uint64))
+    for i, key in enumerate(KEYS[:20]):
+        one, alone = together.at(i, 70, 50 + i), crop.draw(70, 50 + i, key)
+        for name in ("boxes", "flip", "jitter", "order", "factors", "gray", "sigma"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(alone, name))
+
+
+def test_every_crop_goes_to_the_resizing_that_is_three_times_as_fast(monkeypatch):
+    seen = []
+
+    def resized(pixels, size):
+        found = resize(pixels, size)
+        seen.append(found.is_contiguous(memory_format=torch.channels_last))  # the other one gives rows of channels
+        return found
+
+    monkeypatch.setattr(multicrop, "resize", resized)
+    crop = MultiCrop((24, 16), (2, 3), ((0.3, 1), (0.1, 0.3)))
+    crop.cut(
+        pixels(1, 70, 50), crop.draw(70, 50, 3), [np.zeros((v, 1, s, s, 3), np.uint8) for v, s in ((2, 24), (3, 16))], 0
+    )
+    assert seen == [True] * 5
 
 
 def test_views_of_one_picture_and_draws_of_two_keys_differ():
@@ -166,19 +192,6 @@ def test_factors_of_strong_jitter_never_fall_below_zero_and_zero_strength_change
     assert (still == [1, 1, 1, 0]).all()
 
 
-def test_colours_are_laid_view_by_view_like_the_crops():
-    crop = MultiCrop((24, 16), (2, 3), ((0.3, 1), (0.1, 0.3)), blur=1.0)
-    draws = [crop.draw(50, 50, key) for key in range(4)]
-    large, small = collate(draws, crop.counts)
-    for name in ("jitter", "order", "factors", "gray", "sigma"):
-        for colour, first, count in ((large, 0, 2), (small, 2, 3)):
-            found = getattr(colour, name)
-            assert len(found) == count * 4
-            for view in range(count):
-                for b in range(4):
-                    np.testing.assert_array_equal(found[view * 4 + b].numpy(), getattr(draws[b], name)[first + view])
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -203,6 +216,7 @@ def test_colours_are_laid_view_by_view_like_the_crops():
         {"contrast": -1},
         {"blur_sigma": (0, 1)},
         {"blur_sigma": (2, 1)},
+        {"device": "cuda"},
     ],
 )
 def test_wrong_arguments_are_refused_by_name(wrong):

@@ -117,7 +117,7 @@ COLLAPSING = {
     "uniform codes": (FIXED, "task.epsilon=0.5"),
     "loss at ln K": (FIXED, "task.epsilon=0.5", "task.temperature=2.0"),
     "unused prototypes": (FIXED, "task.prototypes=2000"),
-    "unbalanced prototypes": (FIXED, "task.last_batch_norm=false", "task.epsilon=0.015", "task.iterations=1"),
+    "unbalanced prototypes": (FIXED, "task.last_batch_norm=false", "task.epsilon=0.015", "task.iterations=1", "batch=128"),
     "embeddings in a point": (*DECAY, "schedule.peak=0.001", "groups=[{pattern: projector, weight_decay: 700.0}]"),
     "gradient spike": (
         *DECAY, "schedule.peak=0.00001", "schedule.warmup=12", "groups=[{pattern: projector, weight_decay: 70000.0}]",

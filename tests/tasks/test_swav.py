@@ -14,7 +14,8 @@ from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Batch
 from seer.data.augment import finish
-from seer.data.multicrop import MultiCrop, collate
+from seer.data.multicrop import MultiCrop
+from seer.data.slot import Layout
 from seer.models.kmeans import spherical_kmeans
 from seer.tasks.swav import SwAVTask
 
@@ -45,8 +46,11 @@ def batch(step: int, rank: int = 0, ranks: int = 1) -> Batch:
     """This rank's part of the pictures of a step: neighbours, as the loader gives them."""
     pixels = torch.randint(0, 256, (3, IMAGES, 3, 8, 8), generator=torch.Generator().manual_seed(step))
     mine = pixels.to(torch.uint8).chunk(ranks, dim=1)[rank]
-    draws = [CROP.draw(8, 8, rng.key(0, i)) for i in range(mine.shape[1])]
-    return Batch([mine.flatten(0, 1)], collate(draws, CROP.counts), [], 0)
+    layout = Layout(CROP, mine.shape[1])
+    slot = layout.slot(torch.empty(layout.bytes, dtype=torch.uint8))
+    for i in range(mine.shape[1]):
+        slot.write(CROP.draw(8, 8, rng.key(0, i)), i)
+    return Batch([mine.flatten(0, 1)], slot.colours, [], 0)
 
 
 def move(one: SwAVTask, step: int) -> None:

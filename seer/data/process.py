@@ -1,0 +1,299 @@
+"""One process beside the training process that reads pictures, with threads inside, into memory that both see.
+
+Decoders meet strangers' bytes here and not where the weights are, and Python's lock is not shared with the step. What
+crosses over is the number of a block, the position of its batch, and words about what was skipped.
+
+Surprising:
+- It is forked, as torch's own loader does it: a fresh interpreter would spend seconds on importing. The child closes
+  every file of its parent but the archives open for reading, so a dead rank's sockets close at once and its peers hear of it.
+- It holds no state, so a death loses nothing: it is told, with what was being read, and another one makes the same batches.
+  After a crash the next one reads one picture at a time; a picture at which both died is one of the bad pictures.
+- It ignores signals, which SLURM sends to every process of a job; it ends with its parent or when the pipe closes.
+"""
+
+import ctypes
+import fcntl
+import gc
+import mmap
+import os
+import signal
+import stat
+import threading
+import time
+import traceback
+import warnings
+import weakref
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+
+from seer.core.log import log
+from seer.core.records import Skipped
+from seer.data.filling import Filler
+from seer.data.order import Places
+from seer.data.slot import Layout, Slot
+
+CHUNK = 16  # pictures one thread takes at a time
+MOST_DEATHS = 3  # in a row, with no batch in between
+END_S = 5.0
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
+_PR_SET_PDEATHSIG = 1
+_IDLE = -1
+
+
+class ReaderProcess:
+    """A ring of `blocks` batches of this rank and the process that fills them. threads: of that process."""
+
+    def __init__(self, filler: Filler, layout: Layout, *, blocks: int, threads: int, pin: bool = False):
+        self.filler, self.layout, self.threads = filler, layout, threads
+        self._size = blocks * layout.bytes + threads * 24
+        self._file = os.memfd_create("seer-batches")
+        os.ftruncate(self._file, self._size)
+        self._memory = mmap.mmap(self._file, self._size)
+        self._reading = _table(self._memory, blocks * layout.bytes, threads)
+        self._free: deque[int] = deque(range(blocks))
+        self._asked: dict[int, int] = {}  # block -> position, in the order they were asked for
+        self._done: dict[int, list[Skipped] | BaseException] = {}
+        self._deaths, self._careful = 0, frozenset[int]()  # blocks to be filled one picture at a time
+        self._suspects: set[tuple[int, int]] = set()  # what was read at the last death
+        self._pinned = pin and _pin(torch.frombuffer(self._memory, dtype=torch.uint8))
+        self._pid = 0
+        self._start()
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    @property
+    def asked(self) -> int:
+        return len(self._asked)
+
+    @property
+    def held(self) -> int:
+        """Blocks that somebody outside still looks at."""
+        return self._size // self.layout.bytes - len(self._free) - len(self._asked)
+
+    def ask(self, consumed: int) -> None:
+        """Begin the batch that comes after `consumed` pictures of the run. There must be a free block."""
+        block = self._free.popleft()
+        self._asked[block] = consumed
+        self._send(block, consumed)
+
+    def take(self, copy: bool) -> tuple[Slot, list[Skipped]]:
+        """The oldest batch asked for. Its block is free again when its tensors are gone; copy: at once.
+
+        Raises what filling it raised.
+        """
+        block = next(iter(self._asked))
+        while block not in self._done:
+            self._listen()
+        answer = self._done.pop(block)
+        del self._asked[block]
+        if isinstance(answer, BaseException):
+            self._free.append(block)
+            raise answer
+        self._deaths = 0
+        if self._careful and not self._careful & self._asked.keys():
+            self._careful = frozenset()
+            self._connection.send(None)
+        first = block * self.layout.bytes
+        lease = memoryview(self._memory)[first : first + self.layout.bytes]
+        tensor = torch.frombuffer(lease, dtype=torch.uint8)  # its storage holds the lease
+        if copy:
+            tensor = tensor.clone()
+            self._free.append(block)
+        else:
+            weakref.finalize(lease, self._free.append, block).atexit = False
+        return self.layout.slot(tensor), answer
+
+    def close(self) -> None:
+        """End the process. Tensors that are still held stay as they are."""
+        self._connection.close()
+        if self._pid:
+            _end(self._pid)
+            self._pid = 0
+        if self._pinned:
+            _unpin(torch.frombuffer(self._memory, dtype=torch.uint8))
+        os.close(self._file)
+
+    def _start(self) -> None:
+        self._reading[:] = _IDLE
+        self._connection, theirs = Pipe()
+        me = os.getpid()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # "multi-threaded, use of fork() may lead to deadlocks"
+            self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                _settle(me, {theirs.fileno(), self._file})
+                memory = mmap.mmap(self._file, self._size)
+                _Child(self.filler, self.layout, memory, theirs, self.threads, bool(self._careful)).serve()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        theirs.close()
+
+    def _send(self, block: int, consumed: int) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # dead: the next `take` hears of it
+            self._connection.send((block, consumed))
+
+    def _listen(self) -> None:
+        try:
+            block, answer = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._bury()
+            return
+        self._done[block] = answer
+
+    def _bury(self) -> None:
+        """Tell of a death and start another process on what is not done. Raises RuntimeError after MOST_DEATHS."""
+        self._connection.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        self._pid = 0
+        self._deaths += 1
+        reading = [row for row in self._reading.tolist() if row[0] != _IDLE]
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        shards = self.filler.reader.shards
+        where = "; ".join(f"lane {lane}, row {row} of {shards[s].path}" for lane, s, row in reading) or "no picture"
+        told = f"rank {self.filler.rank}: the reader process ended by {cause} while reading {where}"
+        rows = {(shard, row) for _, shard, row in reading}
+        if self._careful and -code in CRASHES and len(rows) == 1 and rows <= self._suspects:
+            self.filler.reader.fatal[rows.pop()] = f"decoding it ends a process by {cause}"
+            self._deaths = 0
+        elif self._deaths >= MOST_DEATHS:
+            raise RuntimeError(
+                f"{told}, for the {self._deaths}th time without a batch in between; "
+                + ("is memory short? data.threads and data.prefetch lower it; " if -code == signal.SIGKILL else "")
+                + "data.threads=0 reads in the training process, data.exclude leaves pictures out"
+            )
+        left = {block: at for block, at in self._asked.items() if block not in self._done}
+        self._suspects = rows
+        if -code in CRASHES:
+            self._careful = frozenset(left)
+        log.info(f"{told}; it is started again, nothing is lost")
+        self._start()
+        for block, consumed in left.items():
+            self._send(block, consumed)
+
+
+class _Child:
+    """What runs in the other process: threads fill blocks, the main thread hears what is asked."""
+
+    def __init__(
+        self, filler: Filler, layout: Layout, memory: mmap.mmap, connection: Connection, threads: int, careful: bool
+    ):
+        blocks = len(memory) // layout.bytes
+        self._slots = [
+            layout.slot(torch.frombuffer(memory, dtype=torch.uint8, count=layout.bytes, offset=i * layout.bytes))
+            for i in range(blocks)
+        ]
+        self._reading = _table(memory, blocks * layout.bytes, threads)
+        self._filler, self._connection, self._b = filler, connection, layout.b
+        self._lock, self._gate, self._careful = threading.Lock(), threading.Lock(), careful
+        self._me, self._numbers = threading.local(), iter(range(threads))
+        filler.reader.reading = self._tell
+        self._pool = ThreadPoolExecutor(threads, "pictures", self._name)
+
+    def serve(self) -> None:
+        while True:
+            try:
+                asked = self._connection.recv()
+            except (EOFError, ConnectionResetError):
+                os._exit(0)
+            if asked is None:
+                self._careful = False
+                continue
+            block, consumed = asked
+            spans = [(first, min(first + CHUNK, self._b)) for first in range(0, self._b, CHUNK)]
+            work = _Work(block, len(spans))
+            places = self._filler.places(consumed)
+            for number, (first, last) in enumerate(spans):
+                self._pool.submit(self._fill, work, number, places, first, last)
+
+    def _name(self) -> None:
+        with self._lock:
+            self._me.number = next(self._numbers)
+
+    def _tell(self, lane: int, shard: int, row: int) -> None:
+        self._reading[self._me.number] = lane, shard, row
+
+    def _fill(self, work: "_Work", number: int, places: Places, first: int, last: int) -> None:
+        try:
+            with self._gate if self._careful else nullcontext():
+                try:
+                    work.skipped[number] = self._filler.fill(self._slots[work.block], places, first, last)
+                finally:
+                    self._reading[self._me.number] = _IDLE
+        except BaseException as error:
+            if not hasattr(error, "exit_status"):
+                error.add_note(f"in the reader process:\n{traceback.format_exc()}")
+            work.error = error
+        with self._lock:
+            work.left -= 1
+            if work.left == 0:
+                self._connection.send((work.block, work.error or [one for part in work.skipped for one in part]))
+
+
+class _Work:
+    """What is known of a block that is being filled."""
+
+    def __init__(self, block: int, parts: int):
+        self.block, self.left = block, parts
+        self.error: BaseException | None = None
+        self.skipped: list[list[Skipped]] = [[] for _ in range(parts)]
+
+
+def _table(memory: mmap.mmap, offset: int, threads: int) -> np.ndarray:
+    """What each thread reads now: int64 [threads, 3], lane, shard, row."""
+    return np.frombuffer(memory, np.int64, threads * 3, offset).reshape(threads, 3)
+
+
+def _settle(parent: int, keep: set[int]) -> None:
+    """Make a forked child a process of its own: it ends with its parent, hears no signals, holds no files but archives."""
+    gc.freeze()  # the parent's objects are not ours to finalise
+    for heard in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(heard, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os._exit(0)
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the one that listed the folder
+            if number != 2 and number not in keep and not _archive(number):
+                os.close(number)
+    torch.set_num_threads(1)  # also: a forked pool of OpenMP has lost its threads
+
+
+def _archive(number: int) -> bool:
+    read_only = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    return read_only and stat.S_ISREG(os.fstat(number).st_mode)
+
+
+def _end(process: int) -> None:
+    """Wait for a process that is ending; one that cannot within END_S, as when storage hangs, is killed."""
+    until = time.monotonic() + END_S
+    while os.waitpid(process, os.WNOHANG)[0] == 0:
+        if time.monotonic() > until:
+            os.kill(process, signal.SIGKILL)
+            return
+        time.sleep(0.002)
+
+
+def _pin(memory: torch.Tensor) -> bool:
+    """Lock memory for copies to a GPU that do not wait. False, told, where the system refuses."""
+    code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
+    if code:
+        log.info(
+            f"{memory.numel() / 1e9:.2f} GB for batches cannot be pinned (CUDA error {code}); copies to the GPU wait"
+        )
+    return code == 0
+
+
+def _unpin(memory: torch.Tensor) -> None:
+    torch.cuda.synchronize()  # copies from it may be under way
+    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())

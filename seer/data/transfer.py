@@ -1,0 +1,41 @@
+"""Batches on their way to a GPU while the last step still runs there."""
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import torch
+
+from seer.core.records import Batch
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches with their pixels on the device. On a GPU each is copied by a stream of its own, one step ahead.
+
+    A batch on the host is held until its copy is done, since its memory will be written again.
+    """
+    with closing(batches):  # type: ignore[type-var]
+        if device.type != "cuda":
+            for batch in batches:
+                yield batch.to(device)
+            return
+        stream = torch.cuda.Stream(device)
+
+        def send() -> tuple[Batch, Batch, torch.cuda.Event] | None:
+            host = next(batches, None)
+            if host is None:
+                return None
+            with torch.cuda.stream(stream):
+                sent = host.to(device)
+            return host, sent, stream.record_event()
+
+        coming = send()
+        while coming:
+            host, batch, arrived = coming
+            coming = send()
+            now = torch.cuda.current_stream(device)
+            now.wait_event(arrived)
+            for crop in batch.crops:
+                crop.record_stream(now)
+            arrived.synchronize()  # it began a step ago, so it is done
+            del host
+            yield batch

@@ -1,0 +1,214 @@
+"""The reader process: its death costs nothing and is told, it outlives nobody, and its memory is lent, not given."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from seer.core.errors import BadDataError
+from seer.data import reader as reading
+from seer.data.decode import decode
+from seer.data.loader import HELD, Loader
+from seer.data.multicrop import MultiCrop
+from seer.data.order import plan
+from seer.data.reader import Reader
+from seer.data.shards import open_shards, write_shards
+from tests.data.children import children
+from tests.data.pictures import png
+
+N, BATCH = 64, 8
+CROP = MultiCrop((16, 8), (2, 1), ((0.3, 1), (0.1, 0.3)))
+DEADLY = {7, 8, 41}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    made = ((f"k{i:03d}", {"png": png(i) + (b"deadly" if i in DEADLY else b"")}) for i in range(N))
+    write_shards(made, folder, total=N, per_shard=20)
+    return folder
+
+
+def loader(folder: Path, **how) -> Loader:
+    shards = open_shards(folder)
+    lanes = plan([len(s) for s in shards], seed=0, lanes=8, block=10)
+    return Loader(Reader(shards, lanes, 0), CROP, batch=BATCH, **how)
+
+
+def pixels(batch) -> list[torch.Tensor]:
+    return [c.clone() for c in batch.crops]
+
+
+def same(a: list[list[torch.Tensor]], b: list[list[torch.Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(folder) -> list[list[torch.Tensor]]:
+    with closing(loader(folder, threads=0).batches(0)) as stream:
+        return [pixels(b) for b in islice(stream, 24)]
+
+
+def killed_at(stream, steps: set[int], how: int) -> list[list[torch.Tensor]]:
+    found = []
+    for step in range(24):
+        found.append(pixels(next(stream)))
+        if step in steps:
+            (child,) = children()
+            os.kill(child, how)
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_reader_that_dies_is_started_again_and_the_batches_stay_as_they_were(folder, expected, how, caplog):
+    with closing(loader(folder, threads=2, prefetch=3).batches(0)) as stream:
+        assert same(killed_at(stream, {0, 6, 12}, how), expected)
+    told = [r.getMessage() for r in caplog.records if "the reader process ended by" in r.getMessage()]
+    assert len(told) == 3 and all(signal.Signals(how).name in words and "nothing is lost" in words for words in told)
+
+
+def deadly_decode(data: bytes, scratch=None):
+    if data.endswith(b"deadly"):
+        ctypes.string_at(0)
+    return decode(data)
+
+
+def test_pictures_that_crash_their_reader_are_skipped_by_name_like_other_bad_ones(folder, monkeypatch, caplog):
+    def broken_decode(data: bytes, scratch=None):
+        if data.endswith(b"deadly"):
+            raise reading.Undecodable("broken")
+        return decode(data)
+
+    monkeypatch.setattr(reading, "decode", broken_decode)
+    with closing(loader(folder, threads=0).batches(0)) as stream:
+        quiet = [(pixels(b), [(s.member, s.attempt) for s in b.skipped]) for b in islice(stream, 16)]
+    monkeypatch.setattr(reading, "decode", deadly_decode)
+    found, reasons = [], set()
+    with closing(loader(folder, threads=3, prefetch=2).batches(0)) as stream:
+        for batch in islice(stream, 16):
+            found.append((pixels(batch), [(s.member, s.attempt) for s in batch.skipped]))
+            reasons |= {s.reason for s in batch.skipped}
+    assert [skipped for _, skipped in found] == [skipped for _, skipped in quiet]
+    assert same([p for p, _ in found], [p for p, _ in quiet])
+    assert {m for _, skipped in found for m, _ in skipped} == {f"k{i:03d}" for i in DEADLY}
+    assert reasons == {"decoding it ends a process by signal SIGSEGV"}
+    deaths = [r.getMessage() for r in caplog.records if "the reader process ended by" in r.getMessage()]
+    assert len(DEADLY) + 1 <= len(deaths) <= 3 * len(DEADLY)
+    assert all("lane" in words and ".tar" in words for words in deaths)
+
+
+def test_after_a_crash_that_does_not_come_again_readers_read_side_by_side_again(folder):
+    with closing(loader(folder, threads=2, prefetch=1).batches(0)) as stream:
+        killed_at(stream, {3}, signal.SIGSEGV)
+        process = stream.gi_frame.f_locals["made"].gi_frame.f_locals["process"]
+        assert process._careful == frozenset() and process._deaths == 0
+
+
+def test_three_deaths_without_a_batch_in_between_end_the_run_and_say_what_to_do(folder, monkeypatch):
+    def starved(data: bytes, scratch):
+        signal.raise_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(reading, "decode", starved)
+    with closing(loader(folder, threads=1).batches(0)) as stream:
+        with pytest.raises(
+            RuntimeError, match=r"SIGKILL while reading lane \d+, row \d+ of .*3th time.*memory.*data.threads=0"
+        ):
+            next(stream)
+    assert not children()
+
+
+def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(folder, monkeypatch):
+    def undecodable(data: bytes, scratch):
+        raise reading.Undecodable("nothing can be read")
+
+    def defect(data: bytes, scratch):
+        return [][1]
+
+    monkeypatch.setattr(reading, "decode", undecodable)
+    with closing(loader(folder).batches(0)) as stream, pytest.raises(BadDataError, match="9 pictures in a row"):
+        next(stream)
+    monkeypatch.setattr(reading, "decode", defect)
+    with closing(loader(folder).batches(0)) as stream, pytest.raises(IndexError) as error:
+        next(stream)
+    assert "in defect" in error.value.__notes__[0]
+
+
+def test_batches_that_are_kept_are_never_written_over(folder, expected):
+    with closing(loader(folder, threads=2, prefetch=2).batches(0)) as stream:
+        kept = list(islice(stream, 24))
+        assert same([b.crops for b in kept], expected)
+    assert same([b.crops for b in kept], expected)  # nor when the process is gone
+
+
+def test_batches_that_are_let_go_take_turns_in_the_same_few_blocks(folder):
+    where = set()
+    with closing(loader(folder, threads=2, prefetch=2).batches(0)) as stream:
+        for batch in islice(stream, 24):
+            where.add(batch.crops[0].data_ptr())
+    assert len(where) <= 2 + HELD
+
+
+def test_signals_that_reach_every_process_of_a_job_do_not_end_it(folder, expected):
+    with closing(loader(folder, threads=2).batches(0)) as stream:
+        found = [pixels(next(stream))]
+        (child,) = children()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            os.kill(child, number)
+        found += [pixels(b) for b in islice(stream, 23)]
+        assert children() == [child] and same(found, expected)
+
+
+def test_a_socket_of_the_training_process_closes_when_that_closes_it(folder):
+    ours, peer = socket.socketpair()
+    with closing(loader(folder, threads=2).batches(0)) as stream:
+        next(stream)
+        ours.close()
+        peer.settimeout(5)
+        assert peer.recv(1) == b""  # the reader process holds no copy
+    peer.close()
+
+
+PARENT = """
+import sys
+from tests.data.test_process import *
+stream = loader(Path(sys.argv[1]), threads=2).batches(0)
+next(stream)
+print(children()[0], flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_ends_at_once_when_its_parent_is_killed(folder):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 3
+    while (status := Path(f"/proc/{child}/status")).exists() and "Z (zombie)" not in status.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_fewer_batches_are_made_ahead_where_memory_for_them_is_short(folder, expected):
+    one = loader(folder, threads=1, prefetch=9)
+    assert one.prefetch == 9
+    short = loader(folder, threads=1, prefetch=9, most_bytes=5.5 * one.layout.bytes)
+    assert short.prefetch == 5 - HELD
+    none = loader(folder, threads=1, prefetch=9, most_bytes=1)
+    assert none.prefetch == 1
+    for limited in (short, none):
+        with closing(limited.batches(0)) as stream:
+            assert same([pixels(b) for b in islice(stream, 24)], expected)
