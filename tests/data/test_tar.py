@@ -3,9 +3,10 @@
 import io
 import tarfile
 
+import numpy as np
 import pytest
 
-from seer.data.tar import BLOCK, TarError, walk
+from seer.data.tar import BLOCK, TarError, _sum, walk
 
 FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 PLAIN = [(f"{i:04d}.jpg", bytes([i]) * (700 + 37 * i)) for i in range(20)]
@@ -212,3 +213,9 @@ def test_a_size_that_is_no_size_here_is_refused_without_walking_there(size):
 def test_an_end_mark_inside_a_sample_is_refused():
     with pytest.raises(TarError, match="inside a sample"):
         read(WHOLE[TENTH.start : TENTH.end] + bytes(BLOCK), whole=False)
+
+
+def test_the_sum_of_a_header_is_that_of_its_bytes_up_to_the_largest_there_is():
+    random = np.random.default_rng(0)
+    for header in (bytes(512), b"\xff" * 512, b"\xff" * 256 + bytes(256), *(random.bytes(512) for _ in range(200))):
+        assert _sum(header) == sum(header)
