@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+import cv2
 import PIL
 import pytest
 import torch
@@ -33,6 +34,7 @@ def machine() -> dict[str, str | int]:
     return {
         "torch": torch.__version__,
         "Pillow": PIL.__version__,
+        "OpenCV": cv2.__version__,
         "threads": 1,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cpu": ", ".join(told.get(kind, "unknown") for kind in kinds),

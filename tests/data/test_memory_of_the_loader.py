@@ -12,13 +12,15 @@ from seer.data.multicrop import MultiCrop
 from seer.data.order import Plan
 from seer.data.reader import Reader
 from seer.data.shards import open_shards, write_shards
+from tests.data.children import children
 
 SMALL = dict(sizes=[32, 24], counts=[2, 2], scales=[[0.3, 1.0], [0.1, 0.4]], aspect=[0.75, 4 / 3], flip=0.5, jitter=0.8)
 COLOUR = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2, blur=0.0, blur_sigma=[0.1, 2.0])
 
 
 def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    """Bytes of this process and of the one that reads."""
+    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 for pid in ("self", *children()))
 
 
 @pytest.mark.long

@@ -1,0 +1,71 @@
+"""A run whose reader process is killed goes on as if nothing had been; a run that is killed leaves no reader behind."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from seer.data import sample
+from seer.data.shards import write_shards
+from tests.program import SMALL, losses, start, wait
+
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_shards(sample.samples(128, seed=0), folder, total=128, per_shard=64)
+    return folder
+
+
+def begun(pictures: Path, run: Path, ranks: int = 1):
+    words = ("pretrain", *SMALL, f"steps={STEPS}", "every.checkpoint=0", f"data.source={pictures}", f"output={run}")
+    return start(*words, ranks=ranks)
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in found for child in path.read_text().split()]
+
+
+def logged(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def until(happened, limit_s: float = 120) -> None:
+    end = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killing_the_reader_of_a_run_twice_changes_no_loss_and_is_told(pictures, tmp_path):
+    quiet = begun(pictures, tmp_path / "quiet")
+    assert wait(quiet).status == 0
+    process = begun(pictures, tmp_path / "run")
+    for step in (4, 16):
+        until(lambda step=step: logged(tmp_path / "run") >= step)
+        (reader,) = children(process.pid)
+        os.kill(reader, signal.SIGKILL)
+    ended = wait(process)
+    assert ended.status == 0, ended.words
+    assert ended.words.count("the reader process ended by signal SIGKILL") == 2
+    assert losses(tmp_path / "run") == losses(tmp_path / "quiet") and len(losses(tmp_path / "run")) == STEPS
+
+
+@pytest.mark.slow
+def test_a_killed_rank_takes_its_reader_with_it(pictures, tmp_path):
+    process = begun(pictures, tmp_path / "run", ranks=2)
+    until(lambda: logged(tmp_path / "run") >= 3)
+    ranks = children(process.pid)
+    readers = [reader for rank in ranks for reader in children(rank)]
+    assert len(ranks) == 2 and len(readers) == 2
+    os.kill(ranks[0], signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{ranks[0]}").exists() or not children(ranks[0]))
+    assert wait(process).status != 0
+    until(lambda: not any(Path(f"/proc/{reader}/stat").exists() for reader in readers), 10)
