@@ -82,7 +82,7 @@ class ReaderProcess:
         """Begin the batch that comes after `consumed` pictures of the run. There must be a free block."""
         block = self._free.popleft()
         self._asked[block] = consumed
-        self._send(block, consumed)
+        self._send((block, consumed))
 
     def take(self, copy: bool) -> tuple[Slot, list[Skipped]]:
         """The oldest batch asked for. Its block is free again when its tensors are gone; copy: at once.
@@ -100,7 +100,7 @@ class ReaderProcess:
         self._deaths = 0
         if self._careful and not self._careful & self._asked.keys():
             self._careful = frozenset()
-            self._connection.send(None)
+            self._send(None)
         first = block * self.layout.bytes
         lease = memoryview(self._memory)[first : first + self.layout.bytes]
         tensor = torch.frombuffer(lease, dtype=torch.uint8)  # its storage holds the lease
@@ -139,14 +139,15 @@ class ReaderProcess:
                 os._exit(1)
         theirs.close()
 
-    def _send(self, block: int, consumed: int) -> None:
+    def _send(self, message: tuple[int, int] | None) -> None:
+        """A block and its position; None: pictures may be read side by side again."""
         with suppress(BrokenPipeError, ConnectionResetError):  # dead: the next `take` hears of it
-            self._connection.send((block, consumed))
+            self._connection.send(message)
 
     def _listen(self) -> None:
         try:
             block, answer = self._connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # it died, perhaps in the middle of a word
             self._bury()
             return
         self._done[block] = answer
@@ -168,7 +169,7 @@ class ReaderProcess:
             self._deaths = 0
         elif self._deaths >= MOST_DEATHS:
             raise RuntimeError(
-                f"{told}, for the {self._deaths}th time without a batch in between; "
+                f"{told}, {self._deaths} times in a row without a batch in between; "
                 + ("is memory short? data.threads and data.prefetch lower it; " if -code == signal.SIGKILL else "")
                 + "data.threads=0 reads in the training process, data.exclude leaves pictures out"
             )
@@ -178,8 +179,8 @@ class ReaderProcess:
             self._careful = frozenset(left)
         log.info(f"{told}; it is started again, nothing is lost")
         self._start()
-        for block, consumed in left.items():
-            self._send(block, consumed)
+        for message in left.items():
+            self._send(message)
 
 
 class _Child:
@@ -217,6 +218,7 @@ class _Child:
                 self._pool.submit(self._fill, work, number, places, first, last)
 
     def _name(self) -> None:
+        torch.set_num_threads(1)  # also: the pool of OpenMP has lost its threads in the fork
         with self._lock:
             self._me.number = next(self._numbers)
 
@@ -264,9 +266,11 @@ def _settle(parent: int, keep: set[int]) -> None:
         os._exit(0)
     for number in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):  # the one that listed the folder
-            if number != 2 and number not in keep and not _archive(number):
+            if number > 2 and number not in keep and not _archive(number):
                 os.close(number)
-    torch.set_num_threads(1)  # also: a forked pool of OpenMP has lost its threads
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)  # the result of a verb is its parent's to print
 
 
 def _archive(number: int) -> bool:

@@ -122,7 +122,7 @@ def test_three_deaths_without_a_batch_in_between_end_the_run_and_say_what_to_do(
     monkeypatch.setattr(reading, "decode", starved)
     with closing(loader(folder, threads=1).batches(0)) as stream:
         with pytest.raises(
-            RuntimeError, match=r"SIGKILL while reading lane \d+, row \d+ of .*3th time.*memory.*data.threads=0"
+            RuntimeError, match=r"SIGKILL while reading lane \d+, row \d+ of .*3 times in a row.*memory.*data.threads=0"
         ):
             next(stream)
     assert not children()
