@@ -67,9 +67,13 @@ class Batch:
     skipped: list[Skipped]
     position: int  # pictures consumed by the whole run once this batch is done
 
-    def to(self, device: torch.device) -> "Batch":
-        """Pixels to the device; colours stay on the host, where index lists are made of them without waiting."""
-        return Batch([c.to(device, non_blocking=True) for c in self.crops], self.colours, self.skipped, self.position)
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """Pixels to the device; colours stay on the host, where index lists are made of them without waiting.
+
+        non_blocking: for those who keep this batch until the copy is done, since its memory is used again afterwards.
+        """
+        crops = [c.to(device, non_blocking=non_blocking) for c in self.crops]
+        return Batch(crops, self.colours, self.skipped, self.position)
 
 
 @dataclass

@@ -25,7 +25,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
             if host is None:
                 return None
             with torch.cuda.stream(stream):
-                sent = host.to(device)
+                sent = host.to(device, non_blocking=True)
             return host, sent, stream.record_event()
 
         coming = send()
