@@ -44,7 +44,7 @@ setup(
         "numpy>=2.0",
         "pillow>=13.0",  # fixes of out-of-bounds accesses in decoders came in 12.2, 12.3 and 13.0
         "simplejpeg>=1.9",  # sound JPEGs 1.4 times as fast, same pixels (MIT, 1 MB; libjpeg-turbo inside)
-        "opencv-python-headless>=4.12",  # colour and blur on a CPU six times as fast (Apache-2.0, 153 MB); opens no picture
+        "opencv-python-headless>=4.12",  # colour and blur where a CPU trains, six times as fast (Apache-2.0, 153 MB)
         "safetensors>=0.5",
         "tqdm>=4.66",
         "tensorboard>=2.18",

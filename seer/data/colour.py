@@ -22,14 +22,6 @@ _GREYS = np.tile(_GREY, (3, 1))  # [3, 3]: every channel becomes the grey
 _LEVELS = np.arange(256, dtype=np.float64)
 
 
-def place(view: Picture, into: Picture, mirrored: bool) -> None:
-    """Copy a view, left and right exchanged or not. uint8 [S, S, 3] both."""
-    if mirrored:
-        cv2.flip(view, 1, into)
-    else:
-        np.copyto(into, view)
-
-
 def jitter(view: Picture, order: Sequence[int], factors: Sequence[float]) -> None:
     """uint8 [S, S, 3], in place. order and factors as in `records.Colour`: brightness 0, contrast 1, saturation 2, hue 3."""
     for operation in order:

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Picture
-from seer.data import colour
 
 TRIES = 10
 _ORDERS = np.array(
@@ -121,11 +120,13 @@ class MultiCrop:
                 (top, left, height, width), flip = next(boxes)
                 crop = np.ascontiguousarray(picture[top : top + height, left : left + width])
                 pixels = torch.from_numpy(crop).as_strided((1, 3, height, width), (crop.size, 1, 3 * width, 3))
-                view = resize(pixels, size).numpy()[0]  # [3, S, S]
-                colour.place(view.transpose(1, 2, 0), views[i, b], flip)
+                view = resize(pixels, size)  # [1, 3, S, S]
+                np.copyto(views[i, b], (view.flip(-1) if flip else view).numpy()[0].transpose(1, 2, 0))
 
     def paint(self, draw: Draw, out: Sequence[np.ndarray], b: int) -> None:
         """Colour and blur of what `cut` wrote, in place."""
+        from seer.data import colour  # OpenCV, which a run whose GPU does this can do without
+
         first = 0
         for views, count in zip(out, self.counts, strict=True):
             for i in range(first, first + count):
