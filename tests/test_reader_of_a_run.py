@@ -63,9 +63,14 @@ def test_a_killed_rank_takes_its_reader_with_it(pictures, tmp_path):
     process = begun(pictures, tmp_path / "run", ranks=2)
     until(lambda: logged(tmp_path / "run") >= 3)
     ranks = children(process.pid)
-    readers = [reader for rank in ranks for reader in children(rank)]
-    assert len(ranks) == 2 and len(readers) == 2
+    readers = {rank: children(rank) for rank in ranks}
+    assert len(ranks) == 2 and all(len(found) == 1 for found in readers.values())
     os.kill(ranks[0], signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{ranks[0]}").exists() or not children(ranks[0]))
+    until(lambda: gone(readers[ranks[0]][0]), 5)
     assert wait(process).status != 0
-    until(lambda: not any(Path(f"/proc/{reader}/stat").exists() for reader in readers), 10)
+    until(lambda: gone(readers[ranks[1]][0]), 5)
+
+
+def gone(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "Z (zombie)" in status.read_text()

@@ -5,8 +5,8 @@ one of which calls an external interpreter. Sizes are checked from the header, b
 that is cut short is refused rather than filled with grey.
 
 Pillow decides what a picture is. A sound JPEG takes a way 1.4 times as fast: simplejpeg (libjpeg-turbo, as in Pillow) in its
-strict mode, which gives the same pixels; whatever it has a word to say about goes to Pillow all the same, so no picture is
-used or refused because of it.
+strict mode, which gives the same pixels; whatever it has a word to say about goes to Pillow all the same. So no picture is
+lost by it; a few are won whose headers have a fault that concerns no pixel, like a cut ICC profile, which Pillow refuses.
 """
 
 import io
@@ -112,18 +112,20 @@ def _sound_jpeg(data: bytes, scratch: np.ndarray | None) -> Picture | None:
             return None
         fits = scratch is not None and height * width * 3 <= len(scratch)
         return simplejpeg.decode_jpeg(data, "RGB", buffer=scratch if fits else None, strict=True)
-    except ValueError as error:
-        if isinstance(error, Undecodable):
-            raise
+    except Undecodable:
+        raise
+    except Exception:  # mostly ValueError; KeyError for the subsampling 4:4:1
         return None
 
 
 def _end_of_headers(data: bytes) -> int:
     """Where the first scan of a JPEG begins, walking from segment to segment; its end where they do not follow each other."""
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and 0xC0 <= data[at + 1] <= 0xFE and data[at + 1] != 0xD9:
+    while at + 4 <= len(data) and data[at] == 0xFF and 0xC0 <= data[at + 1] <= 0xFE:
         if data[at + 1] == 0xDA:
             return at
+        if 0xD0 <= data[at + 1] <= 0xD9:  # these have no length
+            break
         at += 2 + (data[at + 2] << 8 | data[at + 3])
     return len(data)
 

@@ -76,4 +76,4 @@ class Loader:
                 while process.asked <= self.prefetch and process.free:
                     process.ask(consumed)
                     consumed += self.batch
-                yield process.take(copy=process.held >= HELD - 1)
+                yield process.take(copy=process.held >= HELD)

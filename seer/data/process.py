@@ -9,13 +9,17 @@ Surprising:
 - It holds no state, so a death loses nothing: it is told, with what was being read, and another one makes the same batches.
   After a crash the next one reads one picture at a time; a picture at which both died is one of the bad pictures.
 - It ignores signals, which SLURM sends to every process of a job; it ends with its parent or when the pipe closes.
+- Where a CPU trains, the weights of the moment of the fork stay in memory once more as the step changes them, as they do
+  with torch's own loader.
 """
 
 import ctypes
+import faulthandler
 import fcntl
 import gc
 import mmap
 import os
+import pickle
 import signal
 import stat
 import threading
@@ -50,7 +54,7 @@ class ReaderProcess:
     """A ring of `blocks` batches of this rank and the process that fills them. threads: of that process."""
 
     def __init__(self, filler: Filler, layout: Layout, *, blocks: int, threads: int, pin: bool = False):
-        self.filler, self.layout, self.threads = filler, layout, threads
+        self.filler, self.layout, self.threads, self.blocks = filler, layout, threads, blocks
         self._size = blocks * layout.bytes + threads * 24
         self._file = os.memfd_create("seer-batches")
         os.ftruncate(self._file, self._size)
@@ -59,8 +63,9 @@ class ReaderProcess:
         self._free: deque[int] = deque(range(blocks))
         self._asked: dict[int, int] = {}  # block -> position, in the order they were asked for
         self._done: dict[int, list[Skipped] | BaseException] = {}
-        self._deaths, self._careful = 0, frozenset[int]()  # blocks to be filled one picture at a time
-        self._suspects: set[tuple[int, int]] = set()  # what was read at the last death
+        self._deaths = 0
+        self._careful: set[int] = set()  # blocks to be filled one picture at a time
+        self._suspects: set[tuple[int, int]] = set()  # what was read at the last deaths
         self._pinned = pin and _pin(torch.frombuffer(self._memory, dtype=torch.uint8))
         self._pid = 0
         self._start()
@@ -76,7 +81,7 @@ class ReaderProcess:
     @property
     def held(self) -> int:
         """Blocks that somebody outside still looks at."""
-        return self._size // self.layout.bytes - len(self._free) - len(self._asked)
+        return self.blocks - len(self._free) - len(self._asked)
 
     def ask(self, consumed: int) -> None:
         """Begin the batch that comes after `consumed` pictures of the run. There must be a free block."""
@@ -98,9 +103,10 @@ class ReaderProcess:
             self._free.append(block)
             raise answer
         self._deaths = 0
-        if self._careful and not self._careful & self._asked.keys():
-            self._careful = frozenset()
-            self._send(None)
+        if self._careful:
+            self._careful.discard(block)
+            if not self._careful:
+                self._send(None)
         first = block * self.layout.bytes
         lease = memoryview(self._memory)[first : first + self.layout.bytes]
         tensor = torch.frombuffer(lease, dtype=torch.uint8)  # its storage holds the lease
@@ -132,7 +138,7 @@ class ReaderProcess:
             try:
                 _settle(me, {theirs.fileno(), self._file})
                 memory = mmap.mmap(self._file, self._size)
-                _Child(self.filler, self.layout, memory, theirs, self.threads, bool(self._careful)).serve()
+                _Child(self.filler, self.layout, memory, self.blocks, theirs, self.threads, bool(self._careful)).serve()
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -155,28 +161,30 @@ class ReaderProcess:
     def _bury(self) -> None:
         """Tell of a death and start another process on what is not done. Raises RuntimeError after MOST_DEATHS."""
         self._connection.close()
-        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        code = _status(self._pid)
         self._pid = 0
-        self._deaths += 1
         reading = [row for row in self._reading.tolist() if row[0] != _IDLE]
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         shards = self.filler.reader.shards
         where = "; ".join(f"lane {lane}, row {row} of {shards[s].path}" for lane, s, row in reading) or "no picture"
         told = f"rank {self.filler.rank}: the reader process ended by {cause} while reading {where}"
         rows = {(shard, row) for _, shard, row in reading}
-        if self._careful and -code in CRASHES and len(rows) == 1 and rows <= self._suspects:
-            self.filler.reader.fatal[rows.pop()] = f"decoding it ends a process by {cause}"
+        alone = bool(self._careful) and -code in CRASHES and len(rows) == 1
+        if alone and rows <= self._suspects:
+            self.filler.reader.fatal[next(iter(rows))] = f"decoding it ends a process by {cause}"
             self._deaths = 0
-        elif self._deaths >= MOST_DEATHS:
+        elif not alone:  # one alone becomes a suspect, which is no standstill
+            self._deaths += 1
+        if self._deaths >= MOST_DEATHS:
             raise RuntimeError(
                 f"{told}, {self._deaths} times in a row without a batch in between; "
                 + ("is memory short? data.threads and data.prefetch lower it; " if -code == signal.SIGKILL else "")
                 + "data.threads=0 reads in the training process, data.exclude leaves pictures out"
             )
         left = {block: at for block, at in self._asked.items() if block not in self._done}
-        self._suspects = rows
+        self._suspects = rows | (self._suspects if self._careful else set())
         if -code in CRASHES:
-            self._careful = frozenset(left)
+            self._careful = set(left)
         log.info(f"{told}; it is started again, nothing is lost")
         self._start()
         for message in left.items():
@@ -187,9 +195,15 @@ class _Child:
     """What runs in the other process: threads fill blocks, the main thread hears what is asked."""
 
     def __init__(
-        self, filler: Filler, layout: Layout, memory: mmap.mmap, connection: Connection, threads: int, careful: bool
+        self,
+        filler: Filler,
+        layout: Layout,
+        memory: mmap.mmap,
+        blocks: int,
+        connection: Connection,
+        threads: int,
+        careful: bool,
     ):
-        blocks = len(memory) // layout.bytes
         self._slots = [
             layout.slot(torch.frombuffer(memory, dtype=torch.uint8, count=layout.bytes, offset=i * layout.bytes))
             for i in range(blocks)
@@ -235,7 +249,7 @@ class _Child:
         except BaseException as error:
             if not hasattr(error, "exit_status"):
                 error.add_note(f"in the reader process:\n{traceback.format_exc()}")
-            work.error = error
+            work.error = _portable(error)
         with self._lock:
             work.left -= 1
             if work.left == 0:
@@ -251,6 +265,14 @@ class _Work:
         self.skipped: list[list[Skipped]] = [[] for _ in range(parts)]
 
 
+def _portable(error: BaseException) -> BaseException:
+    """The error, or one with its words where it cannot go through a pipe."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class does when it is taken apart and put together
+        return RuntimeError("".join(traceback.format_exception(error)))
+
+
 def _table(memory: mmap.mmap, offset: int, threads: int) -> np.ndarray:
     """What each thread reads now: int64 [threads, 3], lane, shard, row."""
     return np.frombuffer(memory, np.int64, threads * 3, offset).reshape(threads, 3)
@@ -259,6 +281,7 @@ def _table(memory: mmap.mmap, offset: int, threads: int) -> np.ndarray:
 def _settle(parent: int, keep: set[int]) -> None:
     """Make a forked child a process of its own: it ends with its parent, hears no signals, holds no files but archives."""
     gc.freeze()  # the parent's objects are not ours to finalise
+    faulthandler.disable()  # it may write to a descriptor that will be another file's here
     for heard in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(heard, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -281,17 +304,28 @@ def _archive(number: int) -> bool:
 def _end(process: int) -> None:
     """Wait for a process that is ending; one that cannot within END_S, as when storage hangs, is killed."""
     until = time.monotonic() + END_S
-    while os.waitpid(process, os.WNOHANG)[0] == 0:
-        if time.monotonic() > until:
-            os.kill(process, signal.SIGKILL)
-            return
-        time.sleep(0.002)
+    with suppress(ChildProcessError):  # where a launcher ignores SIGCHLD, the kernel has seen to it
+        while os.waitpid(process, os.WNOHANG)[0] == 0:
+            if time.monotonic() > until:
+                os.kill(process, signal.SIGKILL)
+                return
+            time.sleep(0.002)
+
+
+def _status(process: int) -> int:
+    """Exit status of a process that has ended, minus the signal where one ended it; 0 where nobody kept it."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    except ChildProcessError:
+        return 0
 
 
 def _pin(memory: torch.Tensor) -> bool:
     """Lock memory for copies to a GPU that do not wait. False, told, where the system refuses."""
     code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
     if code:
+        with suppress(RuntimeError):  # the next kernel would raise what this call has left behind
+            torch.ones(1, device="cuda")
         log.info(
             f"{memory.numel() / 1e9:.2f} GB for batches cannot be pinned (CUDA error {code}); copies to the GPU wait"
         )

@@ -227,6 +227,11 @@ def sound_jpegs() -> dict[str, bytes]:
         "bytes behind": encoded(wide) + b"more",
         "comment": encoded(wide, comment=b"c" * 99),
     }
+    # 4:4:1, which a lossless turn of 4:1:1 leaves; its header is a puzzle to simplejpeg
+    turned = bytearray(encoded(pixels(3, 64, 64), quality=80))
+    frame = turned.index(b"\xff\xc0")
+    turned[frame + 11], turned[frame + 14], turned[frame + 17] = 0x14, 0x11, 0x11
+    kinds["4:4:1"] = bytes(turned)
     return kinds
 
 
@@ -237,10 +242,12 @@ def test_the_faster_way_for_sound_jpegs_gives_the_pixels_of_pillow(kind, monkeyp
     for scratch in (None, np.empty(10_000, np.uint8), np.empty(10, np.uint8)):
         np.testing.assert_array_equal(decode(data, scratch), expected)
     taken = _sound_jpeg(data, None) is not None
-    assert taken == (kind not in ("RGB inside",))  # else nothing was compared
+    assert taken == (kind not in ("RGB inside", "4:4:1"))  # else nothing was compared
 
 
-def test_a_turn_that_only_xmp_tells_is_seen_behind_any_other_segment():
+@pytest.mark.parametrize("crafted", [False, True])
+def test_a_turn_that_only_xmp_tells_is_seen_behind_any_other_segment(crafted):
+    """crafted: a marker without a length, and a comment with scans where it would end if the next marker were its length."""
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>'
     plain = encoded(
         pixels(2), quality=95, comment=b"\xff\xda\xff\xd9"
@@ -249,7 +256,14 @@ def test_a_turn_that_only_xmp_tells_is_seen_behind_any_other_segment():
     payload = b"http://ns.adobe.com/xap/1.0/\0" + xmp
     segment = b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload
     last = rest.index(b"\xff\xda\xff\xd9") + 4
-    data = head + rest[:last] + segment + rest[last:]
+    comment = b"\xff\xfe" + struct.pack(">H", 65_002) + b"\xff\xda" * 32_500
+    data = (
+        head + b"\xff\xd0" + comment + comment + rest[:last] + segment + rest[last:]
+        if crafted
+        else head + rest[:last] + segment + rest[last:]
+    )
+    if crafted:
+        assert data[2 + 2 + 0xFFFE :][:2] == b"\xff\xda"
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert expected.shape == (20, 24, 3)
     np.testing.assert_array_equal(decode(data), expected)

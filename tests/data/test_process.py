@@ -6,11 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +23,7 @@ from seer.data.decode import decode
 from seer.data.loader import HELD, Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
+from seer.data.process import CHUNK
 from seer.data.reader import Reader
 from seer.data.shards import open_shards, write_shards
 from tests.data.children import children
@@ -108,11 +112,30 @@ def test_pictures_that_crash_their_reader_are_skipped_by_name_like_other_bad_one
     assert all("lane" in words and ".tar" in words for words in deaths)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_many_pictures_that_crash_readers_at_once_are_each_found(tmp_path, monkeypatch, seed):
+    """Several parts a block and several threads: which of the deadly ones is met first is a matter of chance."""
+    deadly = set(np.random.default_rng(seed).choice(512, 8, replace=False).tolist())
+    made = ((f"k{i:03d}", {"png": png(i) + (b"deadly" if i in deadly else b"")}) for i in range(512))
+    write_shards(made, tmp_path, total=512, per_shard=256)
+    shards = open_shards(tmp_path)
+
+    def slow(data: bytes, scratch=None):
+        time.sleep(0.001)
+        return deadly_decode(data)
+
+    monkeypatch.setattr(reading, "decode", slow)
+    reader = Reader(shards, plan([len(s) for s in shards], seed=seed, lanes=128), 0)
+    with closing(Loader(reader, CROP, batch=8 * CHUNK, threads=8, prefetch=3).batches(0)) as stream:
+        skipped = {s.member for batch in islice(stream, 4) for s in batch.skipped}
+    assert skipped == {f"k{i:03d}" for i in deadly}
+
+
 def test_after_a_crash_that_does_not_come_again_readers_read_side_by_side_again(folder):
-    with closing(loader(folder, threads=2, prefetch=1).batches(0)) as stream:
+    with closing(loader(folder, threads=2, prefetch=4).batches(0)) as stream:
         killed_at(stream, {3}, signal.SIGSEGV)
         process = stream.gi_frame.f_locals["made"].gi_frame.f_locals["process"]
-        assert process._careful == frozenset() and process._deaths == 0
+        assert process._careful == set() and process._deaths == 0
 
 
 def test_three_deaths_without_a_batch_in_between_end_the_run_and_say_what_to_do(folder, monkeypatch):
@@ -143,12 +166,46 @@ def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(
         next(stream)
     assert "in defect" in error.value.__notes__[0]
 
+    def stubborn(data: bytes, scratch):
+        raise ValueError("holds", threading.Lock())  # cannot be sent
+
+    monkeypatch.setattr(reading, "decode", stubborn)
+    with closing(loader(folder).batches(0)) as stream, pytest.raises(RuntimeError, match="in stubborn"):
+        next(stream)
+
 
 def test_batches_that_are_kept_are_never_written_over(folder, expected):
     with closing(loader(folder, threads=2, prefetch=2).batches(0)) as stream:
         kept = list(islice(stream, 24))
         assert same([b.crops for b in kept], expected)
     assert same([b.crops for b in kept], expected)  # nor when the process is gone
+
+
+def test_three_batches_may_be_held_before_one_is_copied(folder):
+    """The step's, the one before it, and one under way to the device, as `on_device` holds them."""
+    with closing(loader(folder, threads=2, prefetch=2).batches(0)) as stream:
+        held, where = deque(maxlen=HELD - 1), set()
+        for batch in islice(stream, 24):
+            held.append(batch)
+            where.add(batch.crops[0].data_ptr())
+    assert len(where) <= 2 + HELD
+
+
+def test_a_launcher_that_ignores_the_end_of_children_ends_no_stream_in_an_error(folder, expected):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with closing(loader(folder, threads=2).batches(0)) as stream:
+            assert same(killed_at(stream, {2}, signal.SIGKILL), expected)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_more_threads_than_a_tiny_batch_has_bytes_are_no_block_more(folder):
+    shards = open_shards(folder)
+    tiny = MultiCrop((8,), (2,), ((0.3, 1),))
+    reader = Reader(shards, plan([len(s) for s in shards], seed=0, lanes=1), 0)
+    with closing(Loader(reader, tiny, batch=1, threads=40).batches(0)) as stream:
+        assert [b.position for b in islice(stream, 5)] == [1, 2, 3, 4, 5]
 
 
 def test_batches_that_are_let_go_take_turns_in_the_same_few_blocks(folder):
