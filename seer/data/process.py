@@ -13,6 +13,7 @@ Surprising:
   with torch's own loader.
 """
 
+import copy
 import ctypes
 import faulthandler
 import fcntl
@@ -268,7 +269,8 @@ class _Work:
 def _portable(error: BaseException) -> BaseException:
     """The error, or one with its words where it cannot go through a pipe."""
     try:
-        return pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        return copy.copy(error)  # by the same words of its class as at the other end
     except Exception:  # whatever its class does when it is taken apart and put together
         return RuntimeError("".join(traceback.format_exception(error)))
 

@@ -169,9 +169,17 @@ def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(
     def stubborn(data: bytes, scratch):
         raise ValueError("holds", threading.Lock())  # cannot be sent
 
-    monkeypatch.setattr(reading, "decode", stubborn)
-    with closing(loader(folder).batches(0)) as stream, pytest.raises(RuntimeError, match="in stubborn"):
-        next(stream)
+    class Lopsided(Exception):
+        def __init__(self, one, two):
+            super().__init__("only one")
+
+    def lopsided(data: bytes, scratch):
+        raise Lopsided(1, 2)  # can be taken apart, not put together
+
+    for one in (stubborn, lopsided):
+        monkeypatch.setattr(reading, "decode", one)
+        with closing(loader(folder).batches(0)) as stream, pytest.raises(RuntimeError, match=f"in {one.__name__}"):
+            next(stream)
 
 
 def test_batches_that_are_kept_are_never_written_over(folder, expected):
