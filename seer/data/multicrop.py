@@ -1,9 +1,9 @@
 """Multi-crop: a few large and a few small views of one picture, and the colours each will get.
 
 Geometry happens here, on uint8 pixels of one picture. Colour and blur are *drawn* here and applied by `augment` to whole
-batches on a GPU, or by `colour` to view after view where there is none. Every number comes from the sample's own key, so pixels do not
-depend on workers, ranks or restarts. The operations and their order are those of SwAV (`facts/seer.md` section 4);
-crop boxes follow torchvision's RandomResizedCrop: ten tries, then the largest central box.
+batches on a GPU, or by `colour` to view after view where there is none. Every number comes from the sample's own key, so
+pixels do not depend on workers, ranks or restarts. The operations and their order are those of SwAV (`facts/seer.md`
+section 4); crop boxes follow torchvision's RandomResizedCrop: ten tries, then the largest central box.
 
 Surprising: a picture of height, width and channels is resized three times as fast when its strides say channels_last beyond
 doubt, the stride of the axis of one included. Legend: V views, S side, h w picture.
