@@ -36,7 +36,7 @@ from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import choose_lanes, plan
 from seer.data.reader import Reader
-from seer.data.shards import Shard, open_shards, picture_of, write_shards
+from seer.data.shards import Shard, TarShard, open_shards, picture_of, write_shards
 from seer.data.slot import Layout
 
 BATCH = 16
@@ -152,12 +152,22 @@ def reading(shards: list[Shard], unchecked: list[Shard], repeats: int) -> None:
 
         return run
 
+    tars = {s: os.open(shard.path, os.O_RDONLY) for s, shard in enumerate(shards) if isinstance(shard, TarShard)}
+    runs = [(tars[s], *shards[s].index[r].item()[:2]) for s, r in sorted(kept) if s in tars]
+    random.Random(0).shuffle(runs)
+
+    def copying() -> int:
+        for file, offset, length in runs:
+            os.pread(file, length, offset)
+        return len(runs)
+
     def places() -> int:
         for step in range(20):
             order.places(step * batch, batch)
         return 20 * batch
 
     parties = {"reading, with CRC": read(shards), "reading, without": read(unchecked), "order": places}
+    parties |= {"os.pread of the same bytes": copying} if runs else {}
     parties |= _webdataset(shards, everything)
     for run in parties.values():
         run()
@@ -167,6 +177,8 @@ def reading(shards: list[Shard], unchecked: list[Shard], repeats: int) -> None:
             start = time.process_time()
             count = run()
             micros[name].append((time.process_time() - start) / count * 1e6)
+    for file in tars.values():
+        os.close(file)
     print(f"\n{f'samples of {size / 1000:.0f} kB':44} {'us a sample':>13}")
     for name, values in micros.items():
         print(f"{name:44} {statistics.median(values):13.1f} ({min(values):.1f} .. {max(values):.1f})")
