@@ -24,6 +24,9 @@ MOST_BYTES = 64 << 20
 MOST_PIXELS = 50_000_000
 LEAST_SIDE = 8
 MOST_ASPECT = 100
+MOST_SCANS = 100  # of a JPEG; encoders write about ten
+MOST_SCANNED = 2_000_000_000  # pixels times scans, two seconds: a scan of a few bytes costs as much as a full one
+STRIP = 256  # rows that are turned at a time into other kinds of pixels
 
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,6 +37,8 @@ _TURN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
+_GREYS = (np.arange(0x10000) / 257).round().astype(np.uint8)  # of 16 bits
+_SEQUENTIAL = (0xC0, 0xC1)  # frames of Huffman codes: every scan has bits of every block
 _TURN_MARKS = (b"Exif\0", b"tiff:Orientation")  # without one of them nothing in a file speaks of a turn
 
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
@@ -66,7 +71,8 @@ def decode(data: bytes, scratch: np.ndarray | None = None) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
-            return np.array(_rgb(image))  # a copy of our own, so that tensors may share it
+            _check_scans(data, *image.size)
+            return _rgb(image)
     except Undecodable:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more on damaged files
@@ -107,7 +113,8 @@ def _sound_jpeg(data: bytes, scratch: np.ndarray | None) -> Picture | None:
         if space not in ("YCbCr", "Gray"):  # the inks of CMYK are turned round by some programs; Pillow knows
             return None
         _check_size(width, height)
-        end = _end_of_headers(data)
+        end, _ = _headers(data)
+        _check_scans(data, width, height)
         if any(data.find(mark, 0, end) >= 0 for mark in _TURN_MARKS) and _orientation(data) != 1:
             return None
         fits = scratch is not None and height * width * 3 <= len(scratch)
@@ -118,16 +125,22 @@ def _sound_jpeg(data: bytes, scratch: np.ndarray | None) -> Picture | None:
         return None
 
 
-def _end_of_headers(data: bytes) -> int:
-    """Where the first scan of a JPEG begins, walking from segment to segment; its end where they do not follow each other."""
-    at = 2
+def _headers(data: bytes) -> tuple[int, int | None]:
+    """Where the first scan of a JPEG begins, walking from segment to segment, and the kind of its frame; its end and None
+    where they do not follow each other."""
+    at, frame = 2, None
     while at + 4 <= len(data) and data[at] == 0xFF and 0xC0 <= data[at + 1] <= 0xFE:
         if data[at + 1] == 0xDA:
-            return at
-        if 0xD0 <= data[at + 1] <= 0xD9:  # these have no length
+            return at, frame
+        if 0xD0 <= data[at + 1] <= 0xD7:  # these have no length
+            at += 2
+            continue
+        if data[at + 1] in (0xD8, 0xD9):
             break
+        if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in (0xC4, 0xC8, 0xCC):
+            frame = data[at + 1]
         at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return len(data)
+    return len(data), None
 
 
 def _orientation(data: bytes) -> int:
@@ -159,17 +172,36 @@ def _check_size(width: int, height: int) -> None:
         raise Undecodable(f"{width} x {height} is too small or too thin", "size")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _check_scans(data: bytes, width: int, height: int) -> None:
+    """Of JPEGs that may have scans of next to nothing: progressive ones, and those of arithmetic coding. Raises Undecodable."""
+    if data[:3] != b"\xff\xd8\xff":
+        return
+    end, frame = _headers(data)
+    if frame in _SEQUENTIAL:
+        return
+    scans = data.count(b"\xff\xda", end if frame else 0)  # in coded data 0xff is always followed by 0
+    if scans > MOST_SCANS or scans * width * height > MOST_SCANNED:
+        raise Undecodable(
+            f"{scans} scans of {width} x {height} pixels, more than {MOST_SCANS} or {MOST_SCANNED} pixels altogether", "size"
+        )
+
+
+def _rgb(image: Image.Image) -> Picture:
     image.load()  # first: what fails from here on to the turn is the EXIF block, never the pixels
     turn = _TURN.get(_turn_of(image))
     if turn is not None:
         image = image.transpose(turn)
-    if image.mode == "RGB":
-        return image
+    picture = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP):  # what pixels are on the way may be several times as large
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+        picture[top : top + STRIP] = np.asarray(_rgb_strip(strip, image.mode != "RGB" and "transparency" in image.info))
+    return picture
+
+
+def _rgb_strip(image: Image.Image, transparent: bool) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel: convert() would saturate nearly all of them
-        grey = (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return Image.fromarray(_GREYS[np.asarray(image).clip(0, 0xFFFF)]).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or transparent:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(ground, image).convert("RGB")

@@ -2,11 +2,16 @@
 
 import io
 import struct
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
 import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
 from seer.data.decode import Undecodable, _sound_jpeg, decode, encode_jpeg
@@ -285,3 +290,62 @@ def test_a_reason_names_no_address_in_memory():
     with pytest.raises(Undecodable) as first, warnings.catch_warnings():
         decode(b"\xff\xd8\xff\xe0")
     assert "0x" not in str(first.value) and "cannot identify image file" in str(first.value)
+
+
+def many_scans(side: int, scans: int, mode: str = "RGB") -> bytes:
+    """A progressive JPEG of one colour whose last scan, a few bytes, comes again and again."""
+    data = encoded(Image.new(mode, (side, side), 120 if mode == "L" else (120, 60, 30, 9)[: len(mode)]), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_with_more_scans_than_any_encoder_writes_is_refused_before_it_is_decoded(mode):
+    data = many_scans(2000, 2000, mode)
+    assert len(data) < 200_000 and simplejpeg.decode_jpeg_header(data)[:2] == (2000, 2000)
+    start = time.process_time()
+    with pytest.raises(Undecodable, match="2000 scans of 2000 x 2000 pixels, more than 100") as refused:
+        decode(data)
+    assert time.process_time() - start < 0.2 and refused.value.kind == "size"
+    assert decode(many_scans(64, 100, mode)).shape == (64, 64, 3)
+    with pytest.raises(Undecodable, match="101 scans"):
+        decode(many_scans(64, 101, mode))
+
+
+def test_scans_of_a_large_picture_are_bounded_by_their_pixels():
+    with pytest.raises(Undecodable, match="42 scans of 7000 x 7000"):
+        decode(many_scans(7000, 42, "L"))
+
+
+def test_words_of_a_jpeg_that_look_like_scans_are_not_taken_for_any():
+    data = encoded(pixels(0), progressive=True, comment=b"\xff\xda" * 500)
+    assert decode(data).shape == (24, 20, 3)
+
+
+def test_kinds_of_pixels_are_turned_in_strips_to_what_they_are_as_wholes():
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 65536, (600, 30), dtype=np.uint16)
+    expected = (deep.astype(np.float64) / 257).round().astype(np.uint8)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(deep), "PNG")), np.repeat(expected[..., None], 3, axis=2))
+    clear = Image.fromarray(rng.integers(0, 256, (600, 30, 4), dtype=np.uint8), "RGBA")
+    ground = Image.new("RGBA", clear.size, (0, 0, 0, 255))
+    np.testing.assert_array_equal(
+        decode(encoded(clear, "PNG")), np.asarray(Image.alpha_composite(ground, clear).convert("RGB"))
+    )
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA"])
+def test_a_large_picture_of_odd_pixels_takes_its_own_size_and_that_of_its_rgb(mode):
+    side = 4000
+    data = encoded(Image.new(mode, (side, side)), "PNG", compress_level=1)
+    words = "import sys; from seer.data.decode import decode; decode(open(sys.argv[1], 'rb').read())"
+    words += "; print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
+    peaks = []
+    for file in (data, png(0)):
+        with tempfile.NamedTemporaryFile() as written:
+            written.write(file)
+            written.flush()
+            done = subprocess.run([sys.executable, "-c", words, written.name], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) * 1024)
+    own = side * side * {"I;16": 2, "RGBA": 4, "LA": 4}[mode]  # bytes, as Pillow keeps them
+    assert peaks[0] - peaks[1] < 1.1 * (own + side * side * 3)
