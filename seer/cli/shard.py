@@ -12,7 +12,7 @@ from seer.cli import config
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import share
-from seer.data.resharding import Part, index_archives, write_part
+from seer.data.resharding import Part, index_archives, keep_apart, write_part
 from seer.data.shards import class_names, open_shards
 from seer.data.source import expand
 
@@ -73,6 +73,8 @@ def _write(wanted: Mapping[str, Any], target: Path, processes: int, output: list
     spans = {"test": (0, holdout), "train": (holdout, total - holdout)} if holdout else {"all": (0, total)}
     how = {name: wanted[name] for name in ("per_shard", "shuffle", "seed", "max_side", "quality")}
     parts = {name: Part(shards, first, rows, classes=classes, **how) for name, (first, rows) in spans.items()}
+    words = [wanted["source"]] if isinstance(wanted["source"], str) else wanted["source"]
+    keep_apart([word for word in map(str, words) if os.path.isdir(word)], shards, target)
     target.mkdir(parents=True, exist_ok=True)
     output.append(target)
     written = {}

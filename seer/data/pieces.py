@@ -35,50 +35,50 @@ _stop = _fork.Value("b", 0)
 def run_pieces(
     work: Work,
     count: int,
-    journal: Path,
+    journal: IO[str],
     request: str,
     *,
     processes: int,
     progress: Callable[[int], object],
-    finished: Callable[[Entry], None],
+    finished: Callable[[Entry], None] = lambda entry: None,
+    begin: Callable[[], None] = lambda: None,
 ) -> list[Entry]:
-    """Entries of all pieces by number. progress: pictures since the last call. finished: called with each entry, old ones
-    first; what it raises ends the run. Raises RequestError for a journal of another request or one in use, StorageError
-    when a process dies, and what the work raises.
+    """Entries of all pieces by number. journal: from `locked`. progress: pictures since the last call. finished: called
+    with each entry, old ones first; begin: called before a new journal is begun; what they raise ends the run. Raises
+    RequestError for a journal of another request, StorageError when a process dies, and what the work raises.
     """
     global _work
-    with _locked(journal) as file:
-        done = _read(file, journal, request)
-        for entry in done.values():
-            finished(entry)
-        todo = iter([n for n in range(count) if n not in done])
-        _work, _ticks.value, _stop.value = work, 0, 0
-        pool = ProcessPoolExecutor(min(processes, count), mp_context=_fork, initializer=_begin, initargs=(os.getpid(),))
-        running: set[Future[tuple[int, Entry]]] = set()
-        told = 0
-        try:
-            while True:
-                while len(running) < 2 * processes and (number := next(todo, None)) is not None:
-                    running.add(pool.submit(_piece, number))
-                if not running:
-                    break
-                ready, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                for one in ready:
-                    number, entry = one.result()
-                    done[number] = entry
-                    _append(file, {"number": number, **entry})
-                    finished(entry)
-                ticks = _ticks.value
-                progress(ticks - told)
-                told = ticks
-        except BrokenProcessPool as error:
-            raise StorageError(
-                "a writing process died (killed, or out of memory); run the same command again to go on, with fewer processes="
-            ) from error
-        finally:
-            _stop.value = 1
-            pool.shutdown(wait=True, cancel_futures=True)
-            _work = None
+    done = _read(journal, request, begin)
+    for entry in done.values():
+        finished(entry)
+    todo = iter([n for n in range(count) if n not in done])
+    _work, _ticks.value, _stop.value = work, 0, 0
+    pool = ProcessPoolExecutor(min(processes, count), mp_context=_fork, initializer=_begin, initargs=(os.getpid(),))
+    running: set[Future[tuple[int, Entry]]] = set()
+    told = 0
+    try:
+        while True:
+            while len(running) < 2 * processes and (number := next(todo, None)) is not None:
+                running.add(pool.submit(_piece, number))
+            if not running:
+                break
+            ready, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for one in ready:
+                number, entry = one.result()
+                done[number] = entry
+                _append(journal, {"number": number, **entry})
+                finished(entry)
+            ticks = _ticks.value
+            progress(ticks - told)
+            told = ticks
+    except BrokenProcessPool as error:
+        raise StorageError(
+            "a writing process died (killed, or out of memory); run the same command again to go on, with fewer processes="
+        ) from error
+    finally:
+        _stop.value = 1
+        pool.shutdown(wait=True, cancel_futures=True)
+        _work = None
     return [done[number] for number in range(count)]
 
 
@@ -107,33 +107,59 @@ def _begin(parent: int) -> None:
 
 
 @contextmanager
-def _locked(journal: Path) -> Iterator[IO[str]]:
-    """The journal, ours alone. A lock goes with its process, so none is ever left behind."""
-    with open(journal, "a+", encoding="utf-8") as file:
-        end = time.monotonic() + LOCK_S
-        while True:
+def locked(journal: Path) -> Iterator[IO[str]]:
+    """The journal, ours alone. A lock goes with its process, so none is ever left behind; nor is an empty journal.
+
+    Raises RequestError when another process keeps it, StorageError when it cannot be written.
+    """
+    while True:
+        try:
+            file = open(journal, "a+", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{journal} cannot be written: {error.strerror}; give an output= that can be") from error
+        with file:
+            _lock(file, journal)
+            if not _is(file, journal):
+                continue  # its owner ended while we waited, and took it away
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise RequestError(f"another process is writing to {journal.parent}; wait for it to end") from None
-                time.sleep(0.1)
-        yield file
+                yield file
+            finally:
+                if _is(file, journal) and not os.fstat(file.fileno()).st_size:
+                    journal.unlink()
+            return
 
 
-def _read(file: IO[str], journal: Path, request: str) -> dict[int, Entry]:
+def _lock(file: IO[str], journal: Path) -> None:
+    end = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise RequestError(f"another process is writing to {journal.parent}; wait for it to end") from None
+            time.sleep(0.1)
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _read(file: IO[str], request: str, begin: Callable[[], None]) -> dict[int, Entry]:
     """Finished pieces. A last line cut short by a kill is dropped; so the piece is done again."""
     file.seek(0)
     lines = [line for line in file.read().split("\n")[:-1] if line]
     rows = [json.loads(line) for line in lines]
     if rows and rows[0] != {"request": request}:
         raise RequestError(
-            f"{journal.parent} holds an unfinished set of shards made with other words or from other pictures; repeat those, "
-            "delete the folder, or give another output="
+            f"{Path(file.name).parent} holds an unfinished set of shards made with other words or from other pictures; repeat "
+            "those, delete what they wrote, or give another output"
         )
     file.truncate(sum(len(line.encode()) + 1 for line in lines))
     if not rows:
+        begin()
         _append(file, {"request": request})
     return {row.pop("number"): row for row in rows[1:]}
 

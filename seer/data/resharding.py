@@ -8,11 +8,12 @@ bytes. A picture that cannot be read or decoded is left out, named in OUTPUT/ski
 import functools
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,10 +21,11 @@ from seer.core import rng
 from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.records import Skipped
 from seer.data.decode import Undecodable, reencoded
+from seer.data.folder import FolderShard
 from seer.data.index import INDEX_SUFFIX, PICTURES, build_index, checksum, read_index, write_index
 from seer.data.ledger import LEAST, share
 from seer.data.order import permute
-from seer.data.pieces import Entry, run_pieces
+from seer.data.pieces import Entry, locked, run_pieces
 from seer.data.shards import Shard, fingerprint, folder_of
 from seer.data.tar import TarError
 from seer.data.writing import MANIFEST, Member, shard_count, shard_path, shard_rows, write_manifest, write_shard
@@ -103,6 +105,24 @@ def write_part(
     output.mkdir(parents=True, exist_ok=True)
     if (output / MANIFEST).exists():
         return _same(output, part.request)
+    with locked(output / JOURNAL) as journal:
+        if (output / MANIFEST).exists():  # who held the lock has written it
+            manifest = _same(output, part.request)
+        else:
+            manifest = _write(part, output, journal, processes=processes, max_bad=max_bad, progress=progress)
+        (output / JOURNAL).unlink()
+    return manifest
+
+
+def _write(
+    part: Part,
+    output: Path,
+    journal: IO[str],
+    *,
+    processes: int,
+    max_bad: float | str,
+    progress: Callable[[int], object],
+) -> dict[str, Any]:
     count = shard_count(part.total, part.per_shard)
 
     def work(number: int, tick: Callable[[], None]) -> Entry:
@@ -125,7 +145,14 @@ def write_part(
             )
 
     entries = run_pieces(
-        work, count, output / JOURNAL, part.request, processes=processes, progress=progress, finished=finished
+        work,
+        count,
+        journal,
+        part.request,
+        processes=processes,
+        progress=progress,
+        finished=finished,
+        begin=lambda: _no_strangers(output),
     )
     card: dict[str, Any] = {"request": part.request, "skipped": bad.total(), "skipped_by_reason": dict(bad)}
     if part.classes is not None:
@@ -133,9 +160,43 @@ def write_part(
     if bad:
         with open(output / "skipped.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(one) + "\n" for entry in entries for one in entry["skipped"])
-    manifest = write_manifest(output, [{k: v for k, v in e.items() if k != "skipped"} for e in entries], card)
-    (output / JOURNAL).unlink()
-    return manifest
+    return write_manifest(output, [{k: v for k, v in e.items() if k != "skipped"} for e in entries], card)
+
+
+def keep_apart(folders: Sequence[str], shards: Iterable[Shard], output: Path) -> None:
+    """Refuses an output that holds the source, whose tars shards would replace, or lies in one of its folders, where the
+    next run of the same words would read what this one wrote. folders: of the words for the source.
+    """
+    if output.is_dir():
+        places = {shard.path if isinstance(shard, FolderShard) else shard.path.parent for shard in shards}
+        for place in sorted(places):
+            if _within(place, output):
+                raise RequestError(
+                    f"output={output} holds the source {place}, which writing shards would destroy; give another folder, or "
+                    "index_only=true to make indexes for tars and copy nothing"
+                )
+    for folder in folders:
+        if _within(output, Path(folder)):
+            raise RequestError(
+                f"output={output} lies in the source {folder}, so that the same command would read its own shards when it is "
+                "run again; give a folder outside"
+            )
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether path is folder or lies in it, whatever the links and mounts they are named by."""
+    wanted, real = os.stat(folder), path.resolve()
+    return any(p.exists() and os.path.samestat(p.stat(), wanted) for p in (real, *real.parents))
+
+
+def _no_strangers(output: Path) -> None:
+    """A new journal takes all names of shards in its folder as its own, so that none may be there before."""
+    strangers = sorted(name for name in os.listdir(output) if name.endswith(".tar") and name[0] != ".")
+    if strangers:
+        raise RequestError(
+            f"output={output} holds {strangers[0]}{f' and {len(strangers) - 1} more tars' if strangers[1:] else ''} that "
+            "this request has not written and will not replace; give another folder, or move them away"
+        )
 
 
 def index_archives(
@@ -147,6 +208,24 @@ def index_archives(
     request = hashlib.sha256(json.dumps([1, "index", status]).encode()).hexdigest()[:16]
     if (output / MANIFEST).exists():
         return _same(output, request)
+    with locked(output / JOURNAL) as journal:
+        if (output / MANIFEST).exists():
+            manifest = _same(output, request)
+        else:
+            manifest = _index(paths, output, journal, request, processes=processes, progress=progress)
+        (output / JOURNAL).unlink()
+    return manifest
+
+
+def _index(
+    paths: Sequence[Path],
+    output: Path,
+    journal: IO[str],
+    request: str,
+    *,
+    processes: int,
+    progress: Callable[[int], object],
+) -> dict[str, Any]:
 
     def work(number: int, tick: Callable[[], None]) -> Entry:
         path = paths[number]
@@ -166,12 +245,8 @@ def index_archives(
         size = int(index[-1]["offset"])
         return {"name": name, "count": len(index) - 1, "bytes": size, "sha256": digest, "index": checksum(index)}
 
-    entries = run_pieces(
-        work, len(paths), output / JOURNAL, request, processes=processes, progress=progress, finished=lambda entry: None
-    )
-    manifest = write_manifest(output, entries, {"request": request, "skipped": 0})
-    (output / JOURNAL).unlink()
-    return manifest
+    entries = run_pieces(work, len(paths), journal, request, processes=processes, progress=progress)
+    return write_manifest(output, entries, {"request": request, "skipped": 0})
 
 
 def _holds(sidecar: Path, path: Path, index: np.ndarray) -> bool:

@@ -116,6 +116,68 @@ def test_other_words_do_not_mix_into_an_unfinished_or_a_finished_folder(loose, t
     assert ended.status == 78 and "already holds other shards" in ended.result["error"]
 
 
+@pytest.mark.parametrize("where", [".", "inside", "linked"])
+@pytest.mark.parametrize("words", [(), ("holdout=1",)])
+def test_shards_are_never_written_into_the_folder_they_are_read_from(tmp_path, capfd, where, words):
+    source = tmp_path / "shards" / ("inside" if where == "inside" else ".")
+    source.mkdir(parents=True)
+    for n in range(3):
+        write_tar(source / f"shard-{n:06d}.tar", [(f"{n}-{i}.jpg", jpeg(i)) for i in range(4)])
+    output = tmp_path / ("link" if where == "linked" else "shards")
+    (tmp_path / "link").symlink_to(tmp_path / "shards")
+    before = contents(tmp_path)
+    ended = seer(capfd, "shard", f"source={source}", f"output={output}", "per_shard=4", *words)
+    assert ended.status == 78 and f"output={output} holds the source {source}" in ended.result["error"], ended.words
+    assert "index_only=true" in ended.result["error"] and contents(tmp_path) == before
+
+
+def test_shards_are_not_written_inside_a_folder_of_the_source(tmp_path, capfd):
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    ended = seer(capfd, "shard", f"source={tmp_path}", f"output={tmp_path / 'o'}")
+    assert ended.status == 78 and "lies in the source" in ended.result["error"] and not (tmp_path / "o").exists()
+
+
+def test_a_tar_that_the_request_did_not_write_is_never_replaced(loose, tmp_path, capfd):
+    write_tar(tmp_path / "shard-000001.tar", [("a.jpg", jpeg(0))])
+    before = contents(tmp_path)
+    ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "per_shard=7")
+    assert ended.status == 78 and "holds shard-000001.tar that this request has not written" in ended.result["error"]
+    assert contents(tmp_path) == before
+
+
+def test_a_shard_that_a_kill_left_without_a_line_in_the_journal_is_written_again(loose, tmp_path, capfd):
+    words = ("shard", f"source={loose}", "per_shard=7", "processes=1")
+    assert seer(capfd, *words, f"output={tmp_path / 'whole'}").status == 0
+    manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    run = tmp_path / "killed"
+    run.mkdir()
+    first = {"number": 0, **manifest["shards"][0], "skipped": []}
+    lines = [json.dumps({"request": manifest["request"]}), json.dumps(first)]
+    (run / ".unfinished.jsonl").write_text("\n".join([*lines, '{"number": 1, "na']))
+    for name in ("shard-000000.tar", "shard-000001.tar"):
+        for file in (name, f"{name}.index.npy"):
+            (run / file).write_bytes((tmp_path / "whole" / file).read_bytes())
+    assert seer(capfd, *words, f"output={run}").status == 0
+    assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_whoever_waits_for_the_lock_takes_what_its_owner_has_finished(loose, tmp_path, capfd, monkeypatch):
+    import fcntl
+
+    words = ("shard", f"source={loose}", f"output={tmp_path}", "per_shard=7", "processes=1")
+    flock, owner = fcntl.flock, []
+
+    def overtaken(file, how):
+        monkeypatch.setattr(fcntl, "flock", flock)  # all of another process's run happens while this one waits
+        owner.append(seer(capfd, *words))
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    ended = seer(capfd, *words)
+    assert owner[0].status == ended.status == 0 and ended.result["pictures"] == N, ended.words
+    assert not (tmp_path / ".unfinished.jsonl").exists()
+
+
 def test_pictures_that_cannot_be_used_are_left_out_named_and_counted(loose, tmp_path, capfd):
     source = tmp_path / "source"
     source.mkdir()
@@ -248,7 +310,8 @@ def test_a_child_whose_parent_was_killed_ends_by_itself(tmp_path):
         "import os, time; from seer.data import pieces; from pathlib import Path\n"
         f"p = Path({str(tmp_path)!r})\n"
         "def work(n, tick):\n    (p / 'pid').write_text(str(os.getpid())); time.sleep(60); return {}\n"
-        "pieces.run_pieces(work, 1, p / 'j', 'r', processes=1, progress=lambda n: None, finished=lambda e: None)\n"
+        "with pieces.locked(p / 'j') as j:\n"
+        "    pieces.run_pieces(work, 1, j, 'r', processes=1, progress=lambda n: None)\n"
     )
     import subprocess
     import sys
