@@ -211,7 +211,7 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
     Raises RequestError (status 78) when there is nothing, naming the source; TarError for a damaged archive.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
-    paths = [path for one in sources for path in expand(str(one))]
+    paths = [Path(path) for one in sources for path in expand(str(one))]
     repeated = [path for path, times in Counter(paths).items() if times > 1]
     if repeated:
         raise RequestError(f"shard {repeated[0]} is listed twice; list each shard once")
