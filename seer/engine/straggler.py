@@ -35,7 +35,8 @@ class Stragglers:
         """The window ends. reading_s: how long the loop waited for pictures in it. One gather of [2]."""
         busy = time.monotonic() - self._since - (waited.seconds - self._waited)
         mine = torch.tensor([busy, reading_s], dtype=torch.float64)
-        rows = all_gather_stack(mine, self._world.side or self._world.group).tolist()  # [R][2]
+        # not over world.side, on which a checkpoint may be talking: two threads, whose words ranks would put in other orders
+        rows = all_gather_stack(mine, self._world.group).tolist()  # [R][2], on the host
         self.judge([(row[0], row[1]) for row in rows])
         self.start()
 

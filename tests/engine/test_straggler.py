@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from seer.core.log import log
+from seer.engine import straggler
 from seer.engine.straggler import Stragglers
 from seer.parallel.world import World
 
@@ -46,3 +47,14 @@ def test_slow_moments_and_equal_ranks_name_nobody(told, four):
     ] * 3:
         four.judge(rows)
     assert told.text == ""
+
+
+def test_what_ranks_tell_each_other_never_meets_the_words_of_a_checkpoint_that_is_being_written(monkeypatch):
+    heard = []
+    monkeypatch.setattr(straggler, "gather_text", lambda text, group: [text, text])
+    monkeypatch.setattr(
+        straggler, "all_gather_stack", lambda row, group: heard.append(group) or torch.stack([row, row])
+    )
+    world = World(0, 2, 0, torch.device("cpu"), group="of the step", side="of the checkpoint")  # type: ignore[arg-type]
+    Stragglers(world, "here").look(0.0)
+    assert heard == ["of the step"]
