@@ -2,8 +2,9 @@
 
 A tar without an index is walked once at the start (5 us a member), and nothing is written beside it. With an index and a
 manifest that agree with the archive's size, opening costs two look-ups in the file system: the index itself is read when
-a row is first wanted, and archives are kept open a bounded number at a time, so 100,000 shards need neither 100,000
-descriptors nor their indexes in memory. A folder of loose pictures acts as one shard (`folder`).
+a row is first wanted. Open archives and indexes in memory are bounded apart from each other, since a descriptor is scarce
+and an index dear: with 100,000 shards an archive that is opened again finds its index still there. A folder of loose
+pictures acts as one shard (`folder`).
 
 webdataset writes the archives (`writing`) and can read them; reading is ours. Next: remote URLs (a cache on local disk).
 """
@@ -32,14 +33,18 @@ from seer.data.writing import MANIFEST, write_shards
 
 __all__ = ["MANIFEST", "FolderShard", "Shard", "TarShard", "build_index", "class_names", "fingerprint", "folder_of"]
 __all__ += ["open_shards", "picture_of", "read_index", "write_shards"]
-MOST_OPEN = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)  # archives; a smaller part of what we may
+MOST_OPEN = 65_536  # archives, where the system allows twice as many descriptors
+MOST_INDEXED = 256 << 20  # bytes of indexes in memory: 16 million rows
 
 
 class Shard(Protocol):
     """Rows of samples. `identity` names the content for fingerprints; `read` may be called from any thread."""
 
-    path: Path
-    identity: str
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def identity(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -52,15 +57,16 @@ class Shard(Protocol):
     def keys(self) -> list[str]: ...
 
 
-class _Open:
-    """An open archive and its index. Closed when nobody holds it any more, so no reader loses it to the limit."""
+class _Archive:
+    """An open archive. Closed when nobody holds it any more, so no reader loses it to the limit."""
 
-    def __init__(self, path: Path, index: np.ndarray):
+    __slots__ = ("file",)
+
+    def __init__(self, path: str):
         try:
             self.file = indexes.open_plain(path)
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}") from error
-        self.index = index
 
     def __del__(self) -> None:
         if hasattr(self, "file"):
@@ -68,59 +74,100 @@ class _Open:
 
 
 class Opened:
-    """The archives that are open now, at most MOST_OPEN; the one used longest ago goes first."""
+    """Archives that are open and indexes that are in memory; of each kind the one used longest ago goes first."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path, _Open] = OrderedDict()
+        self._most = _most_open()
+        self._archives: OrderedDict[str, _Archive] = OrderedDict()
+        self._indexes: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._indexed = 0  # bytes
         self._lock = threading.Lock()
 
-    def get(self, shard: "TarShard") -> _Open:
+    def get(self, shard: "TarShard") -> tuple[_Archive, np.ndarray]:
+        """A shard's archive and its index, INDEX [rows + 1]."""
+        path = shard.name
         with self._lock:
-            found = self._open.get(shard.path)
-            if found is not None:
-                self._open.move_to_end(shard.path)
-                return found
-        found = _Open(shard.path, shard.load_index())
+            archive, index = self._archives.get(path), self._indexes.get(path)
+            if archive is not None and index is not None:
+                self._archives.move_to_end(path)
+                self._indexes.move_to_end(path)
+                return archive, index
+        index = shard.load_index() if index is None else index
+        archive = _Archive(path) if archive is None else archive
         with self._lock:
-            self._open[shard.path] = found
-            while len(self._open) > MOST_OPEN:
-                self._open.popitem(last=False)
-        return found
+            self._archives[path] = archive
+            self._archives.move_to_end(path)
+            while len(self._archives) > self._most:
+                self._archives.popitem(last=False)
+            if path not in self._indexes:
+                self._indexed += index.nbytes
+            self._indexes[path] = index
+            self._indexes.move_to_end(path)
+            while self._indexed > MOST_INDEXED and len(self._indexes) > 1:
+                self._indexed -= self._indexes.popitem(last=False)[1].nbytes
+        return archive, index
+
+
+def _most_open() -> int:
+    """Half of the descriptors that this process may have, for which it first asks for more: the usual 1024 are meant for
+    programs that call select(2), which fails beyond; nothing here does, nor do torch and gloo, which poll. The hard limit
+    may be a thousand million, so no more is asked for than is of use, as other programs close all that they might have.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, 2 * MOST_OPEN)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError):
+            pass  # forbidden: as many as there are
+    return MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, soft // 2))
 
 
 class TarShard:
     """One tar file. Reads by `pread`, so threads and forked processes share a descriptor without a lock.
 
-    entry: what the manifest says of it. Raises TarError, StorageError.
+    entry: what the manifest says of it. Raises TarError, StorageError. There may be 100,000, hence strings and slots.
     """
+
+    __slots__ = ("_check_crc", "_checksum", "_count", "_opened", "_own", "_size", "name")
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         check_crc: bool = True,
         *,
         entry: Mapping[str, Any] | None = None,
         opened: Opened | None = None,
     ):
-        self.path, self._check_crc, self._opened = path, check_crc, opened or Opened()
-        self._sidecar = Path(str(path) + INDEX_SUFFIX)
+        self.name, self._check_crc, self._opened = str(path), check_crc, opened or Opened()
         self._own: np.ndarray | None = None  # the index of a tar without a sidecar
         self._checksum: str | None = None
         if entry is not None and self._agrees(entry):
-            self._count, size, self._checksum = int(entry["count"]), int(entry["bytes"]), str(entry["index"])
-            checksum = self._checksum
+            self._count, self._size, self._checksum = entry["count"], entry["bytes"], entry["index"]
         else:
             index = self.load_index()
-            if not self._sidecar.exists():
+            if not os.path.exists(self._sidecar):
                 self._own = index
-            self._count, size, checksum = len(index) - 1, int(index[-1]["offset"]), indexes.checksum(index)
-        self.identity = f"{path.name}:{self._count}:{size}:{checksum}"
+            self._count, self._size, self._checksum = len(index) - 1, int(index[-1]["offset"]), indexes.checksum(index)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.name)
+
+    @property
+    def identity(self) -> str:
+        return f"{self.name.rpartition('/')[2]}:{self._count}:{self._size}:{self._checksum}"
+
+    @property
+    def _sidecar(self) -> str:
+        return self.name + INDEX_SUFFIX
 
     def _agrees(self, entry: Mapping[str, Any]) -> bool:
         """Sizes of the archive and of its index are those of the manifest: good enough to read the index later."""
         try:
-            header = self._sidecar.stat().st_size - (int(entry["count"]) + 1) * INDEX.itemsize
-            return self.path.stat().st_size == entry["bytes"] and 0 < header <= 256
+            header = os.stat(self._sidecar).st_size - (entry["count"] + 1) * INDEX.itemsize
+            return 0 < header <= 256 and os.stat(self.name).st_size == entry["bytes"]
         except OSError:
             return False
 
@@ -130,15 +177,16 @@ class TarShard:
     @property
     def index(self) -> np.ndarray:
         """INDEX [rows]."""
-        return self._opened.get(self).index[:-1]
+        return self._opened.get(self)[1][:-1]
 
     def load_index(self) -> np.ndarray:
         """INDEX [rows + 1] from the sidecar, or by walking the archive. Raises StorageError, TarError."""
         if self._own is not None:
             return self._own
-        if not self._sidecar.exists():
-            return build_index(self.path)
-        index = read_index(self._sidecar, self.path)
+        path = self.path
+        if not os.path.exists(self._sidecar):
+            return build_index(path)
+        index = read_index(Path(self._sidecar), path)
         if self._checksum not in (None, indexes.checksum(index)):
             raise StorageError(
                 f"{self._sidecar}: its checksum is {indexes.checksum(index)}, that of the manifest {self._checksum}; restore "
@@ -148,17 +196,18 @@ class TarShard:
 
     def read(self, number: int, row: int) -> Sample:
         """Raises TarError when the bytes are not those the index was made from, StorageError when they cannot be had."""
-        opened = self._opened.get(self)
-        offset, size, crc = opened.index[row].item()
+        archive, index = self._opened.get(self)
+        file = archive.file  # which stays open as long as `archive` is held
+        offset, size, crc = index[row].item()
         if size > MOST_SAMPLE:
             raise TarError(f"sample of {size} bytes at byte {offset}, more than {MOST_SAMPLE}")
         # The first member is nearly always the picture: read by itself, its bytes need not be copied out of a longer run.
-        head = self._pread(opened.file, offset, min(size, BLOCK))
+        head = self._pread(file, offset, min(size, BLOCK))
         member = plain_member(head, size)
-        body = self._pread(opened.file, offset + BLOCK, member.size) if member else b""
+        body = self._pread(file, offset + BLOCK, member.size) if member else b""
         begun = len(head) + len(body)
         alone = member is not None and member.end == size  # nothing follows but zeros, of which only the CRC knows
-        rest = self._pread(opened.file, offset + begun, size - begun) if self._check_crc or not alone else b""
+        rest = self._pread(file, offset + begun, size - begun) if self._check_crc or not alone else b""
         if self._check_crc and zlib.crc32(rest, zlib.crc32(body, zlib.crc32(head))) != crc:
             raise ChecksumError(f"checksum differs from the index at byte {offset}")
         key, fields = None, {}
@@ -178,7 +227,7 @@ class TarShard:
         try:
             data = os.pread(file, size, offset)
         except OSError as error:
-            raise StorageError(f"{self.path}: reading {size} bytes at {offset} failed: {error}") from error
+            raise StorageError(f"{self.name}: reading {size} bytes at {offset} failed: {error}") from error
         if len(data) != size:
             raise TarError(f"short read at byte {offset}: {len(data)} of {size} bytes")
         return data
@@ -186,21 +235,22 @@ class TarShard:
     def key(self, row: int) -> str:
         """The name of a row, from its headers alone. Raises TarError."""
         with mapped(self.path) as buffer:
-            return self._key(buffer, row)
+            return _key(buffer, self.index[row])
 
     def iter_keys(self) -> Iterator[str]:
         with mapped(self.path) as buffer:
-            for row in range(len(self)):
-                yield self._key(buffer, row)
+            for record in self.index:
+                yield _key(buffer, record)
 
     def keys(self) -> list[str]:
         return list(self.iter_keys())
 
-    def _key(self, buffer: memoryview, row: int) -> str:
-        offset, size, _ = self.index[row].item()
-        for member in walk(buffer[offset : offset + size], whole=False):
-            return split(member.name)[0]
-        raise TarError(f"no member at byte {offset}")
+
+def _key(buffer: memoryview, record: np.void) -> str:
+    offset, size, _ = record.item()
+    for member in walk(buffer[offset : offset + size], whole=False):
+        return split(member.name)[0]
+    raise TarError(f"no member at byte {offset}")
 
 
 def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = True) -> list[Shard]:
@@ -211,18 +261,21 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
     Raises RequestError (status 78) when there is nothing, naming the source; TarError for a damaged archive.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
-    paths = [Path(path) for one in sources for path in expand(str(one))]
-    repeated = [path for path, times in Counter(paths).items() if times > 1]
-    if repeated:
-        raise RequestError(f"shard {repeated[0]} is listed twice; list each shard once")
+    paths = [path for one in sources for path in expand(str(one))]
+    if len(set(paths)) < len(paths):
+        repeated = next(path for path, times in Counter(paths).items() if times > 1)
+        raise RequestError(f"shard {repeated} is listed twice; list each shard once")
     shards: list[Shard] = []
-    opened, manifests = Opened(), {folder: _manifest(folder) for folder in {path.parent for path in paths}}
+    opened, entries = Opened(), {}
+    for folder in dict.fromkeys(path[: path.rfind("/") + 1] for path in paths):
+        entries.update(_manifest(folder))
     for path in paths:
         try:
+            entry = entries.get(path)
             shard: Shard = (
-                FolderShard(path)
-                if path.is_dir()
-                else TarShard(path, check_crc, entry=manifests[path.parent].get(path.name), opened=opened)
+                FolderShard(Path(path))
+                if entry is None and os.path.isdir(path)
+                else TarShard(path, check_crc, entry=entry, opened=opened)
             )
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
@@ -251,10 +304,15 @@ def picture_of(sample: Sample) -> bytes:
     return next(data for extension, data in sample.fields.items() if extension in PICTURES)
 
 
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Entries by file name; none where there is no manifest, or one without checksums of indexes."""
+def _manifest(folder: str) -> dict[str, dict[str, Any]]:
+    """Entries by path; none where there is no manifest, or one without checksums of indexes. folder: with its slash."""
     try:
-        shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
-        return {one["name"]: one for one in shards if {"count", "bytes", "index"} <= one.keys()}
+        with open(folder + MANIFEST, encoding="utf-8") as file:
+            shards = json.load(file)["shards"]
+        return {folder + one["name"]: one for one in shards if _whole(one)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # a file of this name that is not ours; the indexes say the same
+
+
+def _whole(entry: Mapping[str, Any]) -> bool:
+    return type(entry.get("count")) is type(entry.get("bytes")) is int and type(entry.get("index")) is str

@@ -3,8 +3,11 @@
 import gc
 import io
 import os
+import subprocess
 import sys
 import tarfile
+import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +15,10 @@ import numpy as np
 import pytest
 
 from seer.core.errors import RequestError, StorageError
-from seer.data.index import INDEX, read_index, write_index
+from seer.data.index import INDEX, checksum, read_index, write_index
 from seer.data.shards import TarShard, build_index, class_names, fingerprint, open_shards, picture_of, write_shards
 from seer.data.tar import TarError
+from seer.data.writing import write_manifest
 from tests.data.pictures import jpeg, png, write_tar
 
 SAMPLES = [(f"k{i:03d}", {"jpg": jpeg(i), "cls": str(i % 7).encode()}) for i in range(23)]
@@ -168,6 +172,75 @@ def test_more_shards_than_may_be_open_are_read_in_any_order_and_close_again(tmp_
     assert len(os.listdir("/proc/self/fd")) <= before + 3
     del shards
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_an_archive_that_is_opened_again_finds_its_index_still_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("seer.data.shards.MOST_OPEN", 3)
+    write_shards(SAMPLES, tmp_path, total=23, per_shard=1)
+    read = []
+    monkeypatch.setattr("seer.data.shards.read_index", lambda *paths: read.append(paths) or read_index(*paths))
+    shards = open_shards(tmp_path)
+    for _ in range(3):
+        assert [shard.read(0, 0).key for shard in shards] == [key for key, _ in SAMPLES]
+    assert len(read) == 23
+
+
+def test_indexes_in_memory_are_bounded_by_their_bytes_and_the_oldest_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr("seer.data.shards.MOST_INDEXED", 3 * 2 * INDEX.itemsize, raising=False)
+    write_shards(SAMPLES, tmp_path, total=23, per_shard=1)
+    read = []
+    monkeypatch.setattr("seer.data.shards.read_index", lambda *paths: read.append(paths) or read_index(*paths))
+    shards = open_shards(tmp_path)
+    for number in (0, 1, 2, 0, 1, 2, 3, 1, 2, 3, 0):
+        shards[number].read(0, 0)
+    assert [Path(path).name[:12] for path, _ in read] == [f"shard-00000{i}" for i in (0, 1, 2, 3, 0)]
+
+
+@pytest.mark.parametrize(("hard", "most"), [(64, 32), (4096, 2048), (200_000, 65_536)])
+def test_as_many_archives_may_be_open_as_half_of_what_the_system_allows_at_most(hard, most):
+    code = f"""if True:
+        import resource
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if {hard} > allowed > 0:
+            print("skip")
+        else:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))
+            from seer.data import shards
+            print(shards.Opened()._most, resource.getrlimit(resource.RLIMIT_NOFILE)[0])"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    if said == ["skip"]:
+        pytest.skip("the hard limit is lower here")
+    assert said == [str(most), str(min(hard, 131_072))]
+
+
+def many(folder: Path, count: int) -> None:
+    """Empty archives of the right length with an index beside each, and a manifest."""
+    index = np.array([(0, 2048, 0), (2048, 2048, 0), (10240, 0, 0)], INDEX)
+    write_index(index, folder / "index")
+    for i in range(count):
+        with open(folder / f"shard-{i:06d}.tar", "wb") as file:
+            file.truncate(10240)
+        os.link(folder / "index", folder / f"shard-{i:06d}.tar.index.npy")
+    entries = [{"name": f"shard-{i:06d}.tar", "count": 2, "bytes": 10240} for i in range(count)]
+    write_manifest(folder, [{**one, "sha256": "0" * 64, "index": checksum(index)} for one in entries])
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(5_000, 0.1), pytest.param(50_000, 1.0, marks=pytest.mark.long)])
+def test_many_shards_with_a_manifest_open_in_twenty_microseconds_and_five_hundred_bytes_each(tmp_path, count, seconds):
+    many(tmp_path, count)
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        shards = open_shards(tmp_path)
+        times.append(time.process_time() - start)
+    assert len(shards) == count and min(times) < seconds
+    del shards
+    tracemalloc.start()
+    try:
+        shards = open_shards(tmp_path)
+        assert len(shards) == count and tracemalloc.get_traced_memory()[0] < 500 * count
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

@@ -48,6 +48,6 @@ def test_a_name_that_no_file_can_have_is_a_wrong_request(tmp_path, name):
 def test_braces_that_stand_for_too_many_names_are_refused_at_once(tmp_path, monkeypatch, span, tail):
     monkeypatch.setattr("seer.data.source.MOST_NAMES", 1000, raising=False)
     start = time.process_time()
-    with pytest.raises(RequestError, match="does not exist|more than 1000 names"):
+    with pytest.raises(RequestError, match=r"does not exist|more than 1000 names"):
         expand(f"{tmp_path}/{span}{tail}")
     assert time.process_time() - start < 1
