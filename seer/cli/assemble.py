@@ -1,7 +1,7 @@
 """Config -> the objects of a run, the same for training and for repeating a step of it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from seer.cli import run_folder
 from seer.cli.build import build
 from seer.cli.schedule import Lengths, schedule
 from seer.cli.weights import start_from
@@ -20,7 +21,7 @@ from seer.data import sample
 from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import Plan, choose_lanes
-from seer.data.quarantine import read_exclude
+from seer.data.quarantine import known_as, read_exclude
 from seer.data.reader import Reader
 from seer.data.shards import MANIFEST, Shard, open_shards, write_shards
 from seer.engine.loop import Every
@@ -44,6 +45,7 @@ class Data:
     plan: Plan
     loader: Loader
     threads: int
+    excluded: Callable[[str, int], bool]  # whether a shard's row is never read
 
 
 @dataclass
@@ -94,7 +96,8 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
     plan = Plan([len(s) for s in shards], seed=rng.key(seed, "order"), lanes=lanes, block=how["block"])
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     threads = max(1, len(os.sched_getaffinity(0)) // here) if how["threads"] is None else how["threads"]
-    reader = Reader(shards, plan, rng.key(seed, "views"), read_exclude(how["exclude"], shards))
+    exclude = read_exclude(run_folder.lists(how["exclude"]), shards)
+    reader = Reader(shards, plan, rng.key(seed, "views"), exclude)
     pin = world.device.type == "cuda"
     loader = Loader(
         reader,
@@ -108,7 +111,7 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
         pin=pin,
         paint=crop.device == "cpu" or world.device.type == "cpu",
     )
-    return Data(shards, plan, loader, threads)
+    return Data(shards, plan, loader, threads, partial(exclude.holds, known_as(shards)))
 
 
 def recomputed(

@@ -15,7 +15,7 @@ from seer.cli.build import build
 from seer.cli.probe import Probe
 from seer.cli.schedule import Lengths, rate
 from seer.core import rng
-from seer.core.errors import Interrupted, LostPeer, RequestError
+from seer.core.errors import BadDataError, Interrupted, LostPeer, RequestError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.data.ledger import Ledger, share
@@ -140,6 +140,7 @@ def _train(
         result["bundle"] = str(_write_bundle(wanted, folder, training, weights, crop, facts, result))
         return result
 
+    lines = run_folder.SkippedLines(folder, world, first, limits, batch, data.excluded)
     try:
         fit(
             task,
@@ -155,7 +156,7 @@ def _train(
             checkpoints=checkpoints,
             metrics=metrics,
             evaluators=_evaluators(probe, crop, data.threads, training.precision.dtype),
-            ledger=run_folder.ledger(folder, world, first, limits, batch),
+            ledger=lines,
             world=world,
             every=training.every,
             batch=batch,
@@ -167,6 +168,9 @@ def _train(
     except Interrupted as interrupted:
         metrics.close()
         interrupted.result = finish(interrupted.step)
+        raise
+    except BadDataError as error:
+        lines.last(getattr(error, "skipped", ()))
         raise
     metrics.close()
     return finish(total)

@@ -1,14 +1,18 @@
 """The run folder: whose it is, and what the files in it say.
 
 RUN/config.yaml  train.log  metrics.jsonl  tensorboard/  skipped.jsonl  result.json  checkpoints/  bundle/
+
+Surprising: `skipped.jsonl` is both an account of the run and a list that its user may give as `data.exclude`. So a run that
+goes back to a checkpoint takes no line out of it; those that count no more are marked.
 """
 
 import hashlib
 import json
+import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,7 @@ from seer.parallel.collectives import all_reduce_sum, share_text
 from seer.parallel.world import World
 
 CONFIG = "config.yaml"
+SKIPPED = "skipped.jsonl"
 # Keys that may differ when a run goes on: how it is watched, how fast it goes, where its data lies; never what it learns.
 # data.exclude moves no picture but those it names (`data.ledger`).
 FREE = (
@@ -57,7 +62,7 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
     to something else, or to a job that runs now.
 
     A run that ended before it had pictures, metrics or checkpoints holds nothing to lose: whoever corrects a wrong word
-    goes on in the same folder.
+    goes on in the same folder. What ranks skipped is gathered at both ends.
     """
     kept = folder / CONFIG
     if kept.exists():
@@ -85,13 +90,19 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
                 OmegaConf.save(OmegaConf.create(dict(wanted)), temporary)
                 temporary.replace(kept)
                 keep_copy(folder / "train.log")
+                gather(folder)
             except RequestError as error:
                 problem = str(error)
             except OSError as error:
                 raise StorageError(f"output={folder} cannot be written: {error.strerror}") from error
         if problem := share_text(problem, world.group):
             raise RequestError(problem)
-        yield
+        try:
+            yield
+        finally:
+            if world.rank == 0:
+                with suppress(OSError):  # what ended the run is told; the next start gathers
+                    gather(folder)
 
 
 def same_everywhere(wanted: Mapping[str, Any], data: str, world: World) -> None:
@@ -104,41 +115,63 @@ def same_everywhere(wanted: Mapping[str, Any], data: str, world: World) -> None:
     same_request({**words, "the code": code.hexdigest()[:12], **libraries, "the data": data}, world.group)
 
 
-def ledger(
-    folder: Path, world: World, first_step: int, limits: Ledger, batch: int
-) -> Callable[[int, Sequence[Skipped]], tuple[int, Mapping[str, int]]]:
-    """A function that appends what a step skipped to `skipped.jsonl` and returns the count so far (of this rank), and the counts
-    by reason (of all ranks, as of the last look at the limits).
+class SkippedLines:
+    """Appends what a step skipped to `skipped.jsonl`; a call returns the count so far (of this rank), and the counts by reason
+    (of all ranks, as of the last look at the limits), or raises BadDataError (limits).
 
-    Ranks above 0 keep files of their own, `skipped-00001.jsonl`. A run that goes on first gathers them into
-    `skipped.jsonl`, without what was written behind its checkpoint. The function raises BadDataError (limits).
+    Ranks above 0 keep files of their own, `skipped-00001.jsonl`, which `gather` joins to `skipped.jsonl`. excluded(shard, row):
+    whether it is never read any more; then it counts by its reason alone.
     """
-    if world.rank == 0:
-        _gather(folder, first_step)
-    world.barrier()
-    path = folder / ("skipped.jsonl" if world.rank == 0 else f"skipped-{world.rank:05d}.jsonl")
-    limits.restore(_lines(folder / "skipped.jsonl"), first_step, batch, counts_shards=world.rank == 0)
-    world.barrier()  # rank 0 appends to what the others were reading
-    count = sum(limits.by_kind.values()) if world.rank == 0 else 0
-    named: Counter[str] = Counter()
 
-    def keep(step: int, skipped: Sequence[Skipped]) -> tuple[int, Mapping[str, int]]:
-        nonlocal count
-        if skipped:
-            with open(path, "a", encoding="utf-8") as file:
-                for one in skipped:
-                    file.write(json.dumps({"step": step, **asdict(one)}) + "\n")
-                    named[one.kind] += 1
-                    if named[one.kind] <= NAMED:
-                        more = "; more of this kind are in skipped.jsonl alone" if named[one.kind] == NAMED else ""
-                        log.warning(f"skipped {shown(one.member)} in {one.shard}: {shown(one.reason)}{more}")
-            count += len(skipped)
-        limits.add(batch, skipped)
-        if world.size == 1 or (step + 1) % CHECK == 0:
-            limits.check()
-        return count, limits.by_kind
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        first_step: int,
+        limits: Ledger,
+        batch: int,
+        excluded: Callable[[str, int], bool],
+    ):
+        world.barrier()  # all have read the list that rank 0 writes anew
+        if world.rank == 0:
+            _undo(folder, first_step)
+        world.barrier()
+        self._path = folder / (SKIPPED if world.rank == 0 else f"skipped-{world.rank:05d}.jsonl")
+        self._limits, self._batch, self._alone, self._next = limits, batch, world.size == 1, first_step
 
-    return keep
+        def rows() -> Iterator[dict[str, Any]]:
+            for row in _counted(folder / SKIPPED):
+                if excluded(row["shard"], row.get("row", -1)):
+                    limits.by_kind[row.get("kind", "damaged")] += 1
+                else:
+                    yield row
+
+        limits.restore(rows(), first_step, batch, counts_shards=world.rank == 0)
+        world.barrier()  # rank 0 appends to what the others were reading
+        self._count = sum(limits.by_kind.values()) if world.rank == 0 else 0
+        self._named: Counter[str] = Counter()
+
+    def __call__(self, step: int, skipped: Sequence[Skipped]) -> tuple[int, Mapping[str, int]]:
+        self._next = step
+        self.last(skipped)
+        self._next = step + 1
+        self._count += len(skipped)
+        self._limits.add(self._batch, skipped)
+        if self._alone or (step + 1) % CHECK == 0:
+            self._limits.check()
+        return self._count, self._limits.by_kind
+
+    def last(self, skipped: Sequence[Skipped]) -> None:
+        """Of a step that did not come about."""
+        if not skipped:
+            return
+        with open(self._path, "a", encoding="utf-8") as file:
+            for one in skipped:
+                file.write(json.dumps({"step": self._next, **asdict(one)}) + "\n")
+                self._named[one.kind] += 1
+                if self._named[one.kind] <= NAMED:
+                    more = "; more of this kind are in skipped.jsonl alone" if self._named[one.kind] == NAMED else ""
+                    log.warning(f"skipped {shown(one.member)} in {one.shard}: {shown(one.reason)}{more}")
 
 
 def over_ranks(world: World) -> Callable[[np.ndarray], np.ndarray]:
@@ -150,21 +183,77 @@ def over_ranks(world: World) -> Callable[[np.ndarray], np.ndarray]:
     return total
 
 
-def _gather(folder: Path, first_step: int) -> None:
-    """All ranks' lines before first_step into skipped.jsonl, line by line: there may be millions."""
-    temporary = folder / ".skipped.jsonl.writing"
-    parts = sorted(folder.glob("skipped*.jsonl"))
-    with open(temporary, "w", encoding="utf-8") as file:
-        for part in parts:
-            file.writelines(json.dumps(row) + "\n" for row in _lines(part) if row["step"] < first_step)
-    temporary.replace(folder / "skipped.jsonl")
+def lists(exclude: str | Sequence[str] | None) -> list[str]:
+    """The files of `data.exclude`: beside the list of a run that was killed there may be those of its other ranks."""
+    files = [exclude] if isinstance(exclude, str) else [*(exclude or [])]
+    parts = [str(part) for file in files if Path(file).name == SKIPPED for part in _parts(Path(file).parent)]
+    return list(dict.fromkeys([*files, *parts]))
+
+
+def gather(folder: Path) -> None:
+    """All ranks' lines into skipped.jsonl, a last line that a kill cut short left out: by rank 0, before the list is read and
+    at every end.
+
+    Kills of this, too, lose and double no line: what `.skipped.jsonl.whole` holds stands in no other file any more.
+    """
+    path, whole = folder / SKIPPED, folder / f".{SKIPPED}.whole"
+    parts = _parts(folder)
+    if not whole.exists():
+        if not parts and not _cut(path):
+            return
+        temporary = folder / f".{SKIPPED}.writing"
+        with open(temporary, "wb") as file:
+            for part in (path, *parts):
+                if part.exists():
+                    with open(part, "rb") as lines:
+                        file.writelines(line for line in lines if line.endswith(b"\n"))
+        temporary.replace(whole)
     for part in parts:
-        if part.name != "skipped.jsonl":
-            part.unlink()
+        part.unlink()
+    whole.replace(path)
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("skipped-[0-9]*.jsonl"))
+
+
+def _cut(path: Path) -> bool:
+    """Whether the last line has no end."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _undo(folder: Path, first_step: int) -> None:
+    """A run goes on at first_step: lines of steps behind it stay, since the list may be in use as data.exclude and they would
+    not be written again, but are marked as undone, to count no more. Each of these pictures keeps one line, which goes when
+    the picture is skipped again. Line by line: there may be millions."""
+    temporary, undone = folder / f".{SKIPPED}.writing", {}
+    with open(temporary, "w", encoding="utf-8") as file:
+        for row in _lines(folder / SKIPPED):
+            if "undone" in row or row["step"] >= first_step:
+                undone[row["shard"], row.get("row")] = {**row, "undone": True}
+            else:
+                file.write(json.dumps(row) + "\n")
+        file.flush()
+        if undone:
+            for row in _lines(temporary):
+                undone.pop((row["shard"], row.get("row")), None)
+        file.writelines(json.dumps(row) + "\n" for row in undone.values())
+    temporary.replace(folder / SKIPPED)
+
+
+def _counted(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a ledger that count: those of steps that are part of the run."""
+    return (row for row in _lines(path) if "undone" not in row)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a ledger; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return
     with open(path, encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):
@@ -205,6 +294,7 @@ def summary(folder: Path) -> dict[str, Any]:
         values |= {"knn_top1": probed[-1], "knn_top1_untrained": probed[0], "knn_curve": probed}
     for row in rows:
         values |= {k: v for k, v in row.items() if k in ("knn_pixels", "knn_colours")}
-    reasons = Counter(row["kind"] for part in folder.glob("skipped*.jsonl") for row in _lines(part))
+    parts = (folder / SKIPPED, *_parts(folder))
+    reasons = Counter(row["kind"] for part in parts for row in _counted(part))
     values["skipped_by_reason"] = dict(reasons.most_common())
     return values

@@ -6,7 +6,7 @@ the list sees the very pictures that it would have seen without.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,20 @@ class Excluded:
         at = int(np.searchsorted(self._places, wanted))
         return at < len(self._places) and int(self._places[at]) == wanted
 
+    def holds(self, names: Mapping[str, Sequence[int]], shard: str, row: int) -> bool:
+        """Whether the row of a shard is among them, told by the shard's name in a list. names: `known_as`."""
+        found = _numbers(names, shard)
+        return len(found) == 1 and (found[0], row) in self
+
+
+def known_as(shards: Sequence[Shard]) -> dict[str, list[int]]:
+    """Numbers of the shards by path and by file name."""
+    names: dict[str, list[int]] = {}
+    for number, shard in enumerate(shards):
+        for name in {str(shard.path), shard.path.name}:
+            names.setdefault(name, []).append(number)
+    return names
+
 
 def read_exclude(files: str | Path | Sequence[str | Path] | None, shards: Sequence[Shard]) -> Excluded:
     """A quarantine list: lines of a `skipped.jsonl`, or `shard<TAB>member`; empty lines and # lines are passed over.
@@ -43,10 +57,7 @@ def read_exclude(files: str | Path | Sequence[str | Path] | None, shards: Sequen
     A shard is known by its path, or by its file name where that is unique; one that is not among the shards is told and
     passed over. A member (with or without its extension) that its shard does not hold raises RequestError with the line.
     """
-    names: dict[str, list[int]] = {}
-    for number, shard in enumerate(shards):
-        for name in {str(shard.path), shard.path.name}:
-            names.setdefault(name, []).append(number)
+    names = known_as(shards)
     keys: dict[int, dict[str, int]] = {}
     places: list[tuple[int, int]] = []
     strange: dict[str, int] = {}
@@ -57,7 +68,7 @@ def read_exclude(files: str | Path | Sequence[str | Path] | None, shards: Sequen
                     if not line.strip() or line.startswith("#"):
                         continue
                     name, member, row = _entry(line, f"data.exclude={file}, line {at}")
-                    found = names.get(name) or names.get(name.replace("\\", "/").rsplit("/", 1)[-1]) or []
+                    found = _numbers(names, name)
                     if len(found) > 1:
                         raise RequestError(
                             f"data.exclude={file}, line {at}: {len(found)} shards are called {shown(name)}"
@@ -74,6 +85,10 @@ def read_exclude(files: str | Path | Sequence[str | Path] | None, shards: Sequen
             f"first {shown(next(iter(strange)))}"
         )
     return Excluded(places)
+
+
+def _numbers(names: Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
+    return names.get(name) or names.get(name.replace("\\", "/").rsplit("/", 1)[-1]) or []
 
 
 def _entry(line: str, where: str) -> tuple[str, str, int | None]:

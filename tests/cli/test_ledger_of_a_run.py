@@ -1,13 +1,17 @@
 """A run over bad data: stopped with exit 65 and the counts, goes on with its own list, and the same pictures twice."""
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from seer.cli import run_folder
 from seer.data import sample
 from seer.data.shards import write_shards
-from tests.program import SMALL, losses, seer
+from tests.program import SMALL, losses, seer, start, wait
 
 pytestmark = pytest.mark.slow
 TINY = [w for w in SMALL if not w.startswith("model=")] + [
@@ -55,3 +59,107 @@ def test_a_shard_with_more_than_half_bad_stops_the_run_and_its_own_list_lets_it_
 def test_a_share_that_is_none_is_refused_before_anything_is_made(folder, tmp_path, capfd):
     ended = seer(capfd, "pretrain", f"data.source={folder}", f"output={tmp_path / 'run'}", "data.max_bad=often")
     assert ended.status == 78 and "data.max_bad=often" in ended.result["error"] and not (tmp_path / "run").exists()
+
+
+def half_bad(folder: Path, total: int) -> Path:
+    """One shard, every second picture cut short."""
+    pictures = [(k, {"jpg": f["jpg"]}) for k, f in sample.samples(total, seed=1)]
+    cut = [(k, {"jpg": f["jpg"][: 200 if i % 2 else None]}) for i, (k, f) in enumerate(pictures)]
+    write_shards(cut, folder, total=total, per_shard=total)
+    return folder
+
+
+def begun_on_two_ranks(source: Path, run: Path, *words: str) -> subprocess.Popen[str]:
+    made = ("pretrain", *(w for w in TINY if not w.startswith(("data.lanes", "batch="))), "batch=8")
+    return start(*made, f"data.source={source}", f"output={run}", *words, ranks=2)
+
+
+def status(run: Path) -> int:
+    return json.loads((run / "result.json").read_text())["exit"]
+
+
+def named(run: Path) -> set[tuple[str, int]]:
+    rows = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    return {(row["shard"], row["row"]) for row in rows}
+
+
+def test_the_list_of_two_ranks_names_the_bad_pictures_of_both_when_the_run_has_ended(tmp_path):
+    source, run = half_bad(tmp_path / "pictures", 72), tmp_path / "run"
+    ended = wait(begun_on_two_ranks(source, run, "steps=9", "data.max_bad=100%"))  # one epoch
+    assert ended.status == 0, ended.words
+    assert len(named(run)) == 36 and not list(run.glob("skipped-*"))
+    assert ended.result["skipped_by_reason"] == {"truncated": ended.result["skipped"]}
+
+
+def test_a_run_on_two_ranks_goes_on_without_the_pictures_of_its_own_list_which_never_gets_shorter(tmp_path):
+    """Four of eight pictures are bad: the limit is passed at step 25, which is saved, and looked at after step 30."""
+    source, run = half_bad(tmp_path / "pictures", 400), tmp_path / "run"
+    words = ("steps=60", "every.checkpoint=5", "every.background=false")
+    stopped = wait(begun_on_two_ranks(source, run, *words))
+    assert status(run) == 65, stopped.words
+    known = named(run)
+    assert len(known) >= 100 and not list(run.glob("skipped-*"))
+    excluded = (*words, f"data.exclude={run / 'skipped.jsonl'}")
+    saved = begun_on_two_ranks(source, run, *excluded)
+    while len(losses(run)) < 37 and saved.poll() is None:
+        time.sleep(0.02)
+    saved.send_signal(signal.SIGTERM)
+    assert not wait(saved).status == 0 and status(run) == 75
+    assert named(run) >= known and not list(run.glob("skipped-*"))
+    known = named(run)
+    ended = wait(begun_on_two_ranks(source, run, *excluded))
+    assert ended.status == 0, ended.words
+    assert named(run) >= known and len(losses(run)) == 60
+
+
+def lines(*steps: int, undone: bool = False) -> str:
+    row = {"shard": "s.tar", "member": "k", "reason": "cut", "kind": "truncated", "attempt": 0}
+    more = {"undone": True} if undone else {}
+    return "".join(json.dumps({"step": step, **row, "row": step, **more}) + "\n" for step in steps)
+
+
+def test_gathering_takes_every_whole_line_once_wherever_it_was_killed(tmp_path):
+    whole = sorted((lines(1, 2, 5) + lines(3, 4)).splitlines())
+    for killed in ("before", "while writing", "before parts were removed", "before the list was moved"):
+        run = tmp_path / killed
+        run.mkdir()
+        (run / "skipped.jsonl").write_text(lines(1, 2))
+        (run / "skipped-00001.jsonl").write_text(lines(5))
+        (run / "skipped-00002.jsonl").write_text(lines(3, 4) + lines(9)[:-9])
+        if killed == "while writing":
+            (run / ".skipped.jsonl.writing").write_text(lines(1))
+        elif killed != "before":
+            (run / ".skipped.jsonl.whole").write_text(lines(1, 2) + lines(5) + lines(3, 4))
+            if killed == "before the list was moved":
+                (run / "skipped-00001.jsonl").unlink()
+        run_folder.gather(run)
+        assert sorted((run / "skipped.jsonl").read_text().splitlines()) == whole, killed
+        assert [p.name for p in run.iterdir() if not p.name.endswith(".writing")] == ["skipped.jsonl"]
+
+
+def test_a_line_cut_short_by_a_kill_is_taken_away_before_the_list_is_read(tmp_path):
+    (tmp_path / "skipped.jsonl").write_text(lines(1, 2) + lines(3)[:-5])
+    run_folder.gather(tmp_path)
+    assert (tmp_path / "skipped.jsonl").read_text() == lines(1, 2)
+
+
+def test_lines_behind_the_checkpoint_stay_once_and_count_no_more(tmp_path):
+    list_ = tmp_path / "skipped.jsonl"
+    list_.write_text(lines(1, 2, 7, 8))
+    for _ in range(2):
+        run_folder._undo(tmp_path, 5)
+        assert list_.read_text() == lines(1, 2) + lines(7, 8, undone=True)
+        assert [row["row"] for row in run_folder._counted(list_)] == [1, 2]
+    with open(list_, "a") as file:
+        file.write(lines(7))  # skipped again
+    run_folder._undo(tmp_path, 8)
+    assert list_.read_text() == lines(1, 2, 7) + lines(8, undone=True)
+
+
+def test_the_list_of_another_run_that_was_killed_is_read_with_those_of_its_ranks(tmp_path):
+    for name in ("skipped.jsonl", "skipped-00001.jsonl", "other.jsonl"):
+        (tmp_path / name).touch()
+    files = [str(tmp_path / name) for name in ("skipped.jsonl", "skipped-00001.jsonl")]
+    assert run_folder.lists(files[0]) == files == run_folder.lists(files)
+    assert run_folder.lists(str(tmp_path / "other.jsonl")) == [str(tmp_path / "other.jsonl")]
+    assert run_folder.lists(None) == []
