@@ -165,3 +165,12 @@ def test_a_slow_rank_is_named(pictures, tmp_path):
     ended = wait(begin(pictures, run, "steps=12", "every.log=2", "every.checkpoint=0", fault="slow"))
     assert ended.result["exit"] == 0
     assert "rank 1 on " in ended.words and "keeps the others waiting: busy " in ended.words
+
+
+def test_steps_are_logged_while_a_slow_disk_takes_a_checkpoint(pictures, tmp_path):
+    run = tmp_path / "run"
+    small = ("model=regnety_tiny", "steps=12", "every.checkpoint=3")
+    ended = wait(begin(pictures, run, *small, fault="disk"))
+    assert ended.result["exit"] == 0, ended.words
+    assert len(losses(run)) == 12 and last(run) == 12
+    assert "keeps the others waiting" not in ended.words  # a rank that waits for a save is busy all the same

@@ -51,7 +51,7 @@ from seer.engine.manifest import (
 )
 from seer.engine.retention import Keep, passed, steps_in
 from seer.engine.state import flatten, names, unflatten
-from seer.parallel.collectives import Group, gather_text, share_text
+from seer.parallel.collectives import Group, gather_text, share_text, waited
 from seer.parallel.world import World
 
 STATE = "state.json"
@@ -172,6 +172,7 @@ class Checkpoints:
 
     def _try(self, step: int, tensors: dict[str, torch.Tensor], plain: Any, facts: Mapping[str, Any]) -> None:
         """The thread's body; an error waits for the next call."""
+        waited.aside()
         try:
             self._write(step, tensors, plain, facts, self.world.side)
         except BaseException as error:  # CheckpointException is none of Exception

@@ -11,8 +11,10 @@ Shapes: R ranks of the group; `..` is any shape, the same on every rank.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,16 +31,26 @@ __all__ = [
 
 
 class _Waited:
-    """A context around each collective that counts them and adds up what the host spent in them: waiting for peers, mostly."""
+    """A context around each collective that counts them and adds up what the host spent in them: waiting for peers, mostly.
+
+    Not of a thread that called `aside`: it waits while the step goes on.
+    """
 
     seconds, entered = 0.0, 0
 
+    def __init__(self) -> None:
+        self._thread = threading.local()
+
+    def aside(self) -> None:
+        self._thread.aside = True
+
     def __enter__(self) -> None:
-        self.entered += 1
-        self._since = time.perf_counter()
+        self.entered += not hasattr(self._thread, "aside")
+        self._thread.since = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._since
+        if not hasattr(self._thread, "aside"):
+            self.seconds += time.perf_counter() - self._thread.since
 
 
 waited = _Waited()

@@ -25,7 +25,7 @@ class World:
     local_rank: int
     device: torch.device
     group: dist.ProcessGroup | None = None  # all ranks; None for one process
-    side: dist.ProcessGroup | None = None  # the same ranks over gloo, for a thread that talks while training goes on
+    side: dist.ProcessGroup | None = None  # the same ranks over gloo, for the thread of a checkpoint alone
     watch: Watch | None = None
 
     def barrier(self) -> None:

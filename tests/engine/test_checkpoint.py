@@ -21,6 +21,7 @@ from seer.core.log import log
 from seer.engine.checkpoint import Checkpoints
 from seer.engine.manifest import described, read_manifest, sealed
 from seer.engine.retention import Keep
+from seer.parallel.collectives import waited
 from seer.parallel.world import World
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
@@ -377,6 +378,19 @@ def test_what_is_written_in_the_background_is_what_there_was_when_save_was_calle
     go_on.set()
     checkpoints.settle()
     assert same(Checkpoints(tmp_path, ALONE).load_newest()[0], state(10))
+
+
+def test_what_the_thread_of_a_save_waits_for_others_is_not_counted_as_waiting_of_the_step(tmp_path, monkeypatch):
+    def write(*_) -> None:
+        with waited:
+            time.sleep(0.2)
+
+    checkpoints = Checkpoints(tmp_path, ALONE, background=True)
+    monkeypatch.setattr(checkpoints, "_write", write)
+    seconds, entered = waited.seconds, waited.entered
+    checkpoints.save(10, state(10), FACTS)
+    checkpoints.settle()
+    assert (waited.seconds, waited.entered) == (seconds, entered)
 
 
 def test_a_second_save_waits_for_the_first_and_the_order_stays(tmp_path, monkeypatch):

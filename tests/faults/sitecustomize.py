@@ -1,15 +1,27 @@
-"""Faults for `tests/test_peers.py`, put into the real program: a folder on PYTHONPATH whose sitecustomize Python imports.
+"""Faults for tests of several ranks, put into the real program: a folder on PYTHONPATH whose sitecustomize Python imports.
 
-SEER_FAULT says which, and it strikes rank 1 from step 5 on.
+SEER_FAULT says which, and it strikes rank 1 from step 5 on; "disk" strikes every save of rank 0.
 """
 
 import os
 import sys
 import time
+from pathlib import Path
 
 FAULT = os.environ.get("SEER_FAULT")
 
-if FAULT and os.environ.get("RANK") == "1":
+if FAULT == "disk" and os.environ.get("RANK") == "0":
+    from seer.engine import checkpoint
+
+    flush = checkpoint.flush_folder
+
+    def flush_slowly(folder: Path) -> None:
+        time.sleep(1)
+        flush(folder)
+
+    checkpoint.flush_folder = flush_slowly
+
+elif FAULT and os.environ.get("RANK") == "1":
     if FAULT == "words":
         sys.argv.append("optim.momentum=0.5")
     else:
