@@ -4,6 +4,9 @@ ValueError raised while objects are built from the config also means status 78; 
 later, or must end a run with another status.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class RequestError(ValueError):
     """The request is wrong: exit 78."""
@@ -12,9 +15,13 @@ class RequestError(ValueError):
 
 
 class BadDataError(RuntimeError):
-    """More bad pictures than the limit allows: exit 65."""
+    """More bad pictures than the limit allows: exit 65. skipped: records of those that no batch has told of."""
 
     exit_status = 65
+
+    def __init__(self, message: str, skipped: Sequence[Any] = ()):
+        super().__init__(message)
+        self.skipped = list(skipped)
 
 
 class StorageError(RuntimeError):

@@ -8,15 +8,22 @@ import sys
 from pathlib import Path
 
 log = logging.getLogger("seer")
+_OF_A_RANK = logging.ERROR + 1
+logging.addLevelName(_OF_A_RANK, "RANK")
 
 
 def setup(rank: int = 0) -> None:
-    """Once a process. Ranks other than 0 speak only of errors."""
+    """Once a process. Ranks other than 0 speak only of errors and of what concerns them alone (`of_this_rank`)."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     log.propagate = False
+
+
+def of_this_rank(words: str) -> None:
+    """What other ranks do not say as well, and is no error: told by every rank. The words name the rank."""
+    log.log(_OF_A_RANK, words)
 
 
 def keep_copy(path: Path) -> None:

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 
+from seer.core.errors import BadDataError
 from seer.core.records import Skipped
 from seer.data.multicrop import MultiCrop
 from seer.data.order import Places
@@ -35,7 +36,11 @@ class Filler:
         skipped: list[Skipped] = []
         draws = self.crop.draws(self.reader.keys(places)[first:last])
         for i in range(first, last):
-            picture, other, bad = self.reader.picture(places, i, self._own.scratch)
+            try:
+                picture, other, bad = self.reader.picture(places, i, self._own.scratch)
+            except BadDataError as error:
+                error.skipped[:0] = skipped
+                raise
             skipped += bad
             height, width, _ = picture.shape
             draw = draws.at(i - first, height, width) if other is None else self.crop.draw(height, width, other)

@@ -25,7 +25,8 @@ HELD = 3  # batches outside: the step's, the one before it, and one under way to
 class Loader:
     """batch: pictures of one step over all ranks. threads: of the reader process; 0 = no process, pictures are prepared
     when a batch is asked for. prefetch: batches made ahead, fewer (but one) where all would take more than `most_bytes`.
-    pin: lock their memory for copies to a GPU. paint: colour and blur by the threads, on the host."""
+    pin: lock their memory for copies to a GPU. paint: colour and blur by the threads, on the host. patience_s: how long the
+    reader process may wait for storage."""
 
     def __init__(
         self,
@@ -40,13 +41,14 @@ class Loader:
         most_bytes: float = float("inf"),
         pin: bool = False,
         paint: bool = False,
+        patience_s: float = float("inf"),
     ):
         if threads < 0 or prefetch < 1:
             raise RequestError(f"data.threads={threads}, data.prefetch={prefetch}: at least 0, at least 1")
         if batch < ranks or batch % ranks:
             raise RequestError(f"batch {batch} over {ranks} ranks: the batch must be a multiple of the number of ranks")
         self.reader, self.crop, self.batch, self.pin = reader, crop, batch, pin
-        self.threads = threads
+        self.threads, self.patience_s = threads, patience_s
         self.filler = Filler(reader, crop, batch=batch, rank=rank, ranks=ranks, paint=paint)
         self.layout = Layout(crop, batch // ranks)
         self.prefetch = max(1, int(min(prefetch, most_bytes // self.layout.bytes - HELD)))
@@ -69,9 +71,8 @@ class Loader:
 
     def _ahead(self, consumed: int) -> Iterator[tuple[Slot, list[Skipped]]]:
         blocks = self.prefetch + HELD
-        with closing(
-            ReaderProcess(self.filler, self.layout, blocks=blocks, threads=self.threads, pin=self.pin)
-        ) as process:
+        how = {"blocks": blocks, "threads": self.threads, "pin": self.pin, "patience_s": self.patience_s}
+        with closing(ReaderProcess(self.filler, self.layout, **how)) as process:  # type: ignore[arg-type]
             while True:
                 while process.asked <= self.prefetch and process.free:
                     process.ask(consumed)

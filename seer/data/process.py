@@ -8,6 +8,8 @@ Surprising:
   every file of its parent but the archives open for reading, so a dead rank's sockets close at once and its peers hear of it.
 - It holds no state, so a death loses nothing: it is told, with what was being read, and another one makes the same batches.
   After a crash the next one reads one picture at a time; a picture at which both died is one of the bad pictures.
+- Nobody waits for it without a word. A picture that takes STUCK_S to decode is taken for a crash at it; storage that does
+  not answer is told every TOLD_S and costs no picture, but ends the run in the end.
 - It ignores signals, which SLURM sends to every process of a job; it ends with its parent or when the pipe closes.
 - Where a CPU trains, the weights of the moment of the fork stay in memory once more as the step changes them, as they do
   with torch's own loader.
@@ -37,7 +39,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 
-from seer.core.log import log
+from seer.core.errors import BadDataError, StorageError
+from seer.core.log import of_this_rank
 from seer.core.records import Skipped
 from seer.data.filling import Filler
 from seer.data.order import Places
@@ -46,17 +49,31 @@ from seer.data.slot import Layout, Slot
 CHUNK = 16  # pictures one thread takes at a time
 MOST_DEATHS = 3  # in a row, with no batch in between
 END_S = 5.0
+LOOK_S = 1.0  # between two looks at what it does, while its batch is waited for
+TOLD_S = 30.0
+STUCK_S = 60.0  # of one picture: the largest allowed takes a few
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 _PR_SET_PDEATHSIG = 1
 _IDLE = -1
+_COLUMNS = 5  # of what each thread does now: lane, shard, row, whether its bytes are there, since when (monotonic ns)
 
 
 class ReaderProcess:
-    """A ring of `blocks` batches of this rank and the process that fills them. threads: of that process."""
+    """A ring of `blocks` batches of this rank and the process that fills them. threads: of that process. patience_s: how
+    long storage may take to answer."""
 
-    def __init__(self, filler: Filler, layout: Layout, *, blocks: int, threads: int, pin: bool = False):
+    def __init__(
+        self,
+        filler: Filler,
+        layout: Layout,
+        *,
+        blocks: int,
+        threads: int,
+        pin: bool = False,
+        patience_s: float = float("inf"),
+    ):
         self.filler, self.layout, self.threads, self.blocks = filler, layout, threads, blocks
-        self._size = blocks * layout.bytes + threads * 24
+        self._size = blocks * layout.bytes + threads * _COLUMNS * 8
         self._file = os.memfd_create("seer-batches")
         os.ftruncate(self._file, self._size)
         self._memory = mmap.mmap(self._file, self._size)
@@ -65,9 +82,12 @@ class ReaderProcess:
         self._asked: dict[int, int] = {}  # block -> position, in the order they were asked for
         self._done: dict[int, list[Skipped] | BaseException] = {}
         self._deaths = 0
+        self._patience_s = patience_s
+        self._stuck: list[list[int]] | None = None  # what it was killed for, if it was
+        self._quiet_s = 0.0
         self._careful: set[int] = set()  # blocks to be filled one picture at a time
         self._suspects: set[tuple[int, int]] = set()  # what was read at the last deaths
-        self._pinned = pin and _pin(torch.frombuffer(self._memory, dtype=torch.uint8))
+        self._pinned = pin and _pin(torch.frombuffer(self._memory, dtype=torch.uint8), filler.rank)
         self._pid = 0
         self._start()
 
@@ -93,11 +113,16 @@ class ReaderProcess:
     def take(self, copy: bool) -> tuple[Slot, list[Skipped]]:
         """The oldest batch asked for. Its block is free again when its tensors are gone; copy: at once.
 
-        Raises what filling it raised.
+        Raises what filling it raised, and StorageError where storage does not answer.
         """
-        block = next(iter(self._asked))
+        block, looks = next(iter(self._asked)), 0
         while block not in self._done:
-            self._listen()
+            if self._connection.poll(LOOK_S):
+                self._listen()
+                looks = 0
+            else:
+                looks += 1
+                self._look(looks)
         answer = self._done.pop(block)
         del self._asked[block]
         if isinstance(answer, BaseException):
@@ -125,7 +150,10 @@ class ReaderProcess:
             _end(self._pid)
             self._pid = 0
         if self._pinned:
-            _unpin(torch.frombuffer(self._memory, dtype=torch.uint8))
+            memory = torch.frombuffer(self._memory, dtype=torch.uint8)
+            waiting = threading.Thread(target=_unpin, args=(memory,), name="unpin", daemon=True)
+            waiting.start()
+            waiting.join(END_S)  # not for ever: a collective that waits for a dead peer holds the device up
         os.close(self._file)
 
     def _start(self) -> None:
@@ -159,20 +187,51 @@ class ReaderProcess:
             return
         self._done[block] = answer
 
+    def _look(self, looks: int) -> None:
+        """After so many looks in vain. They are counted, since a job that was stopped and goes on has not waited meanwhile."""
+        waited_s, busy, now = looks * LOOK_S, self._busy(), time.monotonic_ns()
+        self._quiet_s = 0.0 if busy else self._quiet_s + LOOK_S
+
+        def longer(limit_s: float, there: bool) -> list[list[int]]:
+            return [row for row in busy if row[3] == there and now - row[4] >= limit_s * 1e9]
+
+        stuck = longer(STUCK_S, True)
+        if (waited_s >= STUCK_S and stuck) or self._quiet_s >= STUCK_S:
+            self._stuck, self._quiet_s = stuck, 0.0
+            os.kill(self._pid, signal.SIGKILL)
+        elif waited_s >= self._patience_s and longer(self._patience_s, False):
+            raise StorageError(
+                f"rank {self.filler.rank}: storage has not answered for {waited_s:.0f} s: {self._where(busy)}; see to it, then run "
+                "the same command again to go on from the last checkpoint"
+            )
+        elif looks % round(TOLD_S / LOOK_S) == 0:
+            of_this_rank(f"rank {self.filler.rank}: waiting for pictures for {waited_s:.0f} s: {self._where(busy)}")
+
+    def _busy(self) -> list[list[int]]:
+        return [row for row in self._reading.tolist() if row[0] != _IDLE]
+
+    def _where(self, busy: list[list[int]]) -> str:
+        shards = self.filler.reader.shards
+        rows = (f"lane {lane}, row {row} of {shards[shard].path}" for lane, shard, row, _, _ in busy)
+        return f"reading {'; '.join(rows) or 'no picture'}"
+
     def _bury(self) -> None:
         """Tell of a death and start another process on what is not done. Raises RuntimeError after MOST_DEATHS."""
         self._connection.close()
         code = _status(self._pid)
         self._pid = 0
-        reading = [row for row in self._reading.tolist() if row[0] != _IDLE]
+        reading, crash = self._busy(), -code in CRASHES
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        shards = self.filler.reader.shards
-        where = "; ".join(f"lane {lane}, row {row} of {shards[s].path}" for lane, s, row in reading) or "no picture"
-        told = f"rank {self.filler.rank}: the reader process ended by {cause} while reading {where}"
-        rows = {(shard, row) for _, shard, row in reading}
-        alone = bool(self._careful) and -code in CRASHES and len(rows) == 1
+        told = f"rank {self.filler.rank}: the reader process ended by {cause} while {self._where(reading)}"
+        fatal = f"decoding it ends a process by {cause}"
+        if self._stuck is not None:
+            reading, crash, self._stuck = self._stuck, bool(self._stuck), None
+            fatal = f"decoding it takes more than {STUCK_S:.0f} s"
+            told = f"rank {self.filler.rank}: the reader process got no further for {STUCK_S:.0f} s while {self._where(reading)}"
+        rows = {(row[1], row[2]) for row in reading}
+        alone = bool(self._careful) and crash and len(rows) == 1
         if alone and rows <= self._suspects:
-            self.filler.reader.fatal[next(iter(rows))] = f"decoding it ends a process by {cause}"
+            self.filler.reader.fatal[next(iter(rows))] = fatal
             self._deaths = 0
         elif not alone:  # one alone becomes a suspect, which is no standstill
             self._deaths += 1
@@ -184,9 +243,9 @@ class ReaderProcess:
             )
         left = {block: at for block, at in self._asked.items() if block not in self._done}
         self._suspects = rows | (self._suspects if self._careful else set())
-        if -code in CRASHES:
+        if crash or -code == signal.SIGKILL:  # where memory is short, one picture at a time needs less
             self._careful = set(left)
-        log.info(f"{told}; it is started again, nothing is lost")
+        of_this_rank(f"{told}; it is started again, nothing is lost")
         self._start()
         for message in left.items():
             self._send(message)
@@ -237,8 +296,8 @@ class _Child:
         with self._lock:
             self._me.number = next(self._numbers)
 
-    def _tell(self, lane: int, shard: int, row: int) -> None:
-        self._reading[self._me.number] = lane, shard, row
+    def _tell(self, lane: int, shard: int, row: int, there: bool) -> None:
+        self._reading[self._me.number] = lane, shard, row, there, time.monotonic_ns()
 
     def _fill(self, work: "_Work", number: int, places: Places, first: int, last: int) -> None:
         try:
@@ -248,13 +307,15 @@ class _Child:
                 finally:
                     self._reading[self._me.number] = _IDLE
         except BaseException as error:
+            if isinstance(error, BadDataError):
+                work.skipped[number], error.skipped = error.skipped, []
             if not hasattr(error, "exit_status"):
                 error.add_note(f"in the reader process:\n{traceback.format_exc()}")
             work.error = _portable(error)
         with self._lock:
             work.left -= 1
             if work.left == 0:
-                self._connection.send((work.block, work.error or [one for part in work.skipped for one in part]))
+                self._connection.send((work.block, work.answer()))
 
 
 class _Work:
@@ -264,6 +325,13 @@ class _Work:
         self.block, self.left = block, parts
         self.error: BaseException | None = None
         self.skipped: list[list[Skipped]] = [[] for _ in range(parts)]
+
+    def answer(self) -> list[Skipped] | BaseException:
+        """What was skipped, which an error for bad data takes with it."""
+        skipped = [one for part in self.skipped for one in part]
+        if isinstance(self.error, BadDataError):
+            self.error.skipped = skipped
+        return self.error or skipped
 
 
 def _portable(error: BaseException) -> BaseException:
@@ -276,8 +344,8 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def _table(memory: mmap.mmap, offset: int, threads: int) -> np.ndarray:
-    """What each thread reads now: int64 [threads, 3], lane, shard, row."""
-    return np.frombuffer(memory, np.int64, threads * 3, offset).reshape(threads, 3)
+    """What each thread does now: int64 [threads, _COLUMNS]."""
+    return np.frombuffer(memory, np.int64, threads * _COLUMNS, offset).reshape(threads, _COLUMNS)
 
 
 def _settle(parent: int, keep: set[int]) -> None:
@@ -322,14 +390,14 @@ def _status(process: int) -> int:
         return 0
 
 
-def _pin(memory: torch.Tensor) -> bool:
+def _pin(memory: torch.Tensor, rank: int) -> bool:
     """Lock memory for copies to a GPU that do not wait. False, told, where the system refuses."""
     code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
     if code:
         with suppress(RuntimeError):  # the next kernel would raise what this call has left behind
             torch.ones(1, device="cuda")
-        log.info(
-            f"{memory.numel() / 1e9:.2f} GB for batches cannot be pinned (CUDA error {code}); copies to the GPU wait"
+        of_this_rank(
+            f"rank {rank}: {memory.numel() / 1e9:.2f} GB for batches cannot be pinned (CUDA error {code}); copies to the GPU wait"
         )
     return code == 0
 

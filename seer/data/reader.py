@@ -1,8 +1,8 @@
 """Places in the plan to pictures. What cannot be used is replaced by a row of the same block and told, never hidden.
 
 The stand-in is chosen by a key (`order.Plan.stand_in`), so a restart and another number of ranks choose the same one;
-storage that fails is not a bad picture and stops the run. After `order.TRIES` bad rows in a row the run stops too: then
-it is the data, not a picture. An excluded row takes the same way as a bad one, but is not read, told or counted.
+storage that fails is not a bad picture and stops the run. After MOST_BAD bad rows in a row the run stops too: then it is
+the data, not a picture. An excluded row takes the same way as a bad one, but is not read, told or counted.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,25 +14,26 @@ from seer.core.errors import BadDataError
 from seer.core.records import Picture, Skipped
 from seer.data.decode import Undecodable, decode
 from seer.data.ledger import shown
-from seer.data.order import TRIES, Places, Plan
+from seer.data.order import Places, Plan
 from seer.data.quarantine import Excluded
 from seer.data.shards import Shard, picture_of
 from seer.data.tar import TarError
 
+MOST_BAD = 32  # in a row, most of them from anywhere (`order.TRIES`): the limits of the ledger are reached long before
 MOST_PROBES = 2000  # for one position, most of them excluded
 
 
 class Reader:
     """Stateless, and may be called from any thread. exclude: rows that are never read.
 
-    fatal: rows (shard, row) that are bad because decoding them ends a process, and why. reading: told (lane, shard, row)
-    before each is tried.
+    fatal: rows (shard, row) that are bad because decoding them ends a process, and why. reading: told (lane, shard, row,
+    False) before each is read, with True before it is decoded.
     """
 
     def __init__(self, shards: Sequence[Shard], plan: Plan, seed: int, exclude: Excluded | None = None):
         self.shards, self.plan, self.exclude = shards, plan, exclude or Excluded()
         self.fatal: dict[tuple[int, int], str] = {}
-        self.reading: Callable[[int, int, int], None] | None = None
+        self.reading: Callable[[int, int, int, bool], None] | None = None
         self._key = rng.key(seed, "augment")
 
     def keys(self, places: Places) -> np.ndarray:
@@ -43,7 +44,7 @@ class Reader:
         self, places: Places, i: int, scratch: np.ndarray | None = None
     ) -> tuple[Picture, int | None, list[Skipped]]:
         """Place i: its pixels (uint8 [h, w, 3]), the key of its draws if another one stands in (else it is that of
-        `keys`), and what was skipped on the way. scratch: as in `decode`."""
+        `keys`), and what was skipped on the way. scratch: as in `decode`. Raises BadDataError, which holds what was skipped."""
         skipped: list[Skipped] = []
         lane, position = int(places.lane[i]), int(places.position[i])
         for attempt in range(MOST_PROBES):
@@ -52,32 +53,36 @@ class Reader:
             shard, row, epoch = int(places.shard[i]), int(places.row[i]), int(places.epoch[i])
             if (shard, row) in self.exclude:
                 continue
-            if self.reading:
-                self.reading(lane, shard, row)
-            picture = self._try(shard, row, attempt, skipped, scratch)
+            picture = self._try(lane, shard, row, attempt, skipped, scratch)
             if picture is not None:
                 key = rng.key(self._key, epoch, shard, row, attempt) if attempt else None
                 return picture, key, skipped
-            if len(skipped) > TRIES:
+            if len(skipped) == MOST_BAD:
                 last = skipped[-1]
                 raise BadDataError(
-                    f"{len(skipped)} pictures in a row cannot be used, the last {shown(last.member)} in {last.shard}: "
-                    f"{last.reason}; look at the data before going on"
+                    f"{MOST_BAD} pictures in a row cannot be used, the last {shown(last.member)} in {last.shard}: {last.reason}; "
+                    "skipped.jsonl in the run folder names them: look at the data before going on",
+                    skipped,
                 )
         raise BadDataError(
             f"{MOST_PROBES} places tried for one picture of lane {lane}, {MOST_PROBES - len(skipped)} of them excluded; "
-            f"data.exclude names {len(self.exclude)} pictures: leave whole shards out of data.source instead"
+            f"data.exclude names {len(self.exclude)} pictures: leave whole shards out of data.source instead",
+            skipped,
         )
 
     def _try(
-        self, shard: int, row: int, attempt: int, skipped: list[Skipped], scratch: np.ndarray | None
+        self, lane: int, shard: int, row: int, attempt: int, skipped: list[Skipped], scratch: np.ndarray | None
     ) -> Picture | None:
         name = f"row {row}"
         try:
+            if self.reading:
+                self.reading(lane, shard, row, False)
             sample = self.shards[shard].read(shard, row)
             name = sample.key
             if (shard, row) in self.fatal:
                 raise Undecodable(self.fatal[shard, row])
+            if self.reading:
+                self.reading(lane, shard, row, True)
             return decode(picture_of(sample), scratch)
         except (Undecodable, TarError) as error:
             skipped.append(Skipped(str(self.shards[shard].path), name, str(error), row, error.kind, attempt))

@@ -1,15 +1,18 @@
 """Batches do not depend on threads, prefetch, ranks or restarts; a broken picture costs itself alone and is told."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
 
 from seer.core.errors import BadDataError, RequestError, StorageError
+from seer.data.ledger import Ledger
 from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
-from seer.data.order import TRIES, plan
+from seer.data.order import plan
 from seer.data.process import CHUNK
-from seer.data.reader import Reader
+from seer.data.reader import MOST_BAD, Reader
 from seer.data.shards import open_shards, write_shards
 from tests.data.children import children
 from tests.data.pictures import jpeg, pixels, png
@@ -176,17 +179,33 @@ def test_a_flipped_byte_in_a_shard_is_skipped_with_the_reason(tmp_path):
     assert skipped and all(s.row == 4 and "checksum differs" in s.reason and s.shard == str(path) for s in skipped)
 
 
-def test_nine_bad_pictures_in_a_row_stop_the_run_and_the_last_is_named(tmp_path):
-    assert TRIES == 8
+def test_32_bad_pictures_in_a_row_stop_the_run_and_all_are_named(tmp_path):
+    assert MOST_BAD == 32
     write(tmp_path, broken=range(70))
-    with pytest.raises(BadDataError, match=r"9 pictures in a row.*k0\d\d in .*shard-.*not a JPEG"):
+    with pytest.raises(BadDataError, match=r"32 pictures in a row.*k0\d\d in .*shard-.*not a JPEG") as error:
         take(loader(tmp_path), 1)
+    assert [s.attempt for s in error.value.skipped] == list(range(32))
 
 
-def test_eight_bad_pictures_and_a_good_one_go_on(tmp_path):
-    write(tmp_path, broken=range(0, 70, 2))  # every second one: 9 bad in a row are a matter of 1 in 500
-    batches = take(loader(tmp_path), 4)
-    assert sum(len(b.skipped) for b in batches) > 20
+def test_half_of_all_pictures_bad_is_no_reason_to_stop_before_the_limits_say_so(tmp_path):
+    write(tmp_path, broken=range(0, 700, 2), total=700)
+    batches = take(loader(tmp_path), 200)  # ten bad ones in a row come three times in as many pictures
+    assert max(s.attempt for b in batches for s in b.skipped) > 8
+
+
+def test_a_shard_that_is_bad_as_a_whole_meets_the_limit_for_shards_and_each_picture_is_told(tmp_path):
+    write(tmp_path, broken=range(40, 60), total=2020)  # a block holds little more than this shard
+    one = loader(tmp_path, block=8)
+    ledger, told = Ledger(one.reader.shards, "5%"), []
+    with (
+        closing(one.batches(0)) as stream,
+        pytest.raises(BadDataError, match=r"1\d of the 20 .*shard-000002\.tar are bad"),
+    ):
+        for batch in stream:
+            told += batch.skipped
+            ledger.add(16, batch.skipped)
+            ledger.check()
+    assert sum(s.attempt == 0 for s in told) > 10 and {s.shard[-8:] for s in told} == {"0002.tar"}
 
 
 def test_storage_that_fails_is_no_bad_picture_and_stops_the_run(tmp_path):

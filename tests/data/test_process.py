@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,15 +18,18 @@ import numpy as np
 import pytest
 import torch
 
-from seer.core.errors import BadDataError
+from seer.core import log
+from seer.core.errors import BadDataError, StorageError
+from seer.data import process
 from seer.data import reader as reading
 from seer.data.decode import decode
 from seer.data.loader import HELD, Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.process import CHUNK
-from seer.data.reader import Reader
-from seer.data.shards import open_shards, write_shards
+from seer.data.reader import MOST_BAD, Reader
+from seer.data.shards import TarShard, open_shards, write_shards
+from seer.data.slot import Layout
 from tests.data.children import children
 from tests.data.pictures import png
 
@@ -159,7 +163,7 @@ def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(
         return [][1]
 
     monkeypatch.setattr(reading, "decode", undecodable)
-    with closing(loader(folder).batches(0)) as stream, pytest.raises(BadDataError, match="9 pictures in a row"):
+    with closing(loader(folder).batches(0)) as stream, pytest.raises(BadDataError, match="32 pictures in a row"):
         next(stream)
     monkeypatch.setattr(reading, "decode", defect)
     with closing(loader(folder).batches(0)) as stream, pytest.raises(IndexError) as error:
@@ -277,3 +281,119 @@ def test_fewer_batches_are_made_ahead_where_memory_for_them_is_short(folder, exp
     for limited in (short, none):
         with closing(limited.batches(0)) as stream:
             assert same([pixels(b) for b in islice(stream, 24)], expected)
+
+
+def deadly_slow(data: bytes, scratch=None):
+    while data.endswith(b"deadly"):
+        time.sleep(0.1)
+    return decode(data)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Looks and limits of seconds, in tenths."""
+    monkeypatch.setattr(process, "LOOK_S", 0.1)
+    monkeypatch.setattr(process, "TOLD_S", 0.3)
+    monkeypatch.setattr(process, "STUCK_S", 1.0)
+
+
+def test_a_picture_whose_decoding_does_not_end_is_skipped_by_name(folder, monkeypatch, quick, caplog):
+    monkeypatch.setattr(reading, "decode", deadly_slow)
+    reasons = {}
+    with closing(loader(folder, threads=2, prefetch=2).batches(0)) as stream:
+        for batch in islice(stream, 8):  # an epoch
+            reasons |= {s.member: s.reason for s in batch.skipped}
+    assert reasons == dict.fromkeys({f"k{i:03d}" for i in DEADLY}, "decoding it takes more than 1 s")
+    told = [r.getMessage() for r in caplog.records if "got no further for 1 s while reading lane" in r.getMessage()]
+    assert len(told) > len(DEADLY) and all(".tar" in words for words in told)
+
+
+def test_a_reader_that_is_stopped_for_good_is_replaced_and_the_batches_stay_as_they_were(
+    folder, expected, monkeypatch, quick
+):
+    def slow(data: bytes, scratch=None):  # so that it is stopped at work
+        time.sleep(0.01)
+        return decode(data)
+
+    monkeypatch.setattr(reading, "decode", slow)
+    with closing(loader(folder, threads=2, prefetch=3).batches(0)) as stream:
+        assert same(killed_at(stream, {1, 9}, signal.SIGSTOP), expected)
+    assert not children()
+
+
+def test_a_reader_that_is_slow_but_gets_on_is_left_alone(folder, monkeypatch, quick, caplog):
+    def slow(data: bytes, scratch=None):
+        time.sleep(0.3)
+        return decode(data)
+
+    monkeypatch.setattr(reading, "decode", slow)
+    with closing(loader(folder, threads=1, prefetch=1).batches(0)) as stream:
+        next(stream)  # 2.4 s
+    words = [r.getMessage() for r in caplog.records]
+    assert any("waiting for pictures for 0.3 s" in w or "waiting for pictures for 0 s" in w for w in words)
+    assert not any("no further" in w for w in words)
+
+
+def test_storage_that_does_not_answer_is_told_with_the_place_and_ends_the_run_in_the_end(
+    folder, monkeypatch, quick, caplog
+):
+    def stalled(self, file, offset, size):
+        time.sleep(60)
+
+    monkeypatch.setattr(TarShard, "_pread", stalled)
+    place = r"reading lane \d+, row \d+ of \S+\.tar"
+    with closing(loader(folder, threads=1, patience_s=2.0).batches(0)) as stream:
+        with pytest.raises(
+            StorageError, match=f"rank 0: storage has not answered for 2 s: {place}.*run the same command"
+        ):
+            next(stream)
+        words = [r.getMessage() for r in caplog.records]
+        assert any(re.match(f"rank 0: waiting for pictures for . s: {place}", w) for w in words)
+        assert not any("no further" in w for w in words)  # no picture is blamed for its storage
+
+
+def test_a_death_is_told_on_every_rank(folder, capfd):
+    log.setup(1)
+    try:
+        shards = open_shards(folder)
+        lanes = plan([len(s) for s in shards], seed=0, lanes=8, block=10)
+        with closing(Loader(Reader(shards, lanes, 0), CROP, batch=BATCH, rank=1, ranks=2).batches(0)) as stream:
+            next(stream)
+            os.kill(children()[0], signal.SIGKILL)
+            for _ in range(8):
+                next(stream)
+    finally:
+        log.setup(0)
+        log.log.handlers.clear()
+        log.log.propagate = True
+    assert "rank 1: the reader process ended by signal SIGKILL while" in capfd.readouterr().err
+
+
+def test_what_was_skipped_before_a_run_of_bad_pictures_comes_with_the_error(tmp_path):
+    bad = {f"k{i:03d}" for i in range(30)}
+    made = ((f"k{i:03d}", {"png": b"no picture" if f"k{i:03d}" in bad else png(i)}) for i in range(33))
+    write_shards(made, tmp_path, total=33, per_shard=33)
+    shards, found = open_shards(tmp_path), []
+    for threads in (0, 2):
+        reader = Reader(shards, plan([33], seed=0, lanes=1), 0)
+        stream = Loader(reader, CROP, batch=8 * CHUNK, threads=threads).batches(0)
+        with closing(stream), pytest.raises(BadDataError, match=f"{MOST_BAD} pictures in a row") as error:
+            next(stream)
+        found.append([(s.member, s.attempt) for s in error.value.skipped])
+    alone, in_parts = found
+    assert {name for name, _ in in_parts} == bad and (alone[-1][1], alone[-MOST_BAD][1]) == (MOST_BAD - 1, 0)
+    assert len(alone) > 2 * MOST_BAD  # those of the pictures before it, too
+    assert in_parts[: len(alone)] == alone and len(in_parts) > len(alone)  # other threads may have got further
+
+
+def test_pages_that_the_device_will_not_let_go_hold_up_no_end(folder, monkeypatch):
+    monkeypatch.setattr(process, "END_S", 0.5)
+    released = threading.Event()
+    monkeypatch.setattr(process, "_unpin", lambda memory: released.wait(20))
+    filler = loader(folder).filler
+    one = process.ReaderProcess(filler, Layout(CROP, BATCH), blocks=2, threads=1)
+    one._pinned = True
+    start = time.monotonic()
+    one.close()
+    assert time.monotonic() - start < 5 and not children()
+    released.set()
