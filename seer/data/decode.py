@@ -182,7 +182,8 @@ def _check_scans(data: bytes, width: int, height: int) -> None:
     scans = data.count(b"\xff\xda", end if frame else 0)  # in coded data 0xff is always followed by 0
     if scans > MOST_SCANS or scans * width * height > MOST_SCANNED:
         raise Undecodable(
-            f"{scans} scans of {width} x {height} pixels, more than {MOST_SCANS} or {MOST_SCANNED} pixels altogether", "size"
+            f"{scans} scans of {width} x {height} pixels, more than {MOST_SCANS} or {MOST_SCANNED} pixels altogether",
+            "size",
         )
 
 

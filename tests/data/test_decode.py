@@ -294,7 +294,9 @@ def test_a_reason_names_no_address_in_memory():
 
 def many_scans(side: int, scans: int, mode: str = "RGB") -> bytes:
     """A progressive JPEG of one colour whose last scan, a few bytes, comes again and again."""
-    data = encoded(Image.new(mode, (side, side), 120 if mode == "L" else (120, 60, 30, 9)[: len(mode)]), progressive=True)
+    data = encoded(
+        Image.new(mode, (side, side), 120 if mode == "L" else (120, 60, 30, 9)[: len(mode)]), progressive=True
+    )
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + b"\xff\xd9"
 
@@ -326,7 +328,9 @@ def test_kinds_of_pixels_are_turned_in_strips_to_what_they_are_as_wholes():
     rng = np.random.default_rng(0)
     deep = rng.integers(0, 65536, (600, 30), dtype=np.uint16)
     expected = (deep.astype(np.float64) / 257).round().astype(np.uint8)
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(deep), "PNG")), np.repeat(expected[..., None], 3, axis=2))
+    np.testing.assert_array_equal(
+        decode(encoded(Image.fromarray(deep), "PNG")), np.repeat(expected[..., None], 3, axis=2)
+    )
     clear = Image.fromarray(rng.integers(0, 256, (600, 30, 4), dtype=np.uint8), "RGBA")
     ground = Image.new("RGBA", clear.size, (0, 0, 0, 255))
     np.testing.assert_array_equal(
@@ -345,7 +349,9 @@ def test_a_large_picture_of_odd_pixels_takes_its_own_size_and_that_of_its_rgb(mo
         with tempfile.NamedTemporaryFile() as written:
             written.write(file)
             written.flush()
-            done = subprocess.run([sys.executable, "-c", words, written.name], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", words, written.name], capture_output=True, text=True, check=True
+            )
         peaks.append(int(done.stdout) * 1024)
     own = side * side * {"I;16": 2, "RGBA": 4, "LA": 4}[mode]  # bytes, as Pillow keeps them
-    assert peaks[0] - peaks[1] < 1.1 * (own + side * side * 3)
+    assert peaks[0] - peaks[1] < own + side * side * 3 + 30e6  # and the file, buffers, and a strip
