@@ -30,6 +30,15 @@ def png(seed: int, height: int = 24, width: int = 20) -> bytes:
     return encoded(pixels(seed, height, width), "PNG")
 
 
+def many_scans(side: int, scans: int, mode: str = "RGB") -> bytes:
+    """A progressive JPEG of one colour whose last scan, a few bytes, comes again and again."""
+    data = encoded(
+        Image.new(mode, (side, side), 120 if mode == "L" else (120, 60, 30, 9)[: len(mode)]), progressive=True
+    )
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + b"\xff\xd9"
+
+
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
     with tarfile.open(path, "w", format=form) as archive:
         for name, data in members:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from seer.data.decode import Undecodable, _sound_jpeg, decode, encode_jpeg
 from tests.data.mutations import bases, mutant
-from tests.data.pictures import encoded, jpeg, pixels, png
+from tests.data.pictures import encoded, jpeg, many_scans, pixels, png
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -290,15 +290,6 @@ def test_a_reason_names_no_address_in_memory():
     with pytest.raises(Undecodable) as first, warnings.catch_warnings():
         decode(b"\xff\xd8\xff\xe0")
     assert "0x" not in str(first.value) and "cannot identify image file" in str(first.value)
-
-
-def many_scans(side: int, scans: int, mode: str = "RGB") -> bytes:
-    """A progressive JPEG of one colour whose last scan, a few bytes, comes again and again."""
-    data = encoded(
-        Image.new(mode, (side, side), 120 if mode == "L" else (120, 60, 30, 9)[: len(mode)]), progressive=True
-    )
-    last = data.rindex(b"\xff\xda")
-    return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + b"\xff\xd9"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])

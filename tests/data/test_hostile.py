@@ -25,7 +25,7 @@ from seer.data.index import INDEX
 from seer.data.order import plan
 from seer.data.reader import Reader
 from seer.data.shards import open_shards, write_shards
-from tests.data.pictures import encoded, jpeg, pixels, png, write_tar
+from tests.data.pictures import encoded, jpeg, many_scans, pixels, png, write_tar
 
 GOOD = [(f"g{i}.jpg", jpeg(i)) for i in range(12)]
 
@@ -221,6 +221,8 @@ PAYLOADS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "a JPEG of 65,500 x 65,500": (picture(huge_jpeg()), "65500|exceeds limit"),
     "a WebP of 16,384 x 16,384": (picture(huge_webp(), "evil.webp"), "16384|exceeds limit|Error"),
     "a picture with a text that unpacks to 8 MiB": (picture(text_bomb(), "evil.png"), "Decompressed data too large|too large"),
+    "a JPEG that scans its pixels 20,000 times": (picture(many_scans(2_000, 20_000)), "20000 scans of 2000 x 2000"),
+    "a grey one of 49 megapixels, 90 times": (picture(many_scans(7_000, 90, "L")), "90 scans of 7000 x 7000"),
     # other kinds of files
     "PostScript with a command": (
         picture(lambda d: f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch {d}/ran) (w) file\n".encode()),
