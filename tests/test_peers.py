@@ -174,3 +174,12 @@ def test_steps_are_logged_while_a_slow_disk_takes_a_checkpoint(pictures, tmp_pat
     assert ended.result["exit"] == 0, ended.words
     assert len(losses(run)) == 12 and last(run) == 12
     assert "keeps the others waiting" not in ended.words  # a rank that waits for a save is busy all the same
+
+
+def test_where_one_rank_can_save_nothing_all_try_again_and_end_together_after_three_failures(pictures, tmp_path):
+    run = tmp_path / "run"
+    ended = wait(begin(pictures, run, "model=regnety_tiny", "every.background=true", fault="full"))
+    assert ended.result["exit"] == 74 and len(told(ended)) == 1, ended.words
+    assert "step 9 could not be written" in told(ended)[0] and "the last 3 saves failed" in told(ended)[0]
+    assert ended.words.count("the next save tries anew") == 2
+    assert len(losses(run)) < 13 and not list((run / "checkpoints").iterdir())

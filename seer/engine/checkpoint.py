@@ -9,8 +9,9 @@ of the files, and falls back one by one, saying why. Nothing is pickled, so noth
 Surprising here:
 
 - In the background (`background=True`) training waits only until its tensors are copied to the host; a thread writes them,
-  and the ranks' threads talk over a group of their own. There is never more than one save under way, and an error of it is
-  raised by the next call.
+  and the ranks' threads talk over a group of their own. There is never more than one save under way.
+- A save that storage refuses does not end the run: it is told at once, and the next one tries anew. The last one must
+  succeed (`settle`), and TRIES failures on end are enough.
 - Running statistics of batch norm differ between the groups of ranks that share them. The first rank of each group
   saves them; whoever goes on with as many groups finds its own, with another number their mean.
 - Sharded tensors (DTensor) are saved as they lie and read as they are needed, so the number of ranks may change.
@@ -55,6 +56,7 @@ from seer.parallel.collectives import Group, gather_text, share_text, waited
 from seer.parallel.world import World
 
 STATE = "state.json"
+TRIES = 3
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # one process saves without a process group, as it is told to
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -70,7 +72,8 @@ class Checkpoints:
         self.folder, self.world, self.keep = folder, world, keep or Keep()
         self.statistics, self.background = statistics, background
         self._writing: threading.Thread | None = None
-        self._failed: BaseException | None = None
+        self._failed: BaseException | None = None  # what came of the last save
+        self._row, self._told = 0, False  # failures on end; whether the last was told
         if world.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for half_made in folder.glob("*.writing"):
@@ -99,10 +102,15 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
         """state: {"task": {...}, "optimizer": ..., ...} of tensors and plain values. facts: plain values for people too.
 
-        Returns the folder, which is there once `settle` has returned. Raises StorageError, with the older checkpoints
-        intact, also for the save before when that ran in the background.
+        Returns the folder, which is there once `settle` has returned. What storage refuses is told, and raised by
+        `settle` alone, with the older checkpoints intact.
         """
-        self.settle()
+        self._join()
+        if isinstance(self._failed, StorageError):
+            self._tell(self._failed)
+        elif self._failed is not None:
+            self.settle()
+        self._failed, self._told = None, False
         tensors, plain = flatten(state)
         mine = self._of_this_rank(tensors)
         if self.background:
@@ -112,25 +120,46 @@ class Checkpoints:
             )
             self._writing.start()
         else:
-            self._write(step, mine, plain, facts, self.world.group)
+            self._write_once(step, mine, plain, facts, self.world.group)
+            self.look()
         return self.folder / _name(step)
 
+    def look(self) -> bool:
+        """Tell of a save that failed, once, without waiting for one under way. True when no more should be tried:
+        `settle` raises why. Ranks may hear it a step apart."""
+        failed = self._failed
+        if failed is None:
+            return False
+        if not isinstance(failed, StorageError) or self._row >= TRIES:
+            return True
+        self._tell(failed)
+        return False
+
+    def _tell(self, failed: StorageError) -> None:
+        if not self._told:
+            self._told = True
+            log.warning(f"{failed}: training goes on, and the next save tries anew")
+
     def settle(self) -> None:
-        """Wait until the last save is on the disk. Raises what stopped it."""
-        thread, self._writing = self._writing, None
-        if thread is not None:
-            thread.join()
+        """Wait until the last save is on the disk. Raises what stopped it, on all ranks alike when that was storage."""
+        self._join()
         failed, self._failed = self._failed, None
+        if isinstance(failed, StorageError):
+            again = f" (the last {self._row} saves failed)" if self._row > 1 else ""
+            raise StorageError(f"{failed} and run the same command again{again}") from failed
         if failed is not None:
             raise failed
 
     def close(self, limit_s: float = 60.0) -> None:
         """At the end, also after an error of something else: give the last save time to end; its own error is told."""
+        self._join(limit_s)
+        if self._failed is not None and not self._told:
+            log.error(str(self._failed))
+
+    def _join(self, limit_s: float | None = None) -> None:
         thread, self._writing = self._writing, None
         if thread is not None:
             thread.join(limit_s)
-        if self._failed is not None:
-            log.error(str(self._failed))
 
     def load_newest(
         self, like: Mapping[str, torch.Tensor] | None = None
@@ -170,12 +199,21 @@ class Checkpoints:
     def _group_of_statistics(self) -> int:
         return self.world.rank * self.statistics // self.world.size
 
-    def _try(self, step: int, tensors: dict[str, torch.Tensor], plain: Any, facts: Mapping[str, Any]) -> None:
-        """The thread's body; an error waits for the next call."""
+    def _try(self, *save: Any) -> None:
+        """The thread's body; what is no failure of storage waits for the next call, too."""
         waited.aside()
         try:
-            self._write(step, tensors, plain, facts, self.world.side)
+            self._write_once(*save, self.world.side)
         except BaseException as error:  # CheckpointException is none of Exception
+            self._failed = error
+
+    def _write_once(self, *save: Any) -> None:
+        """Keeps what storage refuses."""
+        try:
+            self._write(*save)
+            self._row = 0
+        except StorageError as error:
+            self._row += 1
             self._failed = error
 
     def _write(
@@ -200,10 +238,9 @@ class Checkpoints:
         except (OSError, CheckpointException) as error:
             if self.world.rank == 0 and temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
-            free = shutil.disk_usage(self.folder).free
             raise StorageError(
-                f"checkpoint of step {step} could not be written to {self.folder} ({free / 1e9:.2f} GB free): "
-                f"{_cause(error)}; older checkpoints are intact, make room and run the same command again"
+                f"checkpoint of step {step} could not be written to {self.folder} ({_free(self.folder)}): "
+                f"{_cause(error)}; older checkpoints are intact, make room"
             ) from error
 
     def _described(self, folder: Path, group: Group | None) -> dict[str, Any]:
@@ -286,6 +323,13 @@ class Checkpoints:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB free"
+    except OSError as error:  # it has gone away
+        return f"which does not answer: {error.strerror}"
 
 
 def _made(final: Path) -> str:

@@ -28,6 +28,8 @@ from seer.parallel.agreement import replicated, same_weights
 from seer.parallel.collectives import all_reduce_mean, highest
 from seer.parallel.world import World
 
+SAVE, GIVE_UP, STOP = 1, 2, 3  # what a rank may ask for at the end of a step; the highest counts
+
 
 @dataclass(frozen=True)
 class Every:
@@ -69,8 +71,8 @@ def fit(
     batches(consumed) yields what comes after `consumed` pictures of the run. ledger(step, skipped) keeps the skipped and
     returns how many there are by now on this rank, and how many by reason on all, as last heard; metrics tell the sum of them,
     and the mean of a loss, over all ranks. Raises Interrupted once a requested stop is saved, LostPeer when another rank is gone,
-    NumericsError for a loss or a gradient that is not finite (a step late, with nothing updated since), and what the loader
-    raises.
+    NumericsError for a loss or a gradient that is not finite (a step late, with nothing updated since), StorageError when
+    the last save or several on end cannot be written, and what the loader raises.
     """
 
     saved_at = time.monotonic()
@@ -141,7 +143,11 @@ def fit(
                 metrics.add(step, _evaluate(task, evaluators))
                 enough = look(0) or enough
             late = every.minutes and time.monotonic() - saved_at > 60 * every.minutes
-            asked = highest(2 if enough or stop.asked else 1 if late else 0, world.group)  # what any rank asks for
+            lost = checkpoints.look()
+            want = STOP if enough or stop.asked else GIVE_UP if lost else SAVE if late else 0
+            asked = highest(want, world.group)  # what any rank asks for
+            if asked == GIVE_UP and not end:
+                checkpoints.settle()
             if every.compare and done % every.compare == 0:
                 agree(done)
             if end or asked or (every.checkpoint and done % every.checkpoint == 0):
@@ -149,9 +155,9 @@ def fit(
                 if slow:
                     slow.start()
             probe.skip()
-            if end or asked == 2:
+            if end or asked == STOP:
                 checkpoints.settle()
-            if asked == 2 and not end:
+            if asked == STOP and not end:
                 raise Interrupted(
                     f"stopped on {stop.asked or 'request'} after step {done} of {total_steps}, saved; run again to go on",
                     done,

@@ -217,6 +217,7 @@ def test_a_full_disk_is_told_with_the_free_space_and_the_older_checkpoint_loads(
         pytest.raises(StorageError, match=r"step 30 .*GB free.*older checkpoints are intact") as caught,
     ):
         two.save(30, state(30, size=100_000), FACTS)
+        two.settle()
     assert caught.value.exit_status == 74
     assert not (tmp_path / "step-00000030").exists() and os.readlink(tmp_path / "last") == "step-00000020"
     assert same(Checkpoints(tmp_path, ALONE).load_newest()[0], state(20))
@@ -246,6 +247,7 @@ def test_a_disk_with_room_for_so_many_pages_keeps_the_older_checkpoint_and_says_
     try:
         try:
             checkpoints.save(20, state(20, size=100_000), FACTS)
+            checkpoints.settle()
             saved = 20
         except StorageError as error:
             assert "No space left on device" in str(error) and "GB free" in str(error)
@@ -266,6 +268,7 @@ def test_a_disk_that_fails_while_the_manifest_is_written_leaves_the_older_checkp
         broken.setattr("seer.engine.manifest.json.dump", fail)
         with pytest.raises(StorageError, match="No space left on device"):
             two.save(30, state(30), FACTS)
+            two.settle()
     assert two.load_newest()[1]["step"] == 20
     two.save(30, state(30), FACTS)  # once there is room again
     assert two.load_newest()[1]["step"] == 30
@@ -411,7 +414,7 @@ def test_a_second_save_waits_for_the_first_and_the_order_stays(tmp_path, monkeyp
     assert names(tmp_path) == ["last", "step-00000020", "step-00000030"]
 
 
-def test_an_error_in_the_background_is_raised_by_the_next_call_and_only_once(two, tmp_path):
+def test_an_error_in_the_background_is_raised_by_settle_and_only_once(two, tmp_path):
     checkpoints = Checkpoints(tmp_path, ALONE, background=True)
     with full_disk(1000):
         checkpoints.save(30, state(30, size=100_000), FACTS)
@@ -421,6 +424,54 @@ def test_an_error_in_the_background_is_raised_by_the_next_call_and_only_once(two
     checkpoints.save(40, state(40), FACTS)
     checkpoints.settle()
     assert checkpoints.load_newest()[1]["step"] == 40
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_save_that_failed_is_told_at_once_and_the_next_one_is_tried_anew(two, tmp_path, told, background):
+    checkpoints = Checkpoints(tmp_path, ALONE, background=background)
+    with full_disk(1000):
+        checkpoints.save(30, state(30, size=100_000), FACTS)
+        end = time.monotonic() + 20
+        while not told.text and time.monotonic() < end:
+            time.sleep(0.02)
+            assert not checkpoints.look()  # as at the end of each step
+    assert "step 30 could not be written" in told.text and "the next save tries anew" in told.text
+    checkpoints.save(40, state(40), FACTS)
+    checkpoints.settle()
+    assert not checkpoints.look() and told.text.count("could not be written") == 1
+    assert checkpoints.load_newest()[1]["step"] == 40
+
+
+def test_three_saves_that_fail_on_end_are_enough_and_one_that_does_not_starts_the_count_anew(two, tmp_path, told):
+    checkpoints = Checkpoints(tmp_path, ALONE, background=True)
+    for step, room in ((30, 0), (40, 0), (50, 1), (60, 0), (70, 0), (80, 0)):
+        with full_disk(10**9 if room else 1000):
+            assert not checkpoints.look()
+            checkpoints.save(step, state(step, size=100_000), FACTS)
+            checkpoints._join()
+    assert checkpoints.look()
+    with pytest.raises(StorageError, match=r"step 80 .*run the same command again \(the last 3 saves failed\)"):
+        checkpoints.settle()
+    assert told.text.count("could not be written") == 4 and checkpoints.load_newest()[1]["step"] == 50
+
+
+def test_an_error_that_is_not_of_storage_is_raised_by_the_next_save(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, ALONE, background=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoints, "_write", lambda *_: 1 / 0)
+        checkpoints.save(10, state(10), FACTS)
+        checkpoints._join()
+    assert checkpoints.look()
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.save(20, state(20), FACTS)
+
+
+def test_a_folder_that_has_gone_away_is_a_failure_of_storage(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "gone", ALONE)
+    (tmp_path / "gone").rmdir()
+    checkpoints.save(10, state(10), FACTS)
+    with pytest.raises(StorageError, match="does not answer"):
+        checkpoints.settle()
 
 
 def test_a_value_that_is_neither_tensor_nor_plain_is_refused_with_its_path(tmp_path):

@@ -1,6 +1,6 @@
 """Faults for tests of several ranks, put into the real program: a folder on PYTHONPATH whose sitecustomize Python imports.
 
-SEER_FAULT says which, and it strikes rank 1 from step 5 on; "disk" strikes every save of rank 0.
+SEER_FAULT says which, and it strikes rank 1 from step 5 on; "disk" strikes saves on rank 0, "full" on rank 1.
 """
 
 import os
@@ -20,6 +20,14 @@ if FAULT == "disk" and os.environ.get("RANK") == "0":
         flush(folder)
 
     checkpoint.flush_folder = flush_slowly
+
+elif FAULT == "full" and os.environ.get("RANK") == "1":
+    from seer.engine import checkpoint
+
+    def refuse(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpoint.described = refuse  # type: ignore[assignment]
 
 elif FAULT and os.environ.get("RANK") == "1":
     if FAULT == "words":
