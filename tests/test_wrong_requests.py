@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from seer.data import sample
-from tests.program import SMALL, Ended, seer
+from tests.program import ROOT, SMALL, Ended, seer
 
 pytestmark = pytest.mark.slow
 
@@ -116,3 +116,18 @@ def test_an_output_folder_with_strange_files_is_refused(capfd, tmp_path: Path, p
 def test_a_wrong_value_is_named(capfd, tmp_path: Path, pictures: Path, word: str, named: str) -> None:
     words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=10", word)
     assert named in refused(seer(capfd, "pretrain", *SMALL, *words))
+
+
+def test_a_run_with_other_lanes_is_told_which_words_go_on_with_it(capfd, tmp_path: Path, pictures: Path) -> None:
+    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=1")
+    assert seer(capfd, "pretrain", *SMALL, *words, "data.lanes=8").status == 0
+    ended = seer(capfd, "pretrain", *SMALL, *words)
+    assert ended.status == 78 and "give data.lanes as before" in ended.words and "data.lanes=16" in ended.words
+    assert seer(capfd, "pretrain", *SMALL, *words, "data.lanes=8").status == 0
+
+
+def test_a_source_behind_a_url_is_refused_and_no_launch_script_promises_one(capfd, tmp_path: Path) -> None:
+    words = ("data.source=https://host/{000..009}.tar", f"output={tmp_path / 'run'}")
+    assert "https://host" in refused(seer(capfd, "pretrain", *SMALL, *words)) and not (tmp_path / "run").exists()
+    scripts = [p for p in (ROOT / "launch").iterdir() if "SOURCE=" in p.read_text()]
+    assert len(scripts) == 3 and not any("URL" in p.read_text() for p in scripts)
