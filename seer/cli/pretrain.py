@@ -20,6 +20,7 @@ from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.data.ledger import Ledger, share
 from seer.data.multicrop import MultiCrop
+from seer.data.order import MOST_LANES, largest_divisor
 from seer.data.shards import fingerprint, open_shards
 from seer.engine.checkpoint import Checkpoints
 from seer.engine.determinism import cost, use_deterministic
@@ -212,11 +213,16 @@ def _resume(
     if found is None:
         return 0
     state, manifest = found
-    for name in ("data", "plan", "batch"):
+    changed = {"data": "the pictures have changed; restore them", "batch": "give the batch of before"}
+    changed["plan"] = (
+        "the pictures would come in another order; give data.lanes as before (a run begun by a version that chose no more than "
+        f"{MOST_LANES} goes on with data.lanes={largest_divisor(facts['batch'], MOST_LANES)})"
+    )
+    for name in ("data", "batch", "plan"):
         if manifest[name] != facts[name]:
             raise RequestError(
                 f"the checkpoint of step {manifest['step']} was made with {name} {manifest[name]}, now it is "
-                f"{facts[name]}: the pictures have changed; restore them, or give another output="
+                f"{facts[name]}: {changed[name]}, or give another output="
             )
     if "batch_norm_images" in manifest:
         same_statistics(world, batch_norm_group, facts["batch"], manifest["batch_norm_images"])

@@ -38,10 +38,11 @@ from seer.parallel.world import World
 CONFIG = "config.yaml"
 SKIPPED = "skipped.jsonl"
 # Keys that may differ when a run goes on: how it is watched, how fast it goes, where its data lies; never what it learns.
-# data.exclude moves no picture but those it names (`data.ledger`).
+# data.exclude moves no picture but those it names (`data.ledger`); data.lanes is held against the checkpoint's plan.
 FREE = (
     *("output", "every.", "log.", "eval.", "parallel.", "augment.device"),
     *(
+        "data.lanes",
         "data.threads",
         "data.prefetch",
         "data.prefetch_gb",

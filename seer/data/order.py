@@ -11,6 +11,7 @@ Source: the tried design of `facts/reliability.md` 4.3.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ import numpy as np
 from seer.core import rng
 from seer.core.errors import RequestError
 
-MOST_LANES = 2048
+MOST_LANES = 2048  # many lanes mix best, and more mix no better
+MOST_RANKS = 1024  # every number of ranks up to this that divides the batch can take part
 _CHUNK = 8192  # shards permuted at a time
 _TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
 TRIES = 8  # bad stand-ins for one position before the run stops
@@ -37,8 +39,15 @@ class Places:
 
 
 def choose_lanes(batch: int, pictures: int) -> int:
-    """The most lanes up to 2048 that divide the global batch and are no more than the pictures: many lanes mix best."""
-    return max(n for n in range(1, min(batch, pictures, MOST_LANES) + 1) if batch % n == 0)
+    """Lanes for a global batch: the most up to MOST_LANES that divide it and are no more than the pictures; where a number of
+    ranks divides the batch but not those, as few more as all such numbers divide, should there be as many pictures."""
+    most = largest_divisor(batch, min(pictures, MOST_LANES))
+    shared = math.lcm(*(n for n in range(1, MOST_RANKS + 1) if batch % n == 0))
+    return most if most % shared == 0 or shared > pictures else shared
+
+
+def largest_divisor(batch: int, most: int) -> int:
+    return max(n for n in range(1, min(batch, most) + 1) if batch % n == 0)
 
 
 class Plan:

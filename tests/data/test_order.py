@@ -195,6 +195,8 @@ def distinct_and_pairs(batches: list[np.ndarray]) -> tuple[float, float]:
         (1000, 10_000, 4096),
         (10_000, 1000, 4096),
         (100, 1000, 1024),
+        (10_000, 1000, 3000),
+        (1000, 1000, 5000),
     ],
 )
 def test_batches_are_mixed_like_those_of_a_full_permutation(shards, rows, batch):
@@ -227,6 +229,21 @@ def test_memory_of_a_plan_does_not_grow_with_epochs():
 )
 def test_the_most_lanes_that_divide_the_batch_are_chosen(batch, pictures, lanes):
     assert choose_lanes(batch, pictures) == lanes
+
+
+BATCHES = (96, 1000, 2500, 3000, 3072, 5000, 6000, 7000, 7936, 10_000, 12_288, 30_030)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_number_of_ranks_up_to_1024_that_divides_the_batch_divides_the_lanes(batch):
+    lanes = choose_lanes(batch, 10**9)
+    ranks = [r for r in range(1, 1025) if batch % r == 0]
+    assert batch % lanes == 0 and [r for r in ranks if lanes % r] == []
+    plan([10**9], seed=0, lanes=lanes).places(0, batch, ranks[-1] - 1, ranks[-1])
+
+
+def test_batches_that_are_powers_of_two_keep_the_lanes_that_runs_have_begun_with():
+    assert [choose_lanes(2**n, 10**9) for n in range(17)] == [min(2**n, 2048) for n in range(17)]
 
 
 def test_ranks_lanes_and_batches_that_do_not_fit_are_refused():
