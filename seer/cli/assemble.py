@@ -1,6 +1,5 @@
 """Config -> the objects of a run, the same for training and for repeating a step of it."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
 from seer.parallel import fairscale_backend
 from seer.parallel.allocator import give_back
+from seer.parallel.cores import own_cores
 from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
@@ -94,8 +94,7 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
     how, batch, seed = wanted["data"], wanted["batch"], wanted["seed"]
     lanes = how["lanes"] or choose_lanes(batch, sum(len(s) for s in shards))
     plan = Plan([len(s) for s in shards], seed=rng.key(seed, "order"), lanes=lanes, block=how["block"])
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    threads = max(1, len(os.sched_getaffinity(0)) // here) if how["threads"] is None else how["threads"]
+    threads = own_cores(world) if how["threads"] is None else how["threads"]
     exclude = read_exclude(run_folder.lists(how["exclude"]), shards)
     reader = Reader(shards, plan, rng.key(seed, "views"), exclude)
     pin = world.device.type == "cuda"
