@@ -1,8 +1,10 @@
 """Batch norm whose statistics are those of a group of ranks.
 
 On a GPU torch's own SyncBatchNorm does it. That refuses CPU tensors, so here the same arithmetic stands in a few lines
-over differentiable collectives: gloo tests then cover the real model. Means and variances of the ranks are joined by
-the parallel formula (variance of means plus mean of variances), not by sums of squares, which cancel in float32.
+over differentiable collectives: gloo tests then cover the real model. torch.compile takes these on a GPU, too, in one graph:
+SyncBatchNorm drops the rows of empty ranks, a shape that depends on data, and breaks the graph at each norm. Means and
+variances of the ranks are joined by the parallel formula (variance of means plus mean of variances), not by sums of
+squares, which cancel in float32.
 
 Legend: N rows or images, C channels, R ranks of the group.
 """
@@ -59,15 +61,17 @@ class GroupBatchNorm2d(_GroupStatistics, nn.BatchNorm2d):
     """nn.BatchNorm2d over the joined batch of a group."""
 
 
-def group_batchnorm(model: nn.Module, group: Group | None, device: torch.device) -> nn.Module:
+def group_batchnorm(
+    model: nn.Module, group: Group | None, device: torch.device, *, compiled: bool = False
+) -> nn.Module:
     """Make every batch norm of a model share its statistics over `group`, in place; None leaves the model alone.
 
     Parameters, buffers and their names stay; frozen ones (`models/surgery.py`) have no statistics to share. Every rank of
-    the group must have the same number of images.
+    the group must have the same number of images. compiled: torch.compile will read it.
     """
     if group is None:
         return model
-    if device.type == "cuda":
+    if device.type == "cuda" and not compiled:
         for module in list(model.modules()):
             for name, child in module.named_children():
                 if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Group = dist.ProcessGroup
 
 __all__ = [
-    *("AllGatherStack", "Group", "all_gather_stack", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"),
+    *("Group", "all_gather_stack", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"),
     *("assign_whole", "gather_text", "highest", "share_text", "waited", "whole_on_first"),
 ]
 
@@ -78,33 +78,53 @@ def all_reduce_mean(tensor: Tensor, group: Group | None) -> Tensor:
     return tensor
 
 
-class AllGatherStack(torch.autograd.Function):
-    """[..] on each of R ranks -> [R, ..] on all; the gradient of row r is summed over the group and goes to rank r."""
+@torch.library.custom_op("seer::all_gather_stack", mutates_args=(), schema="(Tensor tensor, str group) -> Tensor")
+def _stacked(tensor: Tensor, group: str) -> Tensor:
+    ranks = _resolve_process_group(GroupName(group))
+    stacked = tensor.new_empty((ranks.size(), *tensor.shape))  # [R, ..]
+    with waited:
+        dist.all_gather(list(stacked.unbind()), tensor.contiguous(), group=ranks)
+    return stacked
 
-    @staticmethod
-    def forward(ctx, tensor: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        stacked = tensor.new_empty((dist.get_world_size(group), *tensor.shape))  # [R, ..]
-        with waited:
-            dist.all_gather(list(stacked.unbind()), tensor.contiguous(), group=group)
-        return stacked
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        # every rank used all R rows, so the gradient of ours is spread over all ranks; a copy, because autograd may
-        # hand the same tensor to somebody else
-        total = gradient.clone(memory_format=torch.contiguous_format)  # [R, ..]
-        with waited:
-            dist.all_reduce(total, op=dist.ReduceOp.SUM, group=ctx.group)
-        return total[dist.get_rank(ctx.group)], None
+@torch.library.custom_op("seer::sum_of_own_row", mutates_args=(), schema="(Tensor gradient, str group) -> Tensor")
+def _own_row(gradient: Tensor, group: str) -> Tensor:
+    ranks = _resolve_process_group(GroupName(group))
+    # a copy, because autograd may hand the same tensor to somebody else
+    total = gradient.clone(memory_format=torch.contiguous_format)  # [R, ..]
+    with waited:
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=ranks)
+    return total[ranks.rank()].clone()
+
+
+@_stacked.register_fake
+def _(tensor: Tensor, group: str) -> Tensor:
+    return tensor.new_empty((_resolve_process_group(GroupName(group)).size(), *tensor.shape))
+
+
+@_own_row.register_fake
+def _(gradient: Tensor, group: str) -> Tensor:
+    return gradient.new_empty(gradient.shape[1:])
+
+
+def _keep_group(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+    ctx.group = inputs[1]
+
+
+def _to_its_rank(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    # every rank used all R rows, so the gradient of ours is spread over all ranks
+    return _own_row(gradient, ctx.group), None
+
+
+_stacked.register_autograd(_to_its_rank, setup_context=_keep_group)
 
 
 def all_gather_stack(tensor: Tensor, group: Group | None) -> Tensor:
-    """`tensor` [..] of each rank -> [R, ..] in rank order, differentiable; [1, ..] (a view) for one process."""
+    """`tensor` [..] of each rank -> [R, ..] in rank order; [1, ..] (a view) for one process. Differentiable once: the gradient
+    of row r is summed over the group and goes to rank r. torch.compile takes it for one operation."""
     if group is None:
         return tensor.unsqueeze(0)
-    return AllGatherStack.apply(tensor, group)
+    return _stacked(tensor, group.group_name)
 
 
 @torch.no_grad()

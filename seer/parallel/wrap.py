@@ -62,7 +62,7 @@ def parallelize(
     contiguous = world.group is not None and mode in ("fsdp", "fairscale")
     if channels_last and not contiguous:
         model = model.to(memory_format=torch.channels_last)
-    model = group_batchnorm(model, batch_norm_groups(world, batch_norm_group), world.device)
+    model = group_batchnorm(model, batch_norm_groups(world, batch_norm_group), world.device, compiled=compiled)
     model = recompute(model, remat)
     if compiled:
         _compile(getattr(model, "backbone", model), whole=remat == "none" and not sharded)
@@ -79,11 +79,15 @@ def parallelize(
 
 
 def _compile(backbone: nn.Module, whole: bool) -> None:
-    """In place. Shapes are fixed, so each crop size is compiled once. Recompute and FSDP act between blocks: then each block is
-    compiled by itself, and those that are alike share what was compiled."""
+    """In place. Shapes are fixed, so each crop size is compiled once, in one graph, collectives and all. Recompute and FSDP act
+    between blocks: then each block is compiled by itself, and those that are alike share what was compiled. FSDP in 16 bits
+    gathers batch norms apart (`_shard`), which cuts a block's graph at each of them."""
     parts = [backbone] if whole else [block for stage in stages_of(backbone).values() for block in stage]
-    # torch gives up after 8 variants of one function, and all blocks are one: two sizes, first and second pass, each shape of block
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(parts))
+    # torch gives up after 8 variants of one function, and all blocks are one: two sizes, first and second pass, each shape of
+    # block; four norms of a block where graphs are cut
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 16 * len(parts))
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, dynamo.recompile_limit)
     for part in parts:
         part.compile(dynamic=False)
 
