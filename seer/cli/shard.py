@@ -49,7 +49,7 @@ def _check(wanted: Mapping[str, Any]) -> int:
 
 def _index(wanted: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
     source = wanted["source"]
-    paths = [Path(path) for one in ([source] if isinstance(source, str) else source) for path in expand(str(one))]
+    paths = [Path(path) for one in ([source] if isinstance(source, str) else source) for path in expand(str(one)).paths]
     loose = [path for path in paths if not path.is_file()]
     if loose:
         raise RequestError(f"index_only=true is for tars; {loose[0]} is none")

@@ -20,7 +20,8 @@ from seer.data.index import MOST_SAMPLE, PICTURES, open_plain, split
 from seer.data.tar import TarError
 
 _CHUNK = 65_536  # names held as Python objects at a time
-_ENDINGS = tuple(f".{extension}".encode() for extension in sorted(PICTURES))
+ENDINGS = tuple(f".{extension}" for extension in sorted(PICTURES))
+_ENDINGS = tuple(ending.encode() for ending in ENDINGS)
 
 
 class FolderShard:

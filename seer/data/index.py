@@ -104,6 +104,11 @@ def write_index(index: np.ndarray, sidecar: Path) -> None:
     os.replace(temporary, sidecar)
 
 
+def fits(size: int, rows: int) -> bool:
+    """Whether an index of so many rows may be a file of that size: numpy's versions differ in the description's length."""
+    return 0 < size - (rows + 1) * INDEX.itemsize <= 256
+
+
 def checksum(index: np.ndarray) -> str:
     """Names an index, and by the CRCs in it the archive. 8 hexadecimal digits."""
     return f"{zlib.crc32(index.tobytes()):08x}"

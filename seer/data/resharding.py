@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -22,15 +22,24 @@ from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.records import Skipped
 from seer.data.decode import Undecodable, reencoded
 from seer.data.folder import FolderShard
-from seer.data.index import INDEX_SUFFIX, PICTURES, build_index, checksum, read_index, write_index
+from seer.data.index import INDEX_SUFFIX, PICTURES, build_index, checksum, fits, read_index, write_index
 from seer.data.ledger import LEAST, share
 from seer.data.order import permute
 from seer.data.pieces import Entry, locked, run_pieces
 from seer.data.shards import Shard, fingerprint, folder_of
 from seer.data.tar import TarError
-from seer.data.writing import MANIFEST, Member, shard_count, shard_path, shard_rows, write_manifest, write_shard
+from seer.data.writing import (
+    JOURNAL,
+    MANIFEST,
+    Member,
+    shard_count,
+    shard_path,
+    shard_rows,
+    write_manifest,
+    write_shard,
+)
 
-JOURNAL = ".unfinished.jsonl"
+INDEXING = ".indexing.jsonl"  # not JOURNAL: the tars are whole before their indexes are
 
 
 @dataclass(frozen=True)
@@ -207,13 +216,13 @@ def index_archives(
     status = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     request = hashlib.sha256(json.dumps([1, "index", status]).encode()).hexdigest()[:16]
     if (output / MANIFEST).exists():
-        return _same(output, request)
-    with locked(output / JOURNAL) as journal:
+        return _same(output, request, indexes=True)
+    with locked(output / INDEXING) as journal:
         if (output / MANIFEST).exists():
-            manifest = _same(output, request)
+            manifest = _same(output, request, indexes=True)
         else:
             manifest = _index(paths, output, journal, request, processes=processes, progress=progress)
-        (output / JOURNAL).unlink()
+        (output / INDEXING).unlink()
     return manifest
 
 
@@ -256,8 +265,34 @@ def _holds(sidecar: Path, path: Path, index: np.ndarray) -> bool:
         return False
 
 
-def _same(output: Path, request: str) -> dict[str, Any]:
-    manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-    if manifest.get("request") != request:
-        raise RequestError(f"output={output} already holds other shards; give another folder or delete it")
+def _same(output: Path, request: str, indexes: bool = False) -> dict[str, Any]:
+    """The manifest of an earlier run, when it was the same and all that it wrote is there."""
+    where = output / MANIFEST
+    try:
+        manifest = json.loads(where.read_text(encoding="utf-8"))
+        same, shards = manifest["request"] == request, manifest["shards"]
+    except (ValueError, KeyError, TypeError):
+        same, shards = False, []
+    if not same:
+        remedy = f"delete {where} to index them anew" if indexes else "delete it"
+        raise RequestError(f"output={output} already holds other shards; give another folder or {remedy}")
+    lost = [problem for entry in shards if (problem := _lost(output, entry))]
+    if lost:
+        remedy = f"delete {where}" if indexes else "restore what is lost or delete the folder"
+        raise StorageError(
+            f"output={output} was finished once, but {len(lost)} of {len(shards)} shards are not as they were written, the "
+            f"first: {lost[0]}; {remedy} and run the same command again"
+        )
     return manifest
+
+
+def _lost(output: Path, entry: Mapping[str, Any]) -> str | None:
+    """What is wrong with the size of a shard or its index."""
+    path = output / entry["name"]
+    try:
+        size, sidecar = path.stat().st_size, Path(f"{path}{INDEX_SUFFIX}").stat().st_size
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    if size != entry["bytes"]:
+        return f"{path} has {size} bytes instead of {entry['bytes']}"
+    return None if fits(sidecar, entry["count"]) else f"{path}{INDEX_SUFFIX} has {sidecar} bytes"

@@ -23,13 +23,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from seer.core.errors import RequestError, StorageError
+from seer.core.log import log
 from seer.core.records import Sample, SampleRef
 from seer.data import index as indexes
 from seer.data.folder import FolderShard
-from seer.data.index import INDEX, INDEX_SUFFIX, MOST_SAMPLE, PICTURES, build_index, mapped, read_index, split
-from seer.data.source import expand
+from seer.data.index import INDEX_SUFFIX, MOST_SAMPLE, PICTURES, build_index, mapped, read_index, split
+from seer.data.source import Found, expand, refuse_unfinished
 from seer.data.tar import BLOCK, ChecksumError, TarError, plain_member, walk
-from seer.data.writing import MANIFEST, write_shards
+from seer.data.writing import JOURNAL, MANIFEST, write_shards
 
 __all__ = ["MANIFEST", "FolderShard", "Shard", "TarShard", "build_index", "class_names", "fingerprint", "folder_of"]
 __all__ += ["open_shards", "picture_of", "read_index", "write_shards"]
@@ -166,8 +167,8 @@ class TarShard:
     def _agrees(self, entry: Mapping[str, Any]) -> bool:
         """Sizes of the archive and of its index are those of the manifest: good enough to read the index later."""
         try:
-            header = os.stat(self._sidecar).st_size - (entry["count"] + 1) * INDEX.itemsize
-            return 0 < header <= 256 and os.stat(self.name).st_size == entry["bytes"]
+            sidecar = os.stat(self._sidecar).st_size
+            return indexes.fits(sidecar, entry["count"]) and os.stat(self.name).st_size == entry["bytes"]
         except OSError:
             return False
 
@@ -258,17 +259,28 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
 
     check_crc: compare the bytes of every row that is read with its index; without it a flipped byte of data passes.
 
-    Raises RequestError (status 78) when there is nothing, naming the source; TarError for a damaged archive.
+    Raises RequestError (status 78) when there is nothing, or a set of shards that is not finished, naming the source;
+    StorageError when tars are missing that a folder's manifest names; TarError for a damaged archive.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
-    paths = [path for one in sources for path in expand(str(one))]
+    paths: list[str] = []
+    entries: dict[str, Mapping[str, Any] | None] = {}
+    for one in sources:
+        found = expand(str(one))
+        named = {path: entry for folder in found.manifests for path, entry in _manifest(folder).items()}
+        if named:
+            _compare(found, named)
+        entries.update(named)
+        paths += found.paths
     if len(set(paths)) < len(paths):
         repeated = next(path for path, times in Counter(paths).items() if times > 1)
         raise RequestError(f"shard {repeated} is listed twice; list each shard once")
-    shards: list[Shard] = []
-    opened, entries = Opened(), {}
-    for folder in dict.fromkeys(path[: path.rfind("/") + 1] for path in paths):
+    for folder in dict.fromkeys(path[: path.rfind("/") + 1] for path in paths if path not in entries):
+        if os.path.exists(folder + JOURNAL):
+            refuse_unfinished(folder)
         entries.update(_manifest(folder))
+    shards: list[Shard] = []
+    opened = Opened()
     for path in paths:
         try:
             entry = entries.get(path)
@@ -304,12 +316,30 @@ def picture_of(sample: Sample) -> bytes:
     return next(data for extension, data in sample.fields.items() if extension in PICTURES)
 
 
-def _manifest(folder: str) -> dict[str, dict[str, Any]]:
-    """Entries by path; none where there is no manifest, or one without checksums of indexes. folder: with its slash."""
+def _compare(found: Found, named: Mapping[str, object]) -> None:
+    """Of a searched folder. Tars that its manifests name must be there; others (from before an index was made) are read."""
+    there = set(found.paths)
+    missing = [path for path in named if path not in there]
+    if missing:
+        raise StorageError(
+            f"{len(missing)} of {len(named)} tars that {MANIFEST} names are missing, the first {missing[0]}; restore them, or "
+            f"delete {MANIFEST} beside them to go on with those that are left"
+        )
+    folders = tuple(found.manifests)
+    more = [path for path in found.paths if path not in named and path.startswith(folders)]
+    if more:
+        log.warning(f"{len(more)} tars are read that {MANIFEST} beside them does not name, the first {more[0]}")
+
+
+def _manifest(folder: str) -> dict[str, Mapping[str, Any] | None]:
+    """Entries by path, or None for one without the checksum of its index; nothing where there is no manifest.
+
+    folder: with its slash.
+    """
     try:
         with open(folder + MANIFEST, encoding="utf-8") as file:
             shards = json.load(file)["shards"]
-        return {folder + one["name"]: one for one in shards if _whole(one)}
+        return {folder + one["name"]: one if _whole(one) else None for one in shards}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # a file of this name that is not ours; the indexes say the same
 

@@ -3,7 +3,9 @@
 A folder of tars or of pictures, a tar, a glob, `{000..009}`, `{a,b}`, or `file:` before any of them. Odd names that are
 on disk are names before they are patterns. No other URL is read here, and nothing ever reaches a shell.
 
-Paths are strings and of a folder's entries those of tars alone are kept: it may hold millions of loose pictures.
+A folder is whole or refused: shards that `seer shard` has not finished, and tars with loose pictures beside them, of which
+one kind would be left out in silence, are told. Paths are strings, and of a folder's entries those of tars alone are kept:
+it may hold millions of loose pictures.
 """
 
 import glob
@@ -11,13 +13,21 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from seer.core.errors import RequestError, StorageError
+from seer.data.folder import ENDINGS
+from seer.data.writing import JOURNAL, MANIFEST
 
 MOST_NAMES = 10_000_000  # that braces may stand for
 
 
-def expand(source: str) -> list[str]:
+class Found(NamedTuple):
+    paths: list[str]  # of tars, of pictures, or of a folder of pictures
+    manifests: list[str]  # folders (with a slash behind) of a folder that was searched, in which a manifest lies
+
+
+def expand(source: str) -> Found:
     """Raises RequestError for what does not exist and for URLs, StorageError for a folder that cannot be listed."""
     if re.match(r"^[a-z][a-z0-9+.-]*:", source, re.IGNORECASE) and not os.path.exists(source):
         scheme = source.split(":", 1)[0]
@@ -27,9 +37,10 @@ def expand(source: str) -> list[str]:
             raise RequestError(f"source {source!r}: scheme {scheme!r} is not read; give a local or mounted path")
     if os.path.isdir(source):
         path = str(Path(source))
-        return _tars(path) or [path]
+        tars, manifests = _search(path)
+        return Found(tars or [path], manifests)
     if os.path.exists(source):
-        return [str(Path(source))]
+        return Found([str(Path(source))], [])
     found: list[str] = []
     for one in _braces(source):
         for path in sorted(glob.glob(one)) if glob.has_magic(one) else [one]:
@@ -38,12 +49,14 @@ def expand(source: str) -> list[str]:
             found.append(str(Path(path)))
     if not found:
         raise RequestError(f"source {source!r}: nothing does not exist; check the path")
-    return found
+    return Found(found, [])
 
 
-def _tars(folder: str) -> list[str]:
+def _search(folder: str) -> Found:
     """Tars in a folder and those below, by their path's parts; hidden files and links to folders are passed over."""
-    found: list[str] = []
+    tars: list[str] = []
+    manifests: list[str] = []
+    loose: str | None = None
     todo = ["" if folder == "." else folder.rstrip("/") + "/"]
     while todo:
         prefix = todo.pop()
@@ -54,11 +67,32 @@ def _tars(folder: str) -> list[str]:
                     if entry.is_dir(follow_symlinks=False):
                         if name != "lost+found":  # of the file system, and nobody may list it
                             todo.append(f"{prefix}{name}/")
-                    elif name.endswith(".tar") and not name.startswith(".") and not entry.is_dir():
-                        found.append(prefix + name)
+                    elif name == JOURNAL:
+                        refuse_unfinished(prefix)
+                    elif name == MANIFEST:
+                        manifests.append(prefix)
+                    elif name.startswith("."):
+                        pass
+                    elif name.endswith(".tar"):
+                        if not entry.is_dir():
+                            tars.append(prefix + name)
+                    elif loose is None and name.lower().endswith(ENDINGS):
+                        loose = prefix + name
         except OSError as error:
             raise StorageError(f"{prefix or '.'} cannot be listed: {error.strerror}") from error
-    return sorted(found, key=lambda path: path.replace("/", "\0"))
+    if tars and loose is not None:
+        raise RequestError(
+            f"source {folder} holds {len(tars)} tars, like {min(tars)}, and loose pictures, like {loose}; give one kind of "
+            f"them: {folder}/*.tar, or a folder of each kind"
+        )
+    return Found(sorted(tars, key=lambda path: path.replace("/", "\0")), sorted(manifests))
+
+
+def refuse_unfinished(folder: str) -> None:
+    raise RequestError(
+        f"{folder or '.'} holds shards that are not all written ({JOURNAL}); run the same `seer shard` again, which goes on "
+        "where it stopped"
+    )
 
 
 def _why(path: str) -> str:

@@ -15,6 +15,7 @@ from seer.core.errors import StorageError
 from seer.data.index import INDEX_SUFFIX, build_index, checksum, write_index
 
 MANIFEST = "manifest.json"
+JOURNAL = ".unfinished.jsonl"  # lies beside shards until all are written
 Member = tuple[str, dict[str, bytes]]  # key, {extension: bytes}
 
 

@@ -178,6 +178,21 @@ def test_whoever_waits_for_the_lock_takes_what_its_owner_has_finished(loose, tmp
     assert not (tmp_path / ".unfinished.jsonl").exists()
 
 
+@pytest.mark.parametrize("harm", ["a shard gone", "a shard cut", "an index gone", "an index cut"])
+def test_a_finished_run_is_not_called_done_when_its_files_are_not_there(loose, tmp_path, capfd, harm):
+    words = ("shard", f"source={loose}", f"output={tmp_path}", "per_shard=7", "processes=1")
+    assert seer(capfd, *words).status == 0
+    path = tmp_path / ("shard-000003.tar" if "shard" in harm else "shard-000003.tar.index.npy")
+    if "gone" in harm:
+        path.unlink()
+    else:
+        os.truncate(path, 20)
+    ended = seer(capfd, *words)
+    assert (
+        ended.status == 74 and f"1 of 9 shards are not as they were written, the first: {path}" in ended.result["error"]
+    )
+
+
 def test_pictures_that_cannot_be_used_are_left_out_named_and_counted(loose, tmp_path, capfd):
     source = tmp_path / "source"
     source.mkdir()

@@ -311,6 +311,49 @@ def test_an_array_of_another_type_or_shape_is_no_index(tmp_path, other):
         read_index(tmp_path / "i.npy", tmp_path / "x")
 
 
+@pytest.mark.parametrize("gone", [[1], [0, 1, 2, 3]])
+def test_tars_that_the_manifest_names_and_the_folder_lacks_are_told(tmp_path, gone):
+    folder = tmp_path / "part"
+    manifest = write_shards(SAMPLES, folder, total=23, per_shard=6)
+    for number in gone:
+        (folder / manifest["shards"][number]["name"]).unlink()
+    with pytest.raises(
+        StorageError, match=rf"{len(gone)} of 4 tars that manifest\.json names .*shard-00000{gone[0]}\.tar"
+    ):
+        open_shards(folder)
+    with pytest.raises(StorageError, match="are missing"):
+        open_shards(tmp_path)
+    (folder / "manifest.json").unlink()
+    if gone == [1]:
+        assert len(open_shards(folder)) == 3
+
+
+def test_tars_beside_a_manifest_that_does_not_name_them_are_read_and_told(written, caplog):
+    folder, _ = written
+    write_tar(folder / "z.tar", [("a.jpg", jpeg(0))])
+    with caplog.at_level("WARNING", "seer"):
+        assert len(open_shards(folder)) == 5
+    assert "1 tars are read that manifest.json beside them does not name" in caplog.text
+
+
+@pytest.mark.parametrize("source", ["{d}", "{d}/part/*.tar", "{d}/part/shard-000000.tar", "{d}/part"])
+def test_shards_that_are_not_all_written_are_refused_with_the_remedy(tmp_path, source):
+    write_shards(SAMPLES, tmp_path / "part", total=23, per_shard=6)
+    (tmp_path / "part" / "manifest.json").unlink()
+    (tmp_path / "part" / ".unfinished.jsonl").write_text('{"request": "0"}\n')
+    with pytest.raises(RequestError, match=r"not all written \(\.unfinished\.jsonl\); run the same `seer shard` again"):
+        open_shards(source.format(d=tmp_path))
+
+
+def test_tars_and_loose_pictures_in_one_folder_are_refused_as_one_kind_would_be_left_out(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "b.JPG").write_bytes(jpeg(0))
+    write_tar(tmp_path / "x.tar", [("a.jpg", jpeg(0))])
+    with pytest.raises(RequestError, match=r"1 tars, like .*/x\.tar, and loose pictures, like .*/photos/b\.JPG"):
+        open_shards(tmp_path)
+    assert len(open_shards([f"{tmp_path}/*.tar", tmp_path / "photos"])) == 2
+
+
 def test_many_threads_read_indexes_at_once(written):
     # np.load fails at this on CPython 3.11: its header goes through `ast`, which is not safe there when threads change inside
     # it, as they may whenever the collector runs something in Python

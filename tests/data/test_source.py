@@ -17,7 +17,7 @@ def test_a_folder_of_many_loose_pictures_is_looked_through_without_keeping_their
             (tmp_path / str(n) / f"{i:06d}.jpg").touch()
     tracemalloc.start()
     try:
-        assert [str(path) for path in expand(str(tmp_path))] == [str(tmp_path)]
+        assert expand(str(tmp_path)).paths == [str(tmp_path)]
         assert tracemalloc.get_traced_memory()[1] < 500_000
     finally:
         tracemalloc.stop()
@@ -30,9 +30,9 @@ def test_tars_of_nested_folders_come_in_the_order_that_sorted_paths_have(tmp_pat
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "again").symlink_to(tmp_path / "a")
     expected = sorted(p for p in tmp_path.rglob("*.tar") if p.is_file() and p.name[0] != "." and "again" not in p.parts)
-    assert len(expected) == 6 and [Path(p) for p in expand(str(tmp_path))] == expected
+    assert len(expected) == 6 and [Path(p) for p in expand(str(tmp_path)).paths] == expected
     monkeypatch.chdir(tmp_path)
-    assert [str(p) for p in expand(".")] == [str(p.relative_to(tmp_path)) for p in expected]
+    assert expand(".").paths == [str(p.relative_to(tmp_path)) for p in expected]
 
 
 @pytest.mark.parametrize(
