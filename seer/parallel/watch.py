@@ -61,8 +61,10 @@ class Watch:
         """What the main thread is at, for the message that names it when it hangs."""
         self._doing = (step, phase)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
+        if kind is None or issubclass(kind, Interrupted):  # the others may have work left, as to write the bundle
+            self._say("left", f"{self.rank}", '""')
 
     def judged(self, error: Exception) -> Exception:
         """The error that ended this rank, or LostPeer when that is but the echo of another rank's end.
