@@ -12,7 +12,7 @@ from seer.cli import config
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import share
-from seer.data.resharding import Part, index_archives, keep_apart, write_part
+from seer.data.resharding import Part, index_archives, keep_apart, make, write_part
 from seer.data.shards import class_names, open_shards
 from seer.data.source import expand
 
@@ -49,11 +49,11 @@ def _check(wanted: Mapping[str, Any]) -> int:
 
 def _index(wanted: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
     source = wanted["source"]
-    paths = [Path(path) for one in ([source] if isinstance(source, str) else source) for path in expand(str(one)).paths]
-    loose = [path for path in paths if not path.is_file()]
+    paths = [path for one in ([source] if isinstance(source, str) else source) for path in expand(str(one)).paths]
+    loose = [path for path in paths if not os.path.isfile(path)]
     if loose:
         raise RequestError(f"index_only=true is for tars; {loose[0]} is none")
-    target.mkdir(parents=True, exist_ok=True)
+    make(target)
     output.append(target)
     with tqdm(total=len(paths), unit="tars", desc="indexing", disable=None) as bar:
         manifest = index_archives(paths, target, processes=processes, progress=bar.update)
@@ -75,7 +75,7 @@ def _write(wanted: Mapping[str, Any], target: Path, processes: int, output: list
     parts = {name: Part(shards, first, rows, classes=classes, **how) for name, (first, rows) in spans.items()}
     words = [wanted["source"]] if isinstance(wanted["source"], str) else wanted["source"]
     keep_apart([word for word in map(str, words) if os.path.isdir(word)], shards, target)
-    target.mkdir(parents=True, exist_ok=True)
+    make(target)
     output.append(target)
     written = {}
     for name, part in parts.items():

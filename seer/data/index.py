@@ -1,7 +1,8 @@
 """The index beside a tar shard: where each sample lies, so that row i is one seek and one read.
 
-Beside `x.tar` lies `x.tar.index.npy`: one record a sample (offset of its first header, bytes up to the end of its last
-member, CRC32 of those bytes) and a last record that holds the archive's size, by which a stale index is known.
+Beside `x.tar` lies `x.tar.index.npy`, or in a folder of indexes whose manifest tells where: one record a sample (offset of
+its first header, bytes up to the end of its last member, CRC32 of those bytes) and a last record that holds the archive's
+size, by which a stale index is known.
 
 A *sample* is a run of neighbouring members that share a name up to the last dot, exactly one of them a picture
 (`a/0001.jpg`, `a/0001.cls`). Names are names: they never become paths.
@@ -27,16 +28,20 @@ _HEADER = len(_MAGIC) + 2  # the two bytes give the length of the description th
 MOST_SAMPLE = 256 << 20  # bytes of one sample; what is larger costs its row and is never read
 
 
-def build_index(path: Path) -> np.ndarray:
-    """Walk a tar once. INDEX [rows + 1]; the last record holds the archive's size. Raises TarError, StorageError."""
+def build_index(path: Path, data: bool = True) -> np.ndarray:
+    """Walk a tar once. INDEX [rows + 1]; the last record holds the archive's size. Raises TarError, StorageError.
+
+    data: read all bytes for their CRC; otherwise headers alone are read, and `crc` is that of each sample's headers: it
+    tells other names and sizes, but rows cannot be checked by it.
+    """
     records: list[tuple[int, int, int]] = []
     seen: set[str] = set()
     with mapped(path) as buffer:
-        group: list[tuple[int, int, str]] = []
+        group: list[tuple[int, int, int, str]] = []  # first byte, first byte of data, end, extension
         group_key: str | None = None
 
         def close() -> None:
-            pictures = sum(extension in PICTURES for _, _, extension in group)
+            pictures = sum(extension in PICTURES for *_, extension in group)
             if pictures > 1:
                 raise TarError(f"sample {group_key!r} at byte {group[0][0]} has {pictures} pictures; one is allowed")
             if pictures:
@@ -44,19 +49,22 @@ def build_index(path: Path) -> np.ndarray:
                 if group_key in seen:
                     raise TarError(f"sample {group_key!r} occurs again at byte {group[0][0]}; names must be unique")
                 seen.add(group_key)
-                first, last = group[0][0], group[-1][1]
+                first, last = group[0][0], group[-1][2]
                 if last - first > 0xFFFFFFFF:
                     raise TarError(
                         f"sample {group_key!r} at byte {first} holds {last - first} bytes; 4 GiB are too many"
                     )
-                records.append((first, last - first, zlib.crc32(buffer[first:last])))
+                crc = 0
+                for start, inside in ((first, last),) if data else ((one[0], one[1]) for one in group):
+                    crc = zlib.crc32(buffer[start:inside], crc)
+                records.append((first, last - first, crc))
 
         for member in walk(buffer):
             key, extension = split(member.name)
             if key != group_key:
                 close()
                 group, group_key = [], key
-            group.append((member.start, member.end, extension))
+            group.append((member.start, member.data, member.end, extension))
         close()
         records.append((len(buffer), 0, 0))
     return np.array(records, dtype=INDEX)
@@ -66,8 +74,11 @@ def read_index(sidecar: Path, path: Path) -> np.ndarray:
     """Raises StorageError when the index is unreadable or was made from another archive, with the command that heals."""
     remedy = f"delete {sidecar.name} (a new one is made) or write the shards again with `seer shard`"
     try:
-        index = _records(sidecar.read_bytes())
         size = path.stat().st_size
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+    try:
+        index = _records(sidecar.read_bytes())
     except (OSError, ValueError) as error:
         raise StorageError(f"{sidecar}: unreadable index ({error}); {remedy}") from error
     if len(index) == 0 or index[-1]["offset"] != size:
@@ -97,11 +108,15 @@ def _records(npy: bytes) -> np.ndarray:
 def write_index(index: np.ndarray, sidecar: Path) -> None:
     """All or nothing: under another name first, which a later try overwrites."""
     temporary = sidecar.with_name(f".{sidecar.name}.writing")
-    with open(temporary, "wb") as file:
-        np.save(file, index)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, sidecar)
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, index)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, sidecar)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def fits(size: int, rows: int) -> bool:

@@ -154,8 +154,8 @@ def _read(file: IO[str], request: str, begin: Callable[[], None]) -> dict[int, E
     rows = [json.loads(line) for line in lines]
     if rows and rows[0] != {"request": request}:
         raise RequestError(
-            f"{Path(file.name).parent} holds an unfinished set of shards made with other words or from other pictures; repeat "
-            "those, delete what they wrote, or give another output"
+            f"{file.name} is of an unfinished set of shards made with other words or from other pictures; repeat those, delete "
+            "it and what they wrote, or give another output"
         )
     file.truncate(sum(len(line.encode()) + 1 for line in lines))
     if not rows:

@@ -111,7 +111,7 @@ def write_part(
     part: Part, output: Path, *, processes: int, max_bad: float | str, progress: Callable[[int], object]
 ) -> dict[str, Any]:
     """Returns the manifest, of an earlier run of the same request where there is one. Raises BadDataError (max_bad)."""
-    output.mkdir(parents=True, exist_ok=True)
+    make(output)
     if (output / MANIFEST).exists():
         return _same(output, part.request)
     with locked(output / JOURNAL) as journal:
@@ -198,6 +198,14 @@ def _within(path: Path, folder: Path) -> bool:
     return any(p.exists() and os.path.samestat(p.stat(), wanted) for p in (real, *real.parents))
 
 
+def make(output: Path) -> None:
+    """The folder, where it is not there yet. Raises StorageError."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"output={output} cannot be made: {error.strerror}; give one that can") from error
+
+
 def _no_strangers(output: Path) -> None:
     """A new journal takes all names of shards in its folder as its own, so that none may be there before."""
     strangers = sorted(name for name in os.listdir(output) if name.endswith(".tar") and name[0] != ".")
@@ -209,11 +217,17 @@ def _no_strangers(output: Path) -> None:
 
 
 def index_archives(
-    paths: Sequence[Path], output: Path, *, processes: int, progress: Callable[[int], object]
+    paths: Sequence[str], output: Path, *, processes: int, progress: Callable[[int], object]
 ) -> dict[str, Any]:
-    """An index beside each tar, and a manifest of all in `output`; the tars are read and never changed or copied."""
-    output.mkdir(parents=True, exist_ok=True)
-    status = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    """An index for each tar, and a manifest of all in `output`; the tars are read and never changed or copied.
+
+    An index lies beside its tar where that lies in `output`, and else in `output`: tars may be on a read-only disk.
+    """
+    make(output)
+    try:
+        status = [(path, (found := os.stat(path)).st_size, found.st_mtime_ns) for path in paths]
+    except OSError as error:
+        raise StorageError(f"{error.filename}: {error.strerror}") from error
     request = hashlib.sha256(json.dumps([1, "index", status]).encode()).hexdigest()[:16]
     if (output / MANIFEST).exists():
         return _same(output, request, indexes=True)
@@ -227,7 +241,7 @@ def index_archives(
 
 
 def _index(
-    paths: Sequence[Path],
+    paths: Sequence[str],
     output: Path,
     journal: IO[str],
     request: str,
@@ -235,27 +249,57 @@ def _index(
     processes: int,
     progress: Callable[[int], object],
 ) -> dict[str, Any]:
+    names = _names(paths, output)
 
     def work(number: int, tick: Callable[[], None]) -> Entry:
-        path = paths[number]
-        sidecar = Path(str(path) + INDEX_SUFFIX)
+        path, name = Path(paths[number]), names[number]
+        sidecar = output / name.get("sidecar", name["name"] + INDEX_SUFFIX)
         try:
             index = build_index(path)
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(index) == 1:
             raise RequestError(f"no pictures in {path}; looked for {', '.join(sorted(PICTURES))}")
-        if not _holds(sidecar, path, index):
-            write_index(index, sidecar)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if not _holds(sidecar, path, index):
+                sidecar.parent.mkdir(parents=True, exist_ok=True)
+                write_index(index, sidecar)
+        except OSError as error:
+            raise StorageError(
+                f"the index {sidecar} cannot be written: {error.strerror}; give an output= where it can: indexes and their "
+                "manifest then lie there, and that folder is the source to train from"
+            ) from error
         tick()
-        name = path.name if path.parent.resolve() == output.resolve() else str(path)
         size = int(index[-1]["offset"])
-        return {"name": name, "count": len(index) - 1, "bytes": size, "sha256": digest, "index": checksum(index)}
+        return {**name, "count": len(index) - 1, "bytes": size, "sha256": digest, "index": checksum(index)}
 
     entries = run_pieces(work, len(paths), journal, request, processes=processes, progress=progress)
     return write_manifest(output, entries, {"request": request, "skipped": 0})
+
+
+def _names(paths: Sequence[str], output: Path) -> list[dict[str, str]]:
+    """Of tars as the manifest of `output` tells them, and of their indexes where these do not lie beside them."""
+    root = os.path.join(os.path.realpath(output), "")
+    real = {folder: os.path.join(os.path.realpath(folder), "") for folder in {os.path.dirname(path) for path in paths}}
+    inside = [real[os.path.dirname(path)].startswith(root) for path in paths]
+    whole = [os.path.abspath(path) for path in paths]
+    away = {os.path.dirname(path) for path, within in zip(whole, inside) if not within}
+    common = os.path.commonpath(away) if away else ""
+    names = [
+        {"name": os.path.relpath(real[os.path.dirname(path)] + os.path.basename(path), root)}
+        if within
+        else {"name": at, "sidecar": os.path.relpath(at, common) + INDEX_SUFFIX}
+        for path, at, within in zip(paths, whole, inside)
+    ]
+    places = Counter(name.get("sidecar", name["name"] + INDEX_SUFFIX) for name in names)
+    if len(places) < len(names):
+        raise RequestError(
+            f"output={output}: indexes of {places.most_common(1)[0][1]} tars would all be {places.most_common(1)[0][0]} there; "
+            "give an output= apart from them, or one for each folder"
+        )
+    return names
 
 
 def _holds(sidecar: Path, path: Path, index: np.ndarray) -> bool:
@@ -289,10 +333,11 @@ def _same(output: Path, request: str, indexes: bool = False) -> dict[str, Any]:
 def _lost(output: Path, entry: Mapping[str, Any]) -> str | None:
     """What is wrong with the size of a shard or its index."""
     path = output / entry["name"]
+    beside = output / entry["sidecar"] if "sidecar" in entry else Path(f"{path}{INDEX_SUFFIX}")
     try:
-        size, sidecar = path.stat().st_size, Path(f"{path}{INDEX_SUFFIX}").stat().st_size
+        size, sidecar = path.stat().st_size, beside.stat().st_size
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     if size != entry["bytes"]:
         return f"{path} has {size} bytes instead of {entry['bytes']}"
-    return None if fits(sidecar, entry["count"]) else f"{path}{INDEX_SUFFIX} has {sidecar} bytes"
+    return None if fits(sidecar, entry["count"]) else f"{beside} has {sidecar} bytes"

@@ -1,6 +1,7 @@
 """Shards: tar files of pictures with a sidecar index (`index`), so that row i is one seek and one read.
 
-A tar without an index is walked once at the start (5 us a member), and nothing is written beside it. With an index and a
+A tar without an index is walked once at the start (5 us a member: headers alone are read, so its rows have no CRC to be
+checked by), and nothing is written beside it. With an index and a
 manifest that agree with the archive's size, opening costs two look-ups in the file system: the index itself is read when
 a row is first wanted. Open archives and indexes in memory are bounded apart from each other, since a descriptor is scarce
 and an index dear: with 100,000 shards an archive that is opened again finds its index still there. A folder of loose
@@ -131,7 +132,7 @@ class TarShard:
     entry: what the manifest says of it. Raises TarError, StorageError. There may be 100,000, hence strings and slots.
     """
 
-    __slots__ = ("_check_crc", "_checksum", "_count", "_opened", "_own", "_size", "name")
+    __slots__ = ("_check_crc", "_checksum", "_count", "_opened", "_own", "_sidecar", "_size", "name")
 
     def __init__(
         self,
@@ -144,12 +145,13 @@ class TarShard:
         self.name, self._check_crc, self._opened = str(path), check_crc, opened or Opened()
         self._own: np.ndarray | None = None  # the index of a tar without a sidecar
         self._checksum: str | None = None
+        self._sidecar: str | None = entry.get("sidecar") if entry else None  # where it does not lie beside the tar
         if entry is not None and self._agrees(entry):
             self._count, self._size, self._checksum = entry["count"], entry["bytes"], entry["index"]
         else:
+            if not os.path.exists(self.sidecar):
+                self._own, self._check_crc = build_index(self.path, data=False), False
             index = self.load_index()
-            if not os.path.exists(self._sidecar):
-                self._own = index
             self._count, self._size, self._checksum = len(index) - 1, int(index[-1]["offset"]), indexes.checksum(index)
 
     @property
@@ -161,13 +163,13 @@ class TarShard:
         return f"{self.name.rpartition('/')[2]}:{self._count}:{self._size}:{self._checksum}"
 
     @property
-    def _sidecar(self) -> str:
-        return self.name + INDEX_SUFFIX
+    def sidecar(self) -> str:
+        return self._sidecar or self.name + INDEX_SUFFIX
 
     def _agrees(self, entry: Mapping[str, Any]) -> bool:
         """Sizes of the archive and of its index are those of the manifest: good enough to read the index later."""
         try:
-            sidecar = os.stat(self._sidecar).st_size
+            sidecar = os.stat(self.sidecar).st_size
             return indexes.fits(sidecar, entry["count"]) and os.stat(self.name).st_size == entry["bytes"]
         except OSError:
             return False
@@ -181,16 +183,13 @@ class TarShard:
         return self._opened.get(self)[1][:-1]
 
     def load_index(self) -> np.ndarray:
-        """INDEX [rows + 1] from the sidecar, or by walking the archive. Raises StorageError, TarError."""
+        """INDEX [rows + 1], from the sidecar where there was one at the start. Raises StorageError."""
         if self._own is not None:
             return self._own
-        path = self.path
-        if not os.path.exists(self._sidecar):
-            return build_index(path)
-        index = read_index(Path(self._sidecar), path)
+        index = read_index(Path(self.sidecar), self.path)
         if self._checksum not in (None, indexes.checksum(index)):
             raise StorageError(
-                f"{self._sidecar}: its checksum is {indexes.checksum(index)}, that of the manifest {self._checksum}; restore "
+                f"{self.sidecar}: its checksum is {indexes.checksum(index)}, that of the manifest {self._checksum}; restore "
                 "it, or write the shards again with `seer shard`"
             )
         return index
@@ -268,10 +267,8 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
     for one in sources:
         found = expand(str(one))
         named = {path: entry for folder in found.manifests for path, entry in _manifest(folder).items()}
-        if named:
-            _compare(found, named)
+        paths += _all_named(found, named) if named else found.paths
         entries.update(named)
-        paths += found.paths
     if len(set(paths)) < len(paths):
         repeated = next(path for path, times in Counter(paths).items() if times > 1)
         raise RequestError(f"shard {repeated} is listed twice; list each shard once")
@@ -316,33 +313,44 @@ def picture_of(sample: Sample) -> bytes:
     return next(data for extension, data in sample.fields.items() if extension in PICTURES)
 
 
-def _compare(found: Found, named: Mapping[str, object]) -> None:
-    """Of a searched folder. Tars that its manifests name must be there; others (from before an index was made) are read."""
-    there = set(found.paths)
-    missing = [path for path in named if path not in there]
-    if missing:
+def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
+    """Paths of a searched folder with manifests. Tars that these name must be there, or lie elsewhere where they name
+    indexes alone; tars that they do not name (an index may be older) are read."""
+    there, folders = set(found.paths), tuple(folder for folder in found.manifests if folder)
+    absent = [path for path in named if path not in there]
+    elsewhere = [path for path in absent if path.startswith("/") and not path.startswith(folders)]
+    if len(elsewhere) < len(absent):
+        missing = sorted(set(absent) - set(elsewhere))
         raise StorageError(
             f"{len(missing)} of {len(named)} tars that {MANIFEST} names are missing, the first {missing[0]}; restore them, or "
             f"delete {MANIFEST} beside them to go on with those that are left"
         )
-    folders = tuple(found.manifests)
-    more = [path for path in found.paths if path not in named and path.startswith(folders)]
+    if len(absent) == len(named):
+        return elsewhere  # a folder of indexes
+    more = [path for path in found.paths if path not in named and path.startswith(tuple(found.manifests))]
     if more:
         log.warning(f"{len(more)} tars are read that {MANIFEST} beside them does not name, the first {more[0]}")
+    return found.paths + elsewhere
 
 
 def _manifest(folder: str) -> dict[str, Mapping[str, Any] | None]:
     """Entries by path, or None for one without the checksum of its index; nothing where there is no manifest.
 
-    folder: with its slash.
+    folder: with its slash. A name may be the whole path of a tar that lies elsewhere.
     """
     try:
         with open(folder + MANIFEST, encoding="utf-8") as file:
             shards = json.load(file)["shards"]
-        return {folder + one["name"]: one if _whole(one) else None for one in shards}
+        return {
+            one["name"] if one["name"].startswith("/") else folder + one["name"]: _entry(folder, one) for one in shards
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # a file of this name that is not ours; the indexes say the same
 
 
-def _whole(entry: Mapping[str, Any]) -> bool:
-    return type(entry.get("count")) is type(entry.get("bytes")) is int and type(entry.get("index")) is str
+def _entry(folder: str, one: dict[str, Any]) -> dict[str, Any] | None:
+    if not (type(one.get("count")) is type(one.get("bytes")) is int and type(one.get("index")) is str):
+        return None
+    if "sidecar" in one:
+        one["sidecar"] = folder + one["sidecar"]
+    return one

@@ -85,14 +85,17 @@ def write_shard(path: Path, samples: Iterable[Member]) -> dict[str, Any]:
 
 
 def write_manifest(output: Path, entries: list[dict[str, Any]], card: dict | None = None) -> dict[str, Any]:
-    """All or nothing. Returns it."""
+    """All or nothing. Returns it. Raises StorageError."""
     manifest = {"format": 1, "samples": sum(e["count"] for e in entries), "shards": entries, **(card or {})}
     temporary = output / f".{MANIFEST}.writing"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, output / MANIFEST)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(manifest, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, output / MANIFEST)
+    except OSError as error:
+        raise StorageError(f"{output / MANIFEST} cannot be written: {error.strerror or error}") from error
     return manifest
 
 

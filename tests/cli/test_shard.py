@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seer.core.errors import StorageError
 from seer.data.decode import decode
 from seer.data.shards import build_index, open_shards, picture_of
 from tests.data.pictures import encoded, jpeg, pixels, png, write_tar
@@ -253,7 +254,6 @@ def test_index_only_makes_indexes_beside_the_tars_and_copies_nothing(tmp_path, c
     for n in range(3):
         write_tar(tmp_path / f"s{n}.tar", [(f"{n}-{i}.jpg", jpeg(i)) for i in range(4)])
     tars = {p.name: p.read_bytes() for p in tmp_path.glob("*.tar")}
-    expected = [s.identity for s in open_shards(tmp_path)]
     words = ("shard", f"source={tmp_path}", f"output={tmp_path}", "index_only=true")
     ended = seer(capfd, *words)
     assert ended.status == 0 and ended.result["pictures"] == 12, ended.words
@@ -261,15 +261,87 @@ def test_index_only_makes_indexes_beside_the_tars_and_copies_nothing(tmp_path, c
         *tars, *(f"{t}.index.npy" for t in tars), "manifest.json", "result.json",
     }  # fmt: skip
     assert {p.name: p.read_bytes() for p in tmp_path.glob("*.tar")} == tars
-    assert [s.identity for s in open_shards(tmp_path)] == expected
+    by_manifest = [s.identity for s in open_shards(tmp_path)]
     assert seer(capfd, *words).status == 0
+    (tmp_path / "manifest.json").unlink()
+    assert [s.identity for s in open_shards(tmp_path)] == by_manifest
+
+
+def two_folders(root: Path) -> dict[Path, bytes]:
+    for folder in ("a/deep", "b/deep"):
+        (root / folder).mkdir(parents=True)
+        for n in range(2):
+            write_tar(root / folder / f"{n}.tar", [(f"{folder[0]}{n}{i}.jpg", jpeg(i)) for i in range(4)])
+    return {p: p.read_bytes() for p in sorted(root.rglob("*.tar"))}
+
+
+def test_indexes_may_lie_in_another_folder_which_then_is_the_source(tmp_path, capfd, monkeypatch):
+    tars, indexes = two_folders(tmp_path / "tars"), tmp_path / "indexes"
+    words = ("shard", f"source={tmp_path / 'tars'}", f"output={indexes}", "index_only=true")
+    ended = seer(capfd, *words)
+    assert ended.status == 0 and ended.result["pictures"] == 16, ended.words
+    assert {p: p.read_bytes() for p in (tmp_path / "tars").rglob("*") if p.is_file()} == tars
+    assert seer(capfd, *words).status == 0
+    monkeypatch.chdir(tmp_path)
+    for source in (indexes, "indexes"):
+        shards = open_shards(source)
+        assert [s.path for s in shards] == list(tars)
+        assert [s.read(n, 0).key for n, s in enumerate(shards)] == ["a00", "a10", "b00", "b10"]
+    monkeypatch.setattr("seer.data.shards.read_index", None)
+    monkeypatch.setattr("seer.data.shards.build_index", None)
+    assert len(open_shards(indexes)) == 4  # by the manifest alone
+    monkeypatch.undo()
+    (indexes / "a/deep/0.tar.index.npy").unlink()
+    ended = seer(capfd, *words)
+    assert ended.status == 74 and "0.tar.index.npy: No such file" in ended.result["error"], ended.words
+    next(iter(tars)).unlink()
+    with pytest.raises(StorageError, match=r"a/deep/0\.tar: No such file"):
+        open_shards(indexes)
+
+
+def test_the_manifest_above_nested_folders_of_tars_is_what_opens_them(tmp_path, capfd, monkeypatch):
+    tars = two_folders(tmp_path)
+    ended = seer(capfd, "shard", f"source={tmp_path}", f"output={tmp_path}", "index_only=true")
+    assert ended.status == 0 and all(Path(f"{p}.index.npy").exists() for p in tars), ended.words
+    expected = [s.identity for p in tars for s in open_shards(p)]
+    monkeypatch.setattr("seer.data.shards.read_index", None)
+    monkeypatch.setattr("seer.data.shards.build_index", None)
+    monkeypatch.chdir(tmp_path)
+    for source in (tmp_path, "."):
+        assert [s.identity for s in open_shards(source)] == expected
+
+
+def test_an_index_that_cannot_be_written_is_a_failure_of_storage_with_a_remedy(tmp_path, capfd):
+    write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0))])
+    (tmp_path / "s.tar.index.npy" / "in the way").mkdir(parents=True)
+    words = ("shard", f"source={tmp_path / 's.tar'}", "index_only=true")
+    ended = seer(capfd, *words, f"output={tmp_path}")
+    assert ended.status == 74 and "cannot be written: Is a directory; give an output=" in ended.result["error"]
+    assert not list(tmp_path.glob(".*writing"))
+    assert seer(capfd, *words, f"output={tmp_path / 'indexes'}").status == 0
+    for output in ("s.tar", "s.tar/inside"):
+        ended = seer(capfd, *words, f"output={tmp_path / output}")
+        assert ended.status == 74 and "cannot be made" in ended.result["error"], ended.words
+
+
+def test_a_manifest_of_other_tars_is_not_replaced_and_its_remedy_deletes_no_tar(tmp_path, capfd):
+    write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0))])
+    words = ("shard", f"source={tmp_path}", f"output={tmp_path}", "index_only=true")
+    assert seer(capfd, *words).status == 0
+    write_tar(tmp_path / "t.tar", [("b.jpg", jpeg(0))])
+    ended = seer(capfd, *words)
+    assert ended.status == 78 and ended.result["error"].endswith(
+        f"delete {tmp_path / 'manifest.json'} to index them anew"
+    )
+    (tmp_path / "manifest.json").unlink()
+    assert seer(capfd, *words).result["pictures"] == 2
 
 
 def test_index_only_replaces_a_stale_index_and_names_a_damaged_tar(tmp_path, capfd):
     path = write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0))])
     np.save(f"{path}.index.npy", build_index(write_tar(tmp_path / "old", [("b.jpg", jpeg(1) * 40)])))
     words = ("shard", f"source={path}", "index_only=true")
-    stale = seer(capfd, *words, f"output={tmp_path / 'a'}")
+    stale = seer(capfd, *words, f"output={tmp_path}")
     assert stale.status == 0 and len(open_shards(path)[0]) == 1, stale.words
     os.truncate(path, 700)
     ended = seer(capfd, *words, f"output={tmp_path / 'b'}")

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 import tracemalloc
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,6 +86,26 @@ def test_a_tar_without_an_index_reads_the_same_and_nothing_is_written_beside_it(
     path = write_tar(tmp_path / "x.tar", [(f"{k}.{e}", d) for k, fields in SAMPLES for e, d in fields.items()])
     assert read_all(path) == SAMPLES
     assert os.listdir(tmp_path) == ["x.tar"]
+
+
+def test_a_tar_without_an_index_is_opened_by_its_headers_and_its_data_is_read_row_by_row(tmp_path, monkeypatch):
+    members = [(f"{i}.{e}", bytes([i]) * 100_000) for i in range(8) for e in ("jpg", "txt")]
+    path, read, crc32 = write_tar(tmp_path / "x.tar", members), [], zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda data, *before: read.append(len(data)) or crc32(data, *before))
+    shard = TarShard(path)
+    assert len(shard) == 8 and sum(read) < 20_000
+    assert [shard.read(0, row).fields["jpg"][0] for row in range(8)] == list(range(8))
+
+
+def test_a_tar_without_an_index_is_known_by_names_and_sizes_and_its_damaged_data_passes(tmp_path):
+    paths = [tmp_path / str(n) / "x.tar" for n in range(4)]
+    for path, name, data in zip(paths, ["a", "b", "a", "a"], [b"1", b"1", b"1" * 600, b"2"]):
+        path.parent.mkdir()
+        write_tar(path, [(f"{name}.jpg", data), ("z.jpg", b"z" * (2000 - len(data)))])
+    one, *others = [TarShard(path).identity for path in paths]
+    assert one not in others[:2] and one == others[2]
+    write_index(build_index(paths[3]), Path(f"{paths[3]}.index.npy"))
+    assert TarShard(paths[3]).identity != one
 
 
 def test_another_archive_of_another_size_makes_the_index_stale_and_the_error_tells_the_remedy(written):
