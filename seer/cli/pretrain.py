@@ -32,6 +32,7 @@ from seer.engine.recorder import FlightRecorder
 from seer.engine.retention import Keep
 from seer.evals.rankme import RankMe
 from seer.models.bundle import write_bundle
+from seer.parallel.batchnorm import mean_statistics
 from seer.parallel.collectives import whole_on_first
 from seer.parallel.world import World, open_world, same_statistics, statistics_groups
 
@@ -131,7 +132,9 @@ def _train(
 
     def finish(steps: int) -> dict[str, Any]:
         """Result and bundle, on the first rank; the others help to gather what is sharded."""
-        weights = whole_on_first(task.backbone.state_dict(), world.group)
+        state = task.backbone.state_dict()
+        state |= mean_statistics(state, world.group, checkpoints.statistics)
+        weights = whole_on_first(state, world.group)
         if world.rank:
             return {}
         result = {**run_folder.summary(folder), "steps": steps, "seconds": round(time.monotonic() - start, 1)}

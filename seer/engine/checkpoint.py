@@ -52,12 +52,12 @@ from seer.engine.manifest import (
 )
 from seer.engine.retention import Keep, passed, steps_in
 from seer.engine.state import flatten, names, unflatten
+from seer.parallel.batchnorm import STATISTICS, mean_of_sets
 from seer.parallel.collectives import Group, gather_text, share_text, waited
 from seer.parallel.world import World
 
 STATE = "state.json"
 TRIES = 3
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # one process saves without a process group, as it is told to
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
@@ -315,8 +315,7 @@ class Checkpoints:
                 return targets[name]
             if len(sets) == self.statistics:
                 return targets[_set(self._group_of_statistics(), name)]
-            every = torch.stack([targets[_set(s, name)] for s in sets])
-            return every.double().mean(0).to(every.dtype)
+            return mean_of_sets(torch.stack([targets[_set(s, name)] for s in sets]))
 
         return unflatten(plain, tensor)
 
@@ -340,7 +339,7 @@ def _made(final: Path) -> str:
 
 
 def _is_statistic(name: str) -> bool:
-    return name.startswith("task/") and name.endswith(_STATISTICS)
+    return name.startswith("task/") and name.endswith(STATISTICS)
 
 
 def _set(index: int, name: str) -> str:

@@ -25,6 +25,7 @@ from seer.optim.lars import trust
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
 from seer.parallel.agreement import replicated, same_weights
+from seer.parallel.batchnorm import averaged
 from seer.parallel.collectives import all_reduce_mean, highest
 from seer.parallel.world import World
 
@@ -105,7 +106,7 @@ def fit(
     probe = Probe(world.device, batch)
     task.model.train()
     if first_step == 0 and evaluators:
-        metrics.add(0, _evaluate(task, evaluators))
+        metrics.add(0, _evaluate(task, evaluators, world, checkpoints.statistics))
         probe.skip()
     coming = on_device(batches(first_step * batch), world.device)
     with StopRequest() as stop, closing(checkpoints), closing(coming) as stream:  # type: ignore[type-var]
@@ -140,7 +141,7 @@ def fit(
                 enough = look(done)
             if evaluators and (end or (every.evaluate and done % every.evaluate == 0)):
                 world.note(step, "evaluating")
-                metrics.add(step, _evaluate(task, evaluators))
+                metrics.add(step, _evaluate(task, evaluators, world, checkpoints.statistics))
                 enough = look(0) or enough
             late = every.minutes and time.monotonic() - saved_at > 60 * every.minutes
             lost = checkpoints.look()
@@ -177,12 +178,14 @@ def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {"lr": group["lr"], "weight_decay": group["weight_decay"]}
 
 
-def _evaluate(task: Task, evaluators: Sequence[Evaluator]) -> dict[str, float]:
-    """Every evaluator on the plain backbone, in evaluation mode, back to training afterwards."""
+def _evaluate(task: Task, evaluators: Sequence[Evaluator], world: World, groups: int) -> dict[str, float]:
+    """Every evaluator on the plain backbone, in evaluation mode with the mean of all groups' statistics; back to training
+    with their own afterwards."""
     task.model.eval()
     try:
         # pictures of any size and number come here: nothing is compiled for them
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        stance = torch.compiler.set_stance("force_eager")
+        with torch.no_grad(), stance, averaged(task.backbone, world.group, groups):
             return {k: v for one in evaluators for k, v in one.run(task.backbone).items()}  # type: ignore[arg-type]
     finally:
         task.model.train()

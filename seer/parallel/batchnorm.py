@@ -6,14 +6,22 @@ SyncBatchNorm drops the rows of empty ranks, a shape that depends on data, and b
 variances of the ranks are joined by the parallel formula (variance of means plus mean of variances), not by sums of
 squares, which cancel in float32.
 
-Legend: N rows or images, C channels, R ranks of the group.
+Groups that differ hold running statistics of their own. Who wants one network of them (evaluation, a bundle, another
+number of groups) takes the mean over the groups: `mean_statistics`.
+
+Legend: N rows or images, C channels, R ranks of the group, G groups.
 """
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer.parallel.collectives import Group, all_gather_stack
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # how names of running statistics end
 
 
 class _GroupStatistics(_BatchNorm):
@@ -83,3 +91,41 @@ def group_batchnorm(
                 module.__class__ = grouped
                 module.group = group  # type: ignore[assignment]
     return model
+
+
+def mean_of_sets(sets: torch.Tensor) -> torch.Tensor:
+    """A running statistic [G, ..] of G groups -> the one [..] that stands for all."""
+    return sets.double().mean(0).to(sets.dtype)
+
+
+@torch.no_grad()
+def mean_statistics(tensors: Mapping[str, torch.Tensor], world: Group | None, groups: int) -> dict[str, torch.Tensor]:
+    """The running statistics among a model's tensors, as the mean over `groups` groups of neighbouring ranks; {} for one
+    group, which holds the same everywhere. The same on all ranks; one gather of all of them."""
+    own = {name: t for name, t in tensors.items() if name.endswith(STATISTICS)}
+    if world is None or groups == 1 or not own:
+        return {}
+    line = torch.cat([t.double().flatten() for t in own.values()])  # [n], exact for counters, too
+    sets = all_gather_stack(line, world)[:: world.size() // groups]  # [G, n]
+    parts = sets.split([t.numel() for t in own.values()], dim=1)
+    return {
+        name: mean_of_sets(part.view(groups, *t.shape).to(t.dtype))
+        for (name, t), part in zip(own.items(), parts, strict=True)
+    }
+
+
+@contextmanager
+def averaged(model: nn.Module, world: Group | None, groups: int) -> Iterator[None]:
+    """Inside, a model has `mean_statistics`; afterwards its own again, to the last bit."""
+    buffers = dict(model.named_buffers())
+    means = mean_statistics(buffers, world, groups)
+    own = {name: buffers[name].clone() for name in means}
+    with torch.no_grad():
+        for name, mean in means.items():
+            buffers[name].copy_(mean)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in own.items():
+                buffers[name].copy_(value)

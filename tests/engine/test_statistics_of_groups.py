@@ -1,0 +1,97 @@
+"""Two ranks with batch statistics of their own: evaluation and bundle take the mean of them, and training does not notice."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch import nn
+
+from seer.data import sample
+from seer.data.shards import write_shards
+from seer.engine.loop import _evaluate
+from seer.parallel.world import World
+from tests.program import SMALL, losses, start, wait
+
+pytestmark = pytest.mark.slow
+
+
+class Statistics:
+    def run(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        assert not model.training
+        return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+class Fails:
+    def run(self, model: nn.Module) -> dict[str, float]:
+        raise ValueError("no picture")
+
+
+def speak(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    world = World(rank, 2, rank, torch.device("cpu"), dist.group.WORLD)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    for step in range(3 + 2 * rank):
+        model(torch.randn(5, 3, generator=torch.Generator().manual_seed(10 * rank + step)) + rank)
+    task = SimpleNamespace(model=model, backbone=model)
+    own = Statistics().run(model.eval())
+    seen = _evaluate(task, [Statistics()], world, 2)
+    alone = _evaluate(task, [Statistics()], world, 1)
+    try:
+        _evaluate(task, [Fails()], world, 2)
+    except ValueError:
+        after = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    torch.save([own, seen, alone, after], f"{folder}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)
+
+
+def test_evaluation_has_the_mean_of_the_groups_statistics_and_training_its_own_again_even_after_an_error(tmp_path):
+    mp.spawn(speak, (str(tmp_path),), nprocs=2)
+    (own, seen, alone, after), (other, seen_there, *_) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name in own:
+        assert not torch.equal(own[name], other[name])
+        mean = ((own[name].double() + other[name].double()) / 2).to(own[name].dtype)
+        assert torch.equal(seen[name], mean) and torch.equal(seen_there[name], mean)
+        assert torch.equal(alone[name], own[name]) and torch.equal(after[name], own[name])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    """The same three steps on two ranks, looked at after every step, and never."""
+    folder = tmp_path_factory.mktemp("runs")
+    pictures = folder / "pictures"
+    write_shards(sample.samples(64, seed=0), pictures, total=64, per_shard=32)
+    for name, often in (("looked", 1), ("blind", 0)):
+        words = ["pretrain", *SMALL, "steps=3", "parallel.batch_norm_group=1", f"data.source={pictures}"]
+        words += [f"output={folder / name}", f"every.evaluate={often}"]
+        words += [f"eval.train={pictures}", f"eval.test={pictures}"] if often else []
+        ended = wait(start(*words, ranks=2))
+        assert ended.status == 0, ended.words
+    return [folder / "looked", folder / "blind"]
+
+
+def test_a_bundle_holds_the_mean_of_the_statistics_that_the_checkpoint_keeps_of_each_group(runs):
+    sets: dict[str, torch.Tensor] = {}
+    for path in (runs[0] / "checkpoints" / "last").resolve().glob("*.safetensors"):
+        sets |= load_file(path)
+    bundle = load_file(runs[0] / "bundle" / "backbone.safetensors")
+    differing = 0
+    for name in [n for n in bundle if n.endswith(("running_mean", "running_var"))]:
+        one, other = (sets[f"statistics-{group:05d}/task/backbone.{name}"] for group in (0, 1))
+        differing += not torch.equal(one, other)
+        assert torch.equal(bundle[name], ((one.double() + other.double()) / 2).float()), name
+    assert differing > 10
+
+
+def test_looking_at_the_features_after_every_step_changes_no_bit_of_training(runs):
+    looked, blind = runs
+    assert losses(looked) == losses(blind) and len(losses(looked)) == 3
+    assert (looked / "bundle" / "backbone.safetensors").read_bytes()[-4096:] == (
+        blind / "bundle" / "backbone.safetensors"
+    ).read_bytes()[-4096:]
