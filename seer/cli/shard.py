@@ -14,7 +14,7 @@ from seer.core.log import log
 from seer.data.ledger import share
 from seer.data.resharding import Part, index_archives, keep_apart, make, write_part
 from seer.data.shards import class_names, open_shards
-from seer.data.source import expand
+from seer.data.source import expand, is_list, is_picture
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _check(wanted: Mapping[str, Any]) -> int:
 def _index(wanted: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
     source = wanted["source"]
     paths = [path for one in ([source] if isinstance(source, str) else source) for path in expand(str(one)).paths]
-    loose = [path for path in paths if not os.path.isfile(path)]
+    loose = [path for path in paths if not os.path.isfile(path) or is_list(path) or is_picture(path)]
     if loose:
         raise RequestError(f"index_only=true is for tars; {loose[0]} is none")
     make(target)

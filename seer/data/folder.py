@@ -1,4 +1,4 @@
-"""A folder of loose pictures as one shard, nested as it likes, in the order of the names.
+"""A folder of loose pictures as one shard, nested as it likes, in the order of the names; or a list of them, in its own.
 
 Ten million names as Python strings would take a gigabyte: here they are one block of bytes and a column of offsets, about
 their own length each. Folders are walked one by one with their entries sorted ("x/" sorts as the folder x), which gives
@@ -8,12 +8,12 @@ the walk is already in.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from seer.core.errors import StorageError
+from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
 from seer.data.index import MOST_SAMPLE, PICTURES, open_plain, split
@@ -25,16 +25,19 @@ _ENDINGS = tuple(ending.encode() for ending in ENDINGS)
 
 
 class FolderShard:
-    """Raises StorageError for a picture that is gone, TarError for one that is no plain file or too large."""
+    """Raises StorageError for a picture that is gone, TarError for one that is no plain file or too large.
 
-    def __init__(self, path: Path):
-        self.path = path
+    names: of pictures, in short lists; those in the folder itself when they are not given. base: what they begin from.
+    """
+
+    def __init__(self, path: Path, names: Iterable[list[bytes]] | None = None, base: Path | None = None):
+        self.path, self._base = path, str(path if base is None else base)
         blob, ends, digest = bytearray(), [np.zeros(1, dtype=np.int64)], hashlib.sha256()
         at = 0
-        for names in _walk(os.fsencode(path), b"", ()):
-            digest.update((b"\n" if at else b"") + b"\n".join(names))
-            blob += b"".join(names)
-            lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
+        for some in _walk(os.fsencode(path), b"", ()) if names is None else names:
+            digest.update((b"\n" if at else b"") + b"\n".join(some))
+            blob += b"".join(some)
+            lengths = np.fromiter(map(len, some), dtype=np.int64, count=len(some))
             ends.append(at + np.cumsum(lengths))
             at = len(blob)
         self._blob, self._ends = bytes(blob), np.concatenate(ends)  # name i is blob[ends[i]:ends[i + 1]]
@@ -50,7 +53,7 @@ class FolderShard:
     def read(self, number: int, row: int) -> Sample:
         name = self.name(row)
         key, extension = split(name)
-        path = self.path / name
+        path = os.path.join(self._base, name)
         try:
             file = open_plain(path)
         except OSError as error:
@@ -75,6 +78,49 @@ class FolderShard:
 
     def keys(self) -> list[str]:
         return list(self.iter_keys())
+
+
+def listed_in(file: Path) -> FolderShard:
+    """The pictures that a file names, one path a line, from the file's own folder where they are relative.
+
+    They are looked for when they are read. Raises RequestError for a line that names no picture, or one again.
+    """
+    shard = FolderShard(file, _lines(file), file.parent)
+    hashes = np.fromiter((hash(shard.name(row)) for row in range(len(shard))), dtype=np.int64, count=len(shard))
+    order = np.argsort(hashes, kind="stable")
+    for first in np.flatnonzero(np.diff(hashes[order]) == 0).tolist():
+        one, other = int(order[first]), int(order[first + 1])
+        if shard.name(one) == shard.name(other):
+            raise RequestError(f"{file}: {shard.name(one)} is listed twice; list each picture once")
+    return shard
+
+
+def these(paths: Sequence[str]) -> FolderShard:
+    """Pictures named one by one."""
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names = [os.fsencode(os.path.relpath(path, folder or ".")) for path in paths]
+    return FolderShard(Path(folder), [names])
+
+
+def _lines(file: Path) -> Iterator[list[bytes]]:
+    names: list[bytes] = []
+    try:
+        with open(file, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                name = line.rstrip(b"\r\n")
+                if name and not name.lower().endswith(_ENDINGS):
+                    raise RequestError(
+                        f"{file}, line {number}: {name[:200]!r} is no picture; a list has one path a line, each ending in "
+                        f"{', '.join(ENDINGS)}, or each in .tar"
+                    )
+                names += [name] if name else []
+                if len(names) == _CHUNK:
+                    yield names
+                    names = []
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror}") from error
+    if names:
+        yield names
 
 
 def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...]) -> Iterator[list[bytes]]:

@@ -178,7 +178,7 @@ def keep_apart(folders: Sequence[str], shards: Iterable[Shard], output: Path) ->
     """
     if output.is_dir():
         places = {shard.path if isinstance(shard, FolderShard) else shard.path.parent for shard in shards}
-        for place in sorted(places):
+        for place in sorted(path for path in places if path.is_dir()):  # not a list of pictures
             if _within(place, output):
                 raise RequestError(
                     f"output={output} holds the source {place}, which writing shards would destroy; give another folder, or "

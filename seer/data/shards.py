@@ -27,9 +27,9 @@ from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
 from seer.data import index as indexes
-from seer.data.folder import FolderShard
+from seer.data.folder import FolderShard, listed_in, these
 from seer.data.index import INDEX_SUFFIX, MOST_SAMPLE, PICTURES, build_index, mapped, read_index, split
-from seer.data.source import Found, expand, refuse_unfinished
+from seer.data.source import Found, expand, is_list, is_picture, refuse_unfinished
 from seer.data.tar import BLOCK, ChecksumError, TarError, plain_member, walk
 from seer.data.writing import JOURNAL, MANIFEST, write_shards
 
@@ -254,7 +254,8 @@ def _key(buffer: memoryview, record: np.void) -> str:
 
 
 def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = True) -> list[Shard]:
-    """What a source names, in a fixed order: a folder of tars or of pictures, a tar, a glob, `{000..009}`, or a list.
+    """What a source names, in a fixed order: a folder of tars or of pictures, a tar, a glob, `{000..009}`, a .txt
+    with a path a line, or a list of any of these.
 
     check_crc: compare the bytes of every row that is read with its index; without it a flipped byte of data passes.
 
@@ -278,20 +279,39 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
         entries.update(_manifest(folder))
     shards: list[Shard] = []
     opened = Opened()
-    for path in paths:
+    for path in _joined(paths):
+        entry = entries.get(path) if isinstance(path, str) else None
+        shard: Shard
         try:
-            entry = entries.get(path)
-            shard: Shard = (
-                FolderShard(Path(path))
-                if entry is None and os.path.isdir(path)
-                else TarShard(path, check_crc, entry=entry, opened=opened)
-            )
+            if not isinstance(path, str):
+                shard = these(path)
+            elif entry is None and os.path.isdir(path):
+                shard = FolderShard(Path(path))
+            elif entry is None and is_list(path):
+                shard = listed_in(Path(path))
+            else:
+                shard = TarShard(path, check_crc, entry=entry, opened=opened)
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(shard) == 0:
-            raise RequestError(f"no pictures in {path}; looked for {', '.join(sorted(PICTURES))}")
+            raise RequestError(f"no pictures in {shard.path}; looked for {', '.join(sorted(PICTURES))}")
         shards.append(shard)
     return shards
+
+
+def _joined(paths: Iterable[str]) -> Iterator[str | list[str]]:
+    """Pictures that are named one after the other are one shard."""
+    pictures: list[str] = []
+    for path in paths:
+        if is_picture(path) and not os.path.isdir(path):
+            pictures.append(path)
+            continue
+        if pictures:
+            yield pictures
+            pictures = []
+        yield path
+    if pictures:
+        yield pictures
 
 
 def fingerprint(shards: Iterable[Shard]) -> str:

@@ -1,6 +1,7 @@
 """What people write for a source -> the paths it names, in a fixed order.
 
-A folder of tars or of pictures, a tar, a glob, `{000..009}`, `{a,b}`, or `file:` before any of them. Odd names that are
+A folder of tars or of pictures, a tar, a picture, a .txt with a path a line, a glob, `{000..009}`, `{a,b}`, or `file:`
+before any of them. Odd names that are
 on disk are names before they are patterns. No other URL is read here, and nothing ever reaches a shell.
 
 A folder is whole or refused: shards that `seer shard` has not finished, and tars with loose pictures beside them, of which
@@ -23,7 +24,7 @@ MOST_NAMES = 10_000_000  # that braces may stand for
 
 
 class Found(NamedTuple):
-    paths: list[str]  # of tars, of pictures, or of a folder of pictures
+    paths: list[str]  # of tars, of pictures, of a folder of pictures or a list of them
     manifests: list[str]  # folders (with a slash behind) of a folder that was searched, in which a manifest lies
 
 
@@ -40,7 +41,8 @@ def expand(source: str) -> Found:
         tars, manifests = _search(path)
         return Found(tars or [path], manifests)
     if os.path.exists(source):
-        return Found([str(Path(source))], [])
+        path = str(Path(source))
+        return Found(_tars_listed(path) or [path], [])
     found: list[str] = []
     for one in _braces(source):
         for path in sorted(glob.glob(one)) if glob.has_magic(one) else [one]:
@@ -86,6 +88,36 @@ def _search(folder: str) -> Found:
             f"them: {folder}/*.tar, or a folder of each kind"
         )
     return Found(sorted(tars, key=lambda path: path.replace("/", "\0")), sorted(manifests))
+
+
+def is_list(path: str) -> bool:
+    return path.lower().endswith(".txt")
+
+
+def is_picture(path: str) -> bool:
+    return path.lower().endswith(ENDINGS)
+
+
+def _tars_listed(path: str) -> list[str]:
+    """Of a list whose first line is a tar; it may as well name a million pictures, and then it is left as it is."""
+    if not is_list(path) or not os.path.isfile(path):
+        return []
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+            first = next((line for line in lines if line.strip()), "")
+            if not first.rstrip("\r\n").endswith(".tar"):
+                return []
+            lines.seek(0)
+            names = [name for line in lines if (name := line.rstrip("\r\n"))]
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+    found = [str(Path(path).parent / name) for name in names]
+    for name in found:
+        if not name.endswith(".tar") or not os.path.exists(name):
+            raise RequestError(
+                f"{path}: {name} {_why(name) if name.endswith('.tar') else 'is no .tar as the first is'}"
+            )
+    return found
 
 
 def refuse_unfinished(folder: str) -> None:

@@ -250,6 +250,22 @@ def test_a_png_becomes_a_jpeg_and_its_other_members_stay(tmp_path, capfd):
     assert sorted(fields) == ["cls", "jpg", "json"] and fields["cls"] == b"7" and fields["jpg"][:2] == b"\xff\xd8"
 
 
+def test_a_list_of_pictures_becomes_shards(loose, tmp_path, capfd):
+    paths = sorted(loose.rglob("*.jpg"))
+    (tmp_path / "list.txt").write_text("".join(f"{p}\n" for p in paths[::2]))
+    words = ("shard", "per_shard=20", "processes=1", "labels=folder")
+    ended = seer(capfd, *words, f"source={tmp_path / 'list.txt'}", f"output={tmp_path / 'a'}")
+    assert ended.status == 0 and ended.result["pictures"] == 30 and ended.result["classes"] == ["c0", "c1", "c2"]
+    ended = seer(capfd, *words, f"source={','.join(map(str, paths[::2]))}", f"output={tmp_path / 'b'}")
+    assert ended.status == 0 and ended.result["pictures"] == 30, ended.words
+    stored = [
+        {picture_of(s.read(0, r)) for s in open_shards(tmp_path / name) for r in range(len(s))} for name in ("a", "b")
+    ]
+    assert stored[0] == stored[1] == {p.read_bytes() for p in paths[::2]}
+    ended = seer(capfd, "shard", f"source={tmp_path / 'list.txt'}", f"output={tmp_path / 'c'}", "index_only=true")
+    assert ended.status == 78 and "index_only=true is for tars" in ended.result["error"]
+
+
 def test_index_only_makes_indexes_beside_the_tars_and_copies_nothing(tmp_path, capfd):
     for n in range(3):
         write_tar(tmp_path / f"s{n}.tar", [(f"{n}-{i}.jpg", jpeg(i)) for i in range(4)])

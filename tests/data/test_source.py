@@ -2,12 +2,15 @@
 
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from seer.core.errors import RequestError
+from seer.data.shards import class_names, open_shards, picture_of
 from seer.data.source import expand
+from tests.data.pictures import write_tar
 
 
 def test_a_folder_of_many_loose_pictures_is_looked_through_without_keeping_their_names(tmp_path):
@@ -51,3 +54,77 @@ def test_braces_that_stand_for_too_many_names_are_refused_at_once(tmp_path, monk
     with pytest.raises(RequestError, match=r"does not exist|more than 1000 names"):
         expand(f"{tmp_path}/{span}{tail}")
     assert time.process_time() - start < 1
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i, name in enumerate(["b/2.jpg", "a/1.PNG", "a/x/3.webp", "#top é.jpeg"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes([i]))
+    return tmp_path
+
+
+def contents(shards) -> list[tuple[str, int]]:
+    return [
+        (s.key, picture_of(s)[0])
+        for n, shard in enumerate(shards)
+        for s in map(partial(shard.read, n), range(len(shard)))
+    ]
+
+
+def test_a_list_in_a_file_names_pictures_in_its_own_order_from_its_own_folder(pictures, monkeypatch):
+    monkeypatch.chdir(pictures / "a")
+    (pictures / "list.txt").write_text(f"b/2.jpg\r\n\n#top é.jpeg\n{pictures}/a/x/3.webp")
+    for source in (pictures / "list.txt", "../list.txt", f"file:{pictures}/list.txt", [pictures / "list.txt"]):
+        (shard,) = open_shards(source)
+        assert contents([shard]) == [("b/2", 0), ("#top é", 3), (f"{pictures}/a/x/3", 2)]
+    assert class_names([shard]) == ["", "b", "x"]
+
+
+def test_pictures_named_one_by_one_are_one_shard_in_their_order(pictures, monkeypatch):
+    whole = [f"{pictures}/b/2.jpg", f"{pictures}/a/x/3.webp", f"{pictures}/a/1.PNG"]
+    (shard,) = open_shards(whole)
+    assert contents([shard]) == [("b/2", 0), ("a/x/3", 2), ("a/1", 1)]
+    monkeypatch.chdir(pictures)
+    assert contents(open_shards(["b/2.jpg", "./a/x/3.webp", "a/1.PNG"])) == contents([shard])
+    assert contents(open_shards("b/2.jpg")) == [("2", 0)]
+    assert contents(open_shards(f"{pictures}/a/*.PNG")) == [("1", 1)]
+    tar = write_tar(pictures / "t.tar", [("t.jpg", b"\7")])
+    assert contents(open_shards(["a/1.PNG", tar, "b/2.jpg"])) == [("1", 1), ("t", 7), ("2", 0)]
+
+
+def test_a_list_of_tars_names_shards(tmp_path):
+    for n in range(3):
+        write_tar(tmp_path / f"{n}.tar", [(f"{n}.jpg", bytes([n]))])
+    (tmp_path / "list.txt").write_text(f"2.tar\n{tmp_path}/0.tar\n")
+    assert contents(open_shards(tmp_path / "list.txt")) == [("2", 2), ("0", 0)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ("a/1.PNG\nb/2.jpg\na/1.PNG\n", r"a/1\.PNG is listed twice"),
+        ("a/1.PNG\nnotes.md\n", r"line 2: b'notes\.md' is no picture"),
+        ("x.tar\n", r"x\.tar does not exist"),
+        ("t.tar\na/1.PNG\n", r"1\.PNG is no \.tar as the first is"),
+        ("\n\n", "no pictures in"),
+    ],
+)
+def test_a_list_that_is_wrong_is_refused_by_its_line(pictures, lines, complaint):
+    write_tar(pictures / "t.tar", [("t.jpg", b"7")])
+    (pictures / "list.txt").write_text(lines)
+    with pytest.raises(RequestError, match=complaint):
+        open_shards(pictures / "list.txt")
+
+
+def test_a_long_list_costs_its_own_length_and_little_more(tmp_path):
+    with open(tmp_path / "list.txt", "w") as file:
+        file.writelines(f"some/folder/{i:09d}.jpg\n" for i in range(200_000))
+    tracemalloc.start()
+    try:
+        (shard,) = open_shards(tmp_path / "list.txt")
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(shard) == 200_000 and shard.name(123_456) == "some/folder/000123456.jpg"
+    assert kept < 40 * len(shard) and peak < 100 * len(shard)
