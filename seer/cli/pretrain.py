@@ -29,7 +29,8 @@ from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
 from seer.engine.numerics import Guard
 from seer.engine.probe import peak_memory_gb
 from seer.engine.recorder import FlightRecorder
-from seer.engine.retention import Keep
+from seer.engine.retention import Keep, steps_in
+from seer.engine.stop import StopRequest
 from seer.evals.rankme import RankMe
 from seer.models.bundle import write_bundle
 from seer.parallel.batchnorm import mean_statistics
@@ -44,13 +45,26 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
         return replay.run(wanted)
     _check(wanted)
     try:
-        with open_world(wanted["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world:
-            return _run(wanted, world, output)
+        with open_world(wanted["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world, StopRequest() as stop:
+            return _run(wanted, world, output, stop)
     except LostPeer as lost:
         raise run_folder.kept(Path(wanted["output"]), lost) from lost
+    except KeyboardInterrupt as asked:
+        raise _interrupted(asked, output) from None
 
 
-def _run(wanted: dict[str, Any], world: World, output: list[Path]) -> dict[str, Any]:
+def _interrupted(asked: KeyboardInterrupt, output: Sequence[Path]) -> Interrupted:
+    """Stopped outside of training: what the folder holds already stands."""
+    name = asked.args[0] if asked.args else "SIGINT"
+    step = max((step for folder in output for step in steps_in(folder / "checkpoints")), default=0)
+    saved = f"with step {step} saved" if step else "before anything had to be saved"
+    error = Interrupted(f"stopped on {name} {saved}; run the same command again{' to go on' if step else ''}", step)
+    if hasattr(asked, "tells"):
+        error.tells = asked.tells  # type: ignore[attr-defined]
+    return error
+
+
+def _run(wanted: dict[str, Any], world: World, output: list[Path], stop: StopRequest) -> dict[str, Any]:
     use_deterministic(wanted["parallel"]["deterministic"], world.device)
     crop, precision = build(wanted["augment"]), build(wanted["precision"], world.device)
     batch = wanted["batch"]
@@ -74,7 +88,7 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path]) -> dict[str, 
         data = assemble.data(wanted, shards, crop, world)
         training = assemble.training(wanted, task, lengths, world, precision)
         training.licence = licence
-        return _train(wanted, folder, data, training, crop, world)
+        return _train(wanted, folder, data, training, crop, world, stop)
 
 
 def _check(wanted: Mapping[str, Any]) -> None:
@@ -89,7 +103,13 @@ def _check(wanted: Mapping[str, Any]) -> None:
 
 
 def _train(
-    wanted: Mapping[str, Any], folder: Path, data: Data, training: Training, crop: MultiCrop, world: World
+    wanted: Mapping[str, Any],
+    folder: Path,
+    data: Data,
+    training: Training,
+    crop: MultiCrop,
+    world: World,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     batch, total, task = wanted["batch"], training.total_steps, training.task
     checkpoints = _checkpoints(wanted, folder, training, world)
@@ -168,6 +188,7 @@ def _train(
             first_step=first,
             total_steps=total,
             facts=facts,
+            stop=stop,
         )
     except Interrupted as interrupted:
         metrics.close()

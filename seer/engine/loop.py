@@ -66,6 +66,7 @@ def fit(
     first_step: int,
     total_steps: int,
     facts: Mapping[str, Any],
+    stop: StopRequest,
 ) -> None:
     """Train from first_step to total_steps.
 
@@ -109,7 +110,7 @@ def fit(
         metrics.add(0, _evaluate(task, evaluators, world, checkpoints.statistics))
         probe.skip()
     coming = on_device(batches(first_step * batch), world.device)
-    with StopRequest() as stop, closing(checkpoints), closing(coming) as stream:  # type: ignore[type-var]
+    with stop.held(), closing(checkpoints), closing(coming) as stream:  # type: ignore[type-var]
         for step, batch_now in zip(range(first_step, total_steps), stream, strict=False):
             probe.waited()
             world.note(step, "training")

@@ -6,10 +6,12 @@ in every rank writes a beat into the store that the launcher or the first rank s
 - A rank that fails says so, if it is the first, and leaves its words there: the others end with the same exit status.
 - A rank that is gone (killed, out of memory, its host lost) or stopped leaves nothing: its beats end. It is named.
 - A rank whose main thread hangs still beats; it is the one that has entered the fewest collectives.
+- A rank that is told to end outside of training (KeyboardInterrupt) takes the others with it: exit 75.
 
 Surprising here: the thread ends the process by itself when the main thread cannot, since a collective that waits for ever
 in C++ hears no exception. Under torchrun the process also gets SIGTERM as soon as a peer has failed, often before it has
-found out why; outside training that signal then means: end within a few seconds.
+found out why; outside training that signal then means: end within a few seconds. So a rank that is told to end first
+looks whether all others live.
 """
 
 import ctypes
@@ -46,7 +48,7 @@ class Watch:
         self._doing = (0, "starting")  # step, phase
         self._seen: dict[int, tuple[str, float]] = {}  # rank -> its last beat, and when it changed, on our clock
         self._ended = threading.Event()
-        self._told: LostPeer | None = None
+        self._told: LostPeer | Interrupted | None = None
         self._lock = threading.Lock()  # one store connection, two threads
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -66,13 +68,15 @@ class Watch:
         if kind is None or issubclass(kind, Interrupted):  # the others may have work left, as to write the bundle
             self._say("left", f"{self.rank}", '""')
 
-    def judged(self, error: Exception) -> Exception:
+    def judged(self, error: Exception | KeyboardInterrupt) -> BaseException:
         """The error that ended this rank, or LostPeer when that is but the echo of another rank's end.
 
         Tells the others what happened here. Waits up to LOST_S for their words.
         """
         if isinstance(error, Interrupted):
             return error
+        if isinstance(error, KeyboardInterrupt):
+            return self._interrupted(error)
         echo = isinstance(error, dist.DistError) or any(words in str(error) for words in ECHOES)
         own = hasattr(error, "exit_status") or not isinstance(error, RuntimeError) or not echo
         if not own:
@@ -82,11 +86,29 @@ class Watch:
                 self._look(LOST_S)
             if self._told is None:
                 self._told = self._latest(str(error))
+        return self._parting(
+            error, getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
+        )
+
+    def _interrupted(self, asked: KeyboardInterrupt) -> BaseException:
+        """SIGTERM may come since another rank is gone or has failed: waits for that news, or for a beat of each."""
+        with suppress(RuntimeError):  # the store is gone
+            self._look(LOST_S)
+            before = {rank: text for rank, (text, _) in self._seen.items()}
+            end = time.monotonic() + LOST_S + 2 * BEAT_S
+            while asked.args == ("SIGTERM",) and self._told is None and time.monotonic() < end:
+                if all(self._seen[r][0] != b or self._hear("left", str(r)) is not None for r, b in before.items()):
+                    break
+                time.sleep(BEAT_S / 4)
+                self._look(LOST_S)
+        return self._parting(asked, 75)
+
+    def _parting(self, error: BaseException, status: int) -> BaseException:
+        """Tells the others. The error, or what another rank has told already."""
         self._say("left", f"{self.rank}", json.dumps(str(error)[:2000]))
         if self._told is not None:
             self._say("ended", "first", "true")  # for a rank that hangs, whose thread still listens
             return self._told
-        status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
         words = json.dumps({"rank": self.rank, "exit": status, "error": str(error)[:2000]})
         error.tells = self._say("failed", "first", words) == words.encode()  # type: ignore[attr-defined]
         return error
@@ -111,11 +133,11 @@ class Watch:
             elif ended:
                 self._end(LostPeer("the other ranks have ended", tells=False))
 
-    def _end(self, why: LostPeer) -> None:
+    def _end(self, why: LostPeer | Interrupted) -> None:
         """The main thread has GRACE_S to find out by itself."""
         if self._ended.wait(GRACE_S):
             return
-        if why.tells:
+        if getattr(why, "tells", False):
             log.error(str(why))
         sys.stderr.flush()
         os._exit(why.exit_status)
@@ -131,8 +153,7 @@ class Watch:
         """Read the others' beats and words; sets `_told`. Raises RuntimeError when the store is gone."""
         now = time.monotonic()
         if (failed := self._hear("failed", "first")) and failed["rank"] != self.rank:
-            words = f"rank {failed['rank']} failed: {failed['error']}"
-            self._told = LostPeer(words, failed["exit"], tells=False)  # that rank has said it
+            self._told = _news_of(failed)
             return
         keys = {rank: f"beat/{rank}" for rank in range(self.size) if rank != self.rank}
         with self._lock:
@@ -208,8 +229,17 @@ class Watch:
             return json.loads(self._store.get(f"{kind}/{key}"))
 
 
+def _news_of(failed: dict[str, Any]) -> LostPeer | Interrupted:
+    """Another rank's end as this one's error. That rank has said it; 75 is the status of no failure but a request."""
+    if failed["exit"] == 75:
+        asked = Interrupted(f"rank {failed['rank']} was told to end: {failed['error']}", 0)
+        asked.tells = False  # type: ignore[attr-defined]
+        return asked
+    return LostPeer(f"rank {failed['rank']} failed: {failed['error']}", failed["exit"], tells=False)
+
+
 def _end_soon_on_sigterm() -> None:
-    """Training catches the signal itself (`engine.stop`); before and after, this holds."""
+    """A run catches the signal itself (`engine.stop`); elsewhere, this holds."""
 
     def end(*_: object) -> None:
         timer = threading.Timer(LOST_S + 4, lambda: os._exit(75))

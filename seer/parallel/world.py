@@ -74,7 +74,7 @@ def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
             side = dist.new_group(backend="gloo", timeout=limit)
             assert isinstance(side, dist.ProcessGroup)
             yield World(rank, size, local, place, dist.group.WORLD, side, watch)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             # the process group is left as it is: taking it down would wait for those who are gone
             raise watch.judged(error) from error
     dist.destroy_process_group()

@@ -1,0 +1,113 @@
+"""Asked to stop before or after training, a run ends with 75 and its JSON line: schedulers queue it again."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from seer.cli import assemble, pretrain
+from seer.engine import loop
+from seer.tasks.swav import SwAVTask
+from tests.program import SMALL, Ended, seer, start, wait
+from tests.test_peers import told, workers
+
+pytestmark = pytest.mark.slow
+WORDS = ("pretrain", *SMALL, "model=regnety_tiny", "steps=2")
+DRAWING = ("data.source=null", "data.drawn=60000")  # minutes of it
+
+
+@pytest.fixture
+def drawing() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """A function that starts a run and waits until it draws its pictures: rank 0 alone, the others wait."""
+    started = []
+
+    def begin(run: Path, ranks: int = 1) -> subprocess.Popen[str]:
+        process = start(*WORDS, *DRAWING, f"output={run}", ranks=ranks)
+        started.append(process)
+        end = time.monotonic() + 60
+        while not (run / "pictures").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert (run / "pictures").exists()
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()  # the kernel ends the ranks of a launcher
+        process.wait()
+
+
+def stopped_early(ended: Ended, run: Path, name: str) -> None:
+    assert ended.result["exit"] == 75, ended.words
+    assert f"stopped on {name} before anything had to be saved; run the same command again" in ended.result["error"]
+    assert json.loads((run / "result.json").read_text())["exit"] == 75
+    assert len(told(ended)) == 1 and "Traceback" not in ended.words.split("torch/distributed")[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_pictures_are_drawn_ends_with_75(drawing, tmp_path, number):
+    process = drawing(tmp_path / "run")
+    os.kill(process.pid, number)
+    ended = wait(process, 20)
+    stopped_early(ended, tmp_path / "run", signal.Signals(number).name)
+    assert ended.status == 75
+
+
+@pytest.mark.parametrize(("number", "to"), [(signal.SIGUSR1, [0, 1]), (signal.SIGTERM, [0, 1]), (signal.SIGTERM, [0])])
+def test_of_several_ranks_one_tells_and_all_end_also_those_that_heard_no_signal(drawing, tmp_path, number, to):
+    process = drawing(tmp_path / "run", ranks=2)
+    ranks, since = workers(process.pid), time.monotonic()
+    for rank in to:
+        os.kill(ranks[rank], number)
+    ended = wait(process, 60)
+    assert time.monotonic() - since < 25
+    stopped_early(ended, tmp_path / "run", number.name)
+
+
+def test_a_rank_that_is_killed_before_training_is_named_though_the_launcher_sends_sigterm(drawing, tmp_path):
+    process = drawing(tmp_path / "run", ranks=2)
+    killed = workers(process.pid)[1]
+    os.kill(killed, signal.SIGKILL)
+    ended = wait(process, 60)
+    assert len(told(ended)) == 1 and f"rank 1 (pid {killed} on " in told(ended)[0], ended.words
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """A function that makes a part of the run be reached by a signal."""
+
+    def at(place: object, name: str) -> None:
+        monkeypatch.setattr(place, name, lambda *_, **__: signal.raise_signal(signal.SIGUSR1))
+
+    return at
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "words"),
+    [
+        (assemble, "task", ()),
+        (pretrain, "_announce", ()),
+        (SwAVTask, "seed_prototypes", ("task.kmeans=32",)),
+        (loop, "on_device", ()),
+    ],
+)
+def test_wherever_a_signal_comes_before_training_the_run_ends_with_75(capfd, tmp_path, signalled, place, name, words):
+    signalled(place, name)
+    ended = seer(capfd, *WORDS, "data.source=null", "data.drawn=32", f"output={tmp_path / 'run'}", *words)
+    assert ended.status == 75 and "stopped on SIGUSR1 before anything had to be saved" in ended.result["error"]
+
+
+def test_a_signal_after_training_leaves_the_last_checkpoint_and_the_next_start_ends_the_run(
+    capfd, tmp_path, monkeypatch, signalled
+):
+    words = (*WORDS, "data.source=null", "data.drawn=32", f"output={tmp_path / 'run'}")
+    with monkeypatch.context():
+        signalled(pretrain, "_write_bundle")
+        ended = seer(capfd, *words)
+    assert ended.status == 75 and "stopped on SIGUSR1 with step 2 saved; run the same" in ended.result["error"]
+    monkeypatch.undo()
+    assert seer(capfd, *words).status == 0 and (tmp_path / "run" / "bundle" / "backbone.safetensors").exists()
