@@ -1,5 +1,6 @@
 """Two jobs, one run folder: the second is refused, and a job that ended in any way leaves the folder free."""
 
+import errno
 import json
 import os
 import subprocess
@@ -86,3 +87,51 @@ def test_a_held_lock_beats(tmp_path, monkeypatch):
         os.utime(tmp_path / lock.NAME, (0, 0))
         time.sleep(0.3)
         assert time.time() - (tmp_path / lock.NAME).stat().st_mtime < 5
+
+
+@pytest.fixture
+def without_flock(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_the_run_goes_on(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    told = []
+    monkeypatch.setattr(lock.log, "warning", told.append)
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+    assert len(told) == 1 and "has no locks" in told[0] and os.strerror(number) in told[0]
+
+
+def test_without_locks_a_job_that_beats_is_respected_until_its_process_has_ended(other, tmp_path, without_flock):
+    with pytest.raises(RequestError, match=rf"process {other.pid} on .*it was alive \d s ago"), RunLock(tmp_path):
+        pass
+    other.kill()
+    other.wait()
+    with RunLock(tmp_path):
+        pass
+    foreign(tmp_path, age_s=30)
+    with pytest.raises(RequestError, match="process 7 on elsewhere"), RunLock(tmp_path):
+        pass
+
+
+def test_another_error_of_flock_is_no_lack_of_locks(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="Input/output error"), RunLock(tmp_path):
+        pass
+
+
+def test_words_that_were_cut_short_belong_to_nobody(tmp_path):
+    (tmp_path / lock.NAME).write_text('{"host": "elsewh')
+    with RunLock(tmp_path):
+        pass
