@@ -29,7 +29,8 @@ KINDS = ("empty", "format", "size", "truncated", "damaged", "checksum", "archive
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that could not be used, and why. One line of `skipped.jsonl`. kind is one of KINDS.
+    """A picture that could not be used, and why. One line of `skipped.jsonl`. kind is one of KINDS, or
+    `unreadable` where `seer shard` passed over a file.
 
     attempt 0: the picture that was due, which happens once an epoch; 1, 2, ...: a stand-in for it that failed as well.
     """

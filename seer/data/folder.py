@@ -70,6 +70,14 @@ class FolderShard:
                 raise StorageError(f"{path}: {error.strerror}") from error
         return Sample(SampleRef(number, row), key, {extension: data})
 
+    def is_there(self, row: int) -> bool:
+        """Whether the folder that holds a picture can be listed, so that it is the file and not the storage that failed."""
+        try:
+            with os.scandir(os.path.dirname(os.path.join(self._base, self.name(row))) or ".") as entries:
+                return next(entries, None) is not None
+        except OSError:
+            return False
+
     def key(self, row: int) -> str:
         return split(self.name(row))[0]
 

@@ -43,9 +43,10 @@ def run_pieces(
     finished: Callable[[Entry], None] = lambda entry: None,
     begin: Callable[[], None] = lambda: None,
 ) -> list[Entry]:
-    """Entries of all pieces by number. journal: from `locked`. progress: pictures since the last call. finished: called
-    with each entry, old ones first; begin: called before a new journal is begun; what they raise ends the run. Raises
-    RequestError for a journal of another request, StorageError when a process dies, and what the work raises.
+    """Entries of all pieces by number. journal: from `locked`. progress: pictures since the last call. begin: called before
+    a new journal is begun; finished: called with each entry, old ones first. What these raise ends the run, and the piece
+    does not count as done. Raises RequestError for a journal of another request, StorageError when a process dies, and
+    what the work raises.
     """
     global _work
     done = _read(journal, request, begin)
@@ -65,9 +66,9 @@ def run_pieces(
             ready, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             for one in ready:
                 number, entry = one.result()
+                finished(entry)
                 done[number] = entry
                 _append(journal, {"number": number, **entry})
-                finished(entry)
             ticks = _ticks.value
             progress(ticks - told)
             told = ticks

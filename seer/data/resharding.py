@@ -2,7 +2,9 @@
 
 Piece n of the output is a function of the request alone: its pictures are looked up in a keyed permutation of the whole,
 so no list of millions is ever made, each process does its own pieces, and a run that was killed goes on to the same
-bytes. A picture that cannot be read or decoded is left out, named in OUTPUT/skipped.jsonl and counted.
+bytes. A picture that cannot be read or decoded is left out, named in OUTPUT/skipped.jsonl and counted; so is a loose file
+that cannot be read while its folder can be listed, since taking it away would make another request. A shard of which no
+picture is left is not written.
 """
 
 import functools
@@ -12,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +42,7 @@ from seer.data.writing import (
     write_shard,
 )
 
+UNREADABLE = "unreadable"  # a reason besides those of records.KINDS, since training stops at such a file
 INDEXING = ".indexing.jsonl"  # not JOURNAL: the tars are whole before their indexes are
 
 
@@ -100,6 +104,11 @@ class Part:
                     fields = {kind or extension: data, **fields}
             except (TarError, Undecodable) as error:
                 skipped.append(Skipped(str(self.shards[shard].path), name, str(error), row, error.kind))
+            except StorageError as error:
+                one = self.shards[shard]
+                if not (isinstance(one, FolderShard) and one.is_there(row)):
+                    raise
+                skipped.append(Skipped(str(one.path), one.key(row), str(error), row, UNREADABLE))
             else:
                 if labels:
                     fields["cls"] = labels[folder_of(sample.key)]
@@ -137,7 +146,13 @@ def _write(
     def work(number: int, tick: Callable[[], None]) -> Entry:
         skipped: list[Skipped] = []
         first, last = shard_rows(number, count, part.total)
-        entry = write_shard(shard_path(output, number, count), part.samples(first, last, skipped, tick))
+        path, members = shard_path(output, number, count), part.samples(first, last, skipped, tick)
+        member = next(members, None)
+        if member:
+            entry = write_shard(path, chain([member], members))
+        else:
+            path.unlink(missing_ok=True)  # of a run that was killed, when there still were pictures
+            entry = {"name": path.name, "count": 0}
         return {**entry, "skipped": [asdict(one) for one in skipped]}
 
     seen, bad, limit = 0, Counter[str](), share(max_bad)
@@ -146,12 +161,15 @@ def _write(
         nonlocal seen
         seen += entry["count"] + len(entry["skipped"])
         bad.update(one["kind"] for one in entry["skipped"])
-        if (bad.total() >= LEAST and bad.total() > limit * seen) or not entry["count"]:
-            raise BadDataError(
-                f"{bad.total()} of {seen} pictures cannot be used ({', '.join(f'{k} {n}' for k, n in bad.most_common())}), "
-                f"the last in {entry['name']}: {entry['skipped'][-1]['reason'] if entry['skipped'] else 'none'}; look at "
-                f"the source, or raise max_bad={max_bad}"
-            )
+        if bad.total() >= LEAST and bad.total() > limit * seen:
+            raise too_many(entry)
+
+    def too_many(entry: Entry) -> BadDataError:
+        return BadDataError(
+            f"{bad.total()} of {seen} pictures cannot be used ({', '.join(f'{k} {n}' for k, n in bad.most_common())}), "
+            f"the last in {entry['name']}: {entry['skipped'][-1]['reason'] if entry['skipped'] else 'none'}; look at "
+            f"the source, or raise max_bad={max_bad}"
+        )
 
     entries = run_pieces(
         work,
@@ -163,13 +181,16 @@ def _write(
         finished=finished,
         begin=lambda: _no_strangers(output),
     )
+    if bad.total() == seen:
+        raise too_many(entries[-1])
     card: dict[str, Any] = {"request": part.request, "skipped": bad.total(), "skipped_by_reason": dict(bad)}
     if part.classes is not None:
         card["classes"] = list(part.classes)
     if bad:
         with open(output / "skipped.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(one) + "\n" for entry in entries for one in entry["skipped"])
-    return write_manifest(output, [{k: v for k, v in e.items() if k != "skipped"} for e in entries], card)
+    shards = [{k: v for k, v in e.items() if k != "skipped"} for e in entries if e["count"]]
+    return write_manifest(output, shards, card)
 
 
 def keep_apart(folders: Sequence[str], shards: Iterable[Shard], output: Path) -> None:

@@ -250,6 +250,72 @@ def test_a_png_becomes_a_jpeg_and_its_other_members_stay(tmp_path, capfd):
     assert sorted(fields) == ["cls", "jpg", "json"] and fields["cls"] == b"7" and fields["jpg"][:2] == b"\xff\xd8"
 
 
+def test_shards_go_on_where_one_of_them_would_be_empty(tmp_path, capfd):
+    write_tar(tmp_path / "x.tar", [(f"{i}.jpg", jpeg(i) if i != 2 else b"no picture") for i in range(5)])
+    words = ("shard", f"source={tmp_path / 'x.tar'}", f"output={tmp_path / 'o'}", "quality=80", "processes=1")
+    ended = seer(capfd, *words, "per_shard=1", "shuffle=false")
+    assert ended.status == 0 and ended.result["pictures"] == 4 and ended.result["skipped"] == 1, ended.words
+    assert ended.result["parts"]["all"]["shards"] == 4
+    assert [s.path.name for s in open_shards(tmp_path / "o")] == [f"shard-00000{i}.tar" for i in (0, 1, 3, 4)]
+    assert seer(capfd, *words, "per_shard=1", "shuffle=false").status == 0
+
+
+def test_shards_of_no_picture_at_all_are_bad_data(tmp_path, capfd):
+    write_tar(tmp_path / "x.tar", [(f"{i}.jpg", b"no picture") for i in range(5)])
+    words = ("shard", f"source={tmp_path / 'x.tar'}", f"output={tmp_path / 'o'}", "quality=80", "processes=1")
+    ended = seer(capfd, *words, "per_shard=2", "max_bad=100%")
+    assert ended.status == 65 and "5 of 5 pictures cannot be used (format 5)" in ended.result["error"]
+
+
+def test_a_file_that_cannot_be_read_is_left_out_and_a_folder_that_is_gone_stops(tmp_path, capfd, monkeypatch):
+    import seer.data.folder as folder
+
+    for i in range(8):
+        (tmp_path / "in" / f"{i // 4}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / f"{i // 4}" / f"{i}.jpg").write_bytes(jpeg(i))
+    whole = folder.open_plain
+
+    def failing(path):
+        if str(path).endswith("/5.jpg"):
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(folder, "open_plain", failing)
+    words = ("shard", f"source={tmp_path / 'in'}", "per_shard=2", "processes=1")
+    ended = seer(capfd, *words, f"output={tmp_path / 'o'}")
+    assert ended.status == 0 and ended.result["pictures"] == 7 and ended.result["skipped"] == 1, ended.words
+    lost = json.loads((tmp_path / "o" / "skipped.jsonl").read_text())
+    assert lost["member"] == "1/5" and lost["kind"] == "unreadable" and "Permission denied" in lost["reason"]
+
+    def gone(path):
+        if (tmp_path / "in" / "1").exists():
+            (tmp_path / "in" / "1").rename(tmp_path / "elsewhere")
+        return whole(path)
+
+    monkeypatch.setattr(folder, "open_plain", gone)
+    ended = seer(capfd, *words, f"output={tmp_path / 'p'}")
+    assert ended.status == 74 and "No such file" in ended.result["error"]
+    (tmp_path / "elsewhere").rename(tmp_path / "in" / "1")
+    monkeypatch.undo()
+    ended = seer(capfd, *words, f"output={tmp_path / 'p'}")
+    assert ended.status == 0 and ended.result["pictures"] == 8 and ended.result["skipped"] == 0
+
+
+def test_pictures_that_were_too_many_to_lose_are_tried_again(tmp_path, capfd, monkeypatch):
+    import seer.data.folder as folder
+
+    (tmp_path / "in").mkdir()
+    for i in range(120):
+        (tmp_path / "in" / f"{i:03d}.jpg").write_bytes(b"picture")
+    whole = folder.open_plain
+    words = ("shard", f"source={tmp_path / 'in'}", f"output={tmp_path / 'o'}", "processes=1")
+    monkeypatch.setattr(folder, "open_plain", lambda path: whole(f"{path}.not.there"))
+    ended = seer(capfd, *words)
+    assert ended.status == 65 and "120 of 120 pictures cannot be used (unreadable 120)" in ended.result["error"]
+    monkeypatch.undo()
+    assert seer(capfd, *words).result["pictures"] == 120
+
+
 def test_a_list_of_pictures_becomes_shards(loose, tmp_path, capfd):
     paths = sorted(loose.rglob("*.jpg"))
     (tmp_path / "list.txt").write_text("".join(f"{p}\n" for p in paths[::2]))
