@@ -51,8 +51,9 @@ def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
     if isinstance(policy, str):
         if policy == "fairscale":
             raise RequestError(
-                "parallel.remat=fairscale: its checkpoint wrapper is a reentrant one, whose gradients DDP counts twice when the network "
-                "runs once for each crop size; parallel.remat=block keeps as little, with the same statistics"
+                "parallel.remat=fairscale: its checkpoint wrapper counts batch statistics twice, and DDP stops at it (a network that "
+                "runs once for each crop size marks its weights ready twice); parallel.remat=block keeps as little, with the "
+                "statistics of a plain step"
             )
         if policy not in POLICIES:
             raise RequestError(

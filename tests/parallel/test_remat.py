@@ -123,6 +123,7 @@ def test_a_resnet_is_recomputed_too():
     ("policy", "words"),
     [
         ("blocks", "parallel.remat=blocks: one of none, block, stage, selective"),
+        ("fairscale", "counts batch statistics twice, and DDP stops at it"),
         ("fairscale", "parallel.remat=block keeps as little"),
         (["stage9"], "names 'stage9'; there are stage1, stage2, stage3"),
         (["stage3.block4"], "stage3 has blocks 0 to 3"),
