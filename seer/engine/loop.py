@@ -123,7 +123,8 @@ def fit(
             norm = precision.step(optimizer, output.loss, world.group)
             task.after_step(step)
             numbers = {"grad_norm": norm, **precision.numbers()}
-            guard.watch(step, precision.broken, {"loss": output.loss.detach(), **numbers}, output.evidence)
+            seen = {"loss": output.loss.detach(), **numbers}
+            guard.watch(step, precision.broken, seen, output.evidence, precision.history)
             skipped, reasons = ledger(step, batch_now.skipped)
             probe.stepped()
 

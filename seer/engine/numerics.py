@@ -12,6 +12,7 @@ task's state) and a file for each rank, `rank-00000.pt`: tensors and plain value
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class _Seen:
     arrived: torch.cuda.Event | None
     numbers: Mapping[str, torch.Tensor]
     evidence: Mapping[str, torch.Tensor]
+    history: torch.Tensor | None
 
 
 class Guard:
@@ -58,10 +60,12 @@ class Guard:
         flag: torch.Tensor,
         numbers: Mapping[str, torch.Tensor],
         evidence: Mapping[str, torch.Tensor],
+        history: torch.Tensor | None = None,
     ) -> None:
         """Start to fetch this step's flag ([] float32, the same on every rank), and judge the step before it.
 
-        numbers: {name: []}, evidence: {name: tensor} of this rank, held until the next step. Raises NumericsError.
+        numbers: {name: []}, evidence: {name: tensor} of this rank, held until the next step; history: of `Precision`, in
+        fp16. Raises NumericsError.
         """
         arrived = None
         if flag.is_cuda:
@@ -70,7 +74,7 @@ class Guard:
             arrived = torch.cuda.Event()
             arrived.record()
             flag = host
-        before, self._seen = self._seen, _Seen(step, flag, arrived, numbers, evidence)
+        before, self._seen = self._seen, _Seen(step, flag, arrived, numbers, evidence, history)
         self._judge(before)
 
     def settle(self) -> None:
@@ -88,7 +92,7 @@ class Guard:
         self._seen = None
         numbers = {name: float(value) for name, value in seen.numbers.items()}
         where = self._capture(seen, numbers)
-        told = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+        told = ", ".join(f"{name} {value:g}" for name, value in numbers.items()) + _scales(seen.history)
         raise NumericsError(
             f"a number is not finite at step {seen.step} ({told}); nothing was updated, what the step saw is in {where}; "
             "lower schedule.peak, set precision.dtype=fp32 or precision.clip, and look at the pictures it names"
@@ -108,3 +112,13 @@ class Guard:
             (folder / CARD).write_text(text, encoding="utf-8")
         self._world.barrier()
         return folder
+
+
+def _scales(history: torch.Tensor | None) -> str:
+    """The loss scales of the last steps in words, equal neighbours once."""
+    scales = [] if history is None else [scale for scale in history[:, 0].tolist() if scale]
+    runs = [(scale, len(list(steps))) for scale, steps in groupby(scales)]
+    if not runs:
+        return ""
+    told = ", ".join(f"{scale:g}" if times == 1 else f"{scale:g} ({times} steps)" for scale, times in runs)
+    return f"; loss scales of the last {len(scales)} steps: {told}"

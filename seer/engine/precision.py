@@ -11,6 +11,7 @@ on the device, and more than MOST_SKIPPED in a row are no search any more: the f
 arithmetic for tests, and is slow.
 """
 
+import importlib
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -27,15 +28,15 @@ MOST_SKIPPED = 20  # steps in a row that fp16 may skip: 65536 (torch's first sca
 class Precision:
     """dtype: fp32, bf16, or fp16 (with loss scaling). clip: largest gradient norm over all parameters, or None.
 
-    Parameters stay float32. `history` [MOST_SKIPPED + 1, 2] float32: loss scale and gradient norm of the last steps, oldest
-    first, in fp16. Raises RequestError for another dtype, or a clip that is not above 0.
+    Parameters stay float32. `history`: in fp16 [MOST_SKIPPED + 1, 2] float32, loss scale and gradient norm of the last steps,
+    oldest first, zeros before there were so many; else None. Raises RequestError for another dtype, or a clip that is not above 0.
     """
 
     def __init__(self, device: torch.device, dtype: str = "fp32", clip: float | None = None):
         if dtype == "apex_o1":
             raise RequestError(
-                "precision.dtype=apex_o1: apex has had no amp since May 2025; precision=fp16 is torch's own, with the same casts "
-                "and loss scaling, and precision=bf16 needs no scaling"
+                f"precision.dtype=apex_o1: {_apex_here()}; apex has had no amp since May 2025; precision=fp16 is torch's own, with "
+                "the same casts and loss scaling, and precision=bf16 needs no scaling"
             )
         if dtype not in DTYPES:
             raise RequestError(f"precision.dtype={dtype}: one of {', '.join(DTYPES)}")
@@ -46,8 +47,9 @@ class Precision:
         self.device, self.dtype, self.clip = device, DTYPES[dtype], clip
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "fp16")
         self.broken = torch.zeros((), device=device)  # [] float32: 1 from the first step with a non-finite number on
-        self._skipped = torch.zeros(2, device=device)  # steps that fp16 has skipped: in this process, and in a row
-        self.history = torch.zeros(MOST_SKIPPED + 1, 2, device=device)
+        self._skipped = torch.zeros(2, device=device)  # steps that fp16 has skipped: of the run, and in a row
+        scaled = self.scaler.is_enabled()
+        self.history = torch.zeros(MOST_SKIPPED + 1, 2, device=device) if scaled else None
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -94,14 +96,14 @@ class Precision:
     def _count(self, overflow: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """Keep the books of loss scaling; [] bool: were too many steps skipped in a row?"""
         scale = self.scaler._scale  # a tensor on the device; get_scale() would wait for it
-        assert scale is not None
+        assert scale is not None and self.history is not None
         self.history = torch.cat([self.history[1:], torch.stack([scale.reshape(()), norm.float()])[None]])
         self._skipped = torch.stack([self._skipped[0] + overflow, (self._skipped[1] + 1) * overflow])
         return self._skipped[1] > MOST_SKIPPED
 
     def numbers(self) -> dict[str, torch.Tensor]:
         """In fp16, of the last step: loss_scale it was taken with, skipped_steps so far, skipped_in_a_row; all [] float32."""
-        if not self.scaler.is_enabled():
+        if self.history is None:
             return {}
         told = (self.history[-1, 0], *self._skipped.unbind())
         return dict(zip(("loss_scale", "skipped_steps", "skipped_in_a_row"), told, strict=True))
@@ -111,7 +113,23 @@ class Precision:
         self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale})
 
     def state_dict(self) -> dict[str, Any]:
-        return self.scaler.state_dict()
+        if self.history is None:
+            return {}
+        return {**self.scaler.state_dict(), "skipped": self._skipped, "history": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scaler.load_state_dict(state)
+        """Also one of a run that kept no books of what it skipped."""
+        books = {name: state[name].to(self.device) for name in ("skipped", "history") if name in state}
+        self.scaler.load_state_dict({name: value for name, value in state.items() if name not in books})
+        if self.history is not None and books:
+            self._skipped, self.history = books["skipped"], books["history"]
+
+
+def _apex_here() -> str:
+    """What an import says of apex and its amp."""
+    for name, found in (("apex", "no apex can be imported here"), ("apex.amp", "the apex that is here has no amp")):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # an old one may fail in many ways beside a new torch
+            return f"{found} ({type(error).__name__}: {error})"
+    return "there is an apex with amp here, but SEER does not drive it"

@@ -1,12 +1,14 @@
 """16-bit arithmetic: 200 steps stay finite where a plain fp16 exponent overflows; a loss scale that finds no end is told."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from seer.core.errors import NumericsError
+from seer.core.errors import NumericsError, RequestError
 from seer.data import sample
 from seer.data.shards import write_shards
 from seer.engine.metrics import read_rows
@@ -72,14 +74,16 @@ def test_more_than_twenty_skipped_steps_in_a_row_end_the_run_with_the_scales_the
     before = [p.detach().clone() for p in model.parameters()]
     precision, optimizer = Precision(torch.device("cpu"), "fp16"), LARS(model.parameters(), lr=0.5)
     scales = []
-    with pytest.raises(NumericsError, match=r"step 20 .*skipped_in_a_row 21"):
+    told = r"step 20 .*skipped_in_a_row 21; loss scales of the last 21 steps: 65536, 32768, 16384, .*, 0\.0625\)"
+    with pytest.raises(NumericsError, match=told):
         for step in range(40):
             loss = model(torch.ones(2, 4)).sum()
             scales.append(precision.scaler.get_scale())
             precision.backward(loss)
             model.weight.grad.fill_(float("inf"))
             norm = precision.step(optimizer, loss)
-            watch.watch(step, precision.broken, {"grad_norm": norm, **precision.numbers()}, {"x": torch.ones(1)})
+            numbers = {"grad_norm": norm, **precision.numbers()}
+            watch.watch(step, precision.broken, numbers, {"x": torch.ones(1)}, precision.history)
     assert len(scales) == MOST_SKIPPED + 2  # read one step late
     assert scales[:4] == [65536.0, 32768.0, 16384.0, 8192.0]
     assert precision.history[:-1, 0].tolist() == scales[1:-1]
@@ -96,3 +100,41 @@ def test_one_good_step_ends_the_row_of_skipped_ones():
             model.weight.grad.fill_(float("nan"))
         precision.step(optimizer, loss)
     assert precision.broken.item() == 0 and precision.numbers()["skipped_steps"].item() == 57
+
+
+def skip(precision: Precision, model: nn.Module, optimizer: LARS) -> None:
+    loss = model(torch.ones(2, 4)).sum()
+    precision.backward(loss)
+    model.weight.grad.fill_(float("inf"))
+    precision.step(optimizer, loss)
+
+
+def test_a_run_that_goes_on_counts_on_from_the_steps_that_it_skipped_before():
+    model = nn.Linear(4, 3)
+    optimizer = LARS(model.parameters(), lr=0.001)
+    first, second, old = (Precision(torch.device("cpu"), "fp16") for _ in range(3))
+    for _ in range(15):
+        skip(first, model, optimizer)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.history, first.history) and second.numbers() == first.numbers()
+    for _ in range(MOST_SKIPPED + 1 - 15):
+        assert second.broken.item() == 0
+        skip(second, model, optimizer)
+    assert second.numbers()["skipped_steps"].item() == MOST_SKIPPED + 1 and second.broken.item() == 1
+    old.load_state_dict({k: v for k, v in first.state_dict().items() if k not in ("skipped", "history")})
+    assert old.numbers()["skipped_steps"].item() == 0 and old.scaler.get_scale() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("modules", "words"),
+    [
+        ({"apex": None, "apex.amp": None}, r"no apex can be imported here \(ModuleNotFoundError.*since May 2025"),
+        ({"apex": ModuleType("apex"), "apex.amp": None}, "the apex that is here has no amp .*since May 2025"),
+        ({"apex": ModuleType("apex"), "apex.amp": ModuleType("apex.amp")}, "an apex with amp here, but SEER does not"),
+    ],
+)
+def test_apex_is_refused_with_what_is_true_of_the_one_that_is_here(monkeypatch, modules, words):
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(RequestError, match=f"precision.dtype=apex_o1: .*{words}.*precision=fp16 is torch's own"):
+        Precision(torch.device("cpu"), "apex_o1")
