@@ -1,8 +1,10 @@
 """`seer shard`: pictures -> tar shards of equal count, an index beside each, one manifest; or indexes for tars at hand."""
 
 import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from seer.data.ledger import share
 from seer.data.resharding import Part, index_archives, keep_apart, make, write_part
 from seer.data.shards import class_names, open_shards
 from seer.data.source import expand, is_list, is_picture
+
+EVERY_S = 30.0  # between lines of progress
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
@@ -55,8 +59,8 @@ def _index(wanted: Mapping[str, Any], target: Path, processes: int, output: list
         raise RequestError(f"index_only=true is for tars; {loose[0]} is none")
     make(target)
     output.append(target)
-    with tqdm(total=len(paths), unit="tars", desc="indexing", disable=None) as bar:
-        manifest = index_archives(paths, target, processes=processes, progress=bar.update)
+    with _progress("indexing", len(paths), "tars") as progress:
+        manifest = index_archives(paths, target, processes=processes, progress=progress)
     return {"pictures": manifest["samples"], "parts": {"all": _told(manifest)}}
 
 
@@ -80,14 +84,38 @@ def _write(wanted: Mapping[str, Any], target: Path, processes: int, output: list
     written = {}
     for name, part in parts.items():
         folder = target if name == "all" else target / name
-        with tqdm(total=part.total, unit="pictures", desc=f"shards {name}", disable=None) as bar:
-            manifest = write_part(part, folder, processes=processes, max_bad=wanted["max_bad"], progress=bar.update)
+        with _progress(f"shards {name}", part.total, "pictures") as progress:
+            manifest = write_part(part, folder, processes=processes, max_bad=wanted["max_bad"], progress=progress)
         written[name] = _told(manifest)
     skipped = sum(one["skipped"] for one in written.values())
     if skipped:
         log.warning(f"{skipped} pictures cannot be used and were left out; skipped.jsonl beside the shards names them")
     pictures = sum(one["pictures"] for one in written.values())
     return {"pictures": pictures, "skipped": skipped, "classes": classes, "parts": written}
+
+
+@contextmanager
+def _progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """To be called with what has been done since; at first with what an earlier run did. A bar on a terminal, and a line
+    now and then where nobody would see one move, as in the log of a batch job."""
+    if sys.stderr.isatty():
+        with tqdm(total=total, unit=unit, desc=what) as bar:
+            yield bar.update
+        return
+    start = told = time.monotonic()
+    done, before = 0, -1
+
+    def update(n: int) -> None:
+        nonlocal done, before, told
+        done += n
+        before = done if before < 0 else before
+        now = time.monotonic()
+        if now - told >= EVERY_S:
+            told, rate = now, (done - before) / (now - start)
+            left = f"{(total - done) / rate / 60:.0f} min left" if rate else "none yet"
+            log.info(f"{what}: {done} of {total} {unit}, {rate:.1f}/s, {left}")
+
+    yield update
 
 
 def _told(manifest: Mapping[str, Any]) -> dict[str, int]:

@@ -42,16 +42,18 @@ def run_pieces(
     progress: Callable[[int], object],
     finished: Callable[[Entry], None] = lambda entry: None,
     begin: Callable[[], None] = lambda: None,
+    pictures: Callable[[Entry], int] = lambda entry: 1,
 ) -> list[Entry]:
-    """Entries of all pieces by number. journal: from `locked`. progress: pictures since the last call. begin: called before
-    a new journal is begun; finished: called with each entry, old ones first. What these raise ends the run, and the piece
-    does not count as done. Raises RequestError for a journal of another request, StorageError when a process dies, and
-    what the work raises.
+    """Entries of all pieces by number. journal: from `locked`. progress: pictures since the last call, at first those that
+    an earlier run has done; pictures: of a piece. begin: called before a new journal is begun; finished: called with each
+    entry, old ones first. What these raise ends the run, and the piece does not count as done. Raises RequestError for a
+    journal of another request, StorageError when a process dies, and what the work raises.
     """
     global _work
     done = _read(journal, request, begin)
     for entry in done.values():
         finished(entry)
+    progress(sum(map(pictures, done.values())))
     todo = iter([n for n in range(count) if n not in done])
     _work, _ticks.value, _stop.value = work, 0, 0
     pool = ProcessPoolExecutor(min(processes, count), mp_context=_fork, initializer=_begin, initargs=(os.getpid(),))

@@ -180,6 +180,7 @@ def _write(
         progress=progress,
         finished=finished,
         begin=lambda: _no_strangers(output),
+        pictures=lambda entry: entry["count"] + len(entry["skipped"]),
     )
     if bad.total() == seen:
         raise too_many(entries[-1])

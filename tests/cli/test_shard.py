@@ -316,6 +316,26 @@ def test_pictures_that_were_too_many_to_lose_are_tried_again(tmp_path, capfd, mo
     assert seer(capfd, *words).result["pictures"] == 120
 
 
+def test_progress_is_told_in_lines_where_there_is_no_terminal(loose, tmp_path, capfd, monkeypatch):
+    import seer.cli.shard as shard
+
+    assert shard.EVERY_S == 30
+    monkeypatch.setattr(shard, "EVERY_S", 0)
+    words = ("shard", f"source={loose}", "per_shard=7", "processes=1")
+    ended = seer(capfd, *words, f"output={tmp_path / 'o'}")
+    lines = [line for line in ended.words.splitlines() if line.startswith("shards all: ")]
+    assert lines[0].startswith(f"shards all: 0 of {N} pictures, 0.0/s, none yet")
+    assert lines[-1].startswith(f"shards all: {N} of {N} pictures, ") and lines[-1].endswith("/s, 0 min left")
+    (tmp_path / "o" / "manifest.json").rename(tmp_path / "manifest.json")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    done = [{"number": n, **entry, "skipped": []} for n, entry in enumerate(manifest["shards"][:4])]
+    journal = [{"request": manifest["request"]}, *done]
+    (tmp_path / "o" / ".unfinished.jsonl").write_text("".join(json.dumps(row) + "\n" for row in journal))
+    ended = seer(capfd, *words, f"output={tmp_path / 'o'}")
+    first = next(line for line in ended.words.splitlines() if line.startswith("shards all: "))
+    assert first.startswith(f"shards all: {sum(one['count'] for one in done)} of {N} pictures")
+
+
 def test_a_list_of_pictures_becomes_shards(loose, tmp_path, capfd):
     paths = sorted(loose.rglob("*.jpg"))
     (tmp_path / "list.txt").write_text("".join(f"{p}\n" for p in paths[::2]))
