@@ -58,6 +58,7 @@ from seer.parallel.world import World
 
 STATE = "state.json"
 TRIES = 3
+UNREADABLE = (OSError, CheckpointException, SafetensorError, KeyError, TypeError)
 # one process saves without a process group, as it is told to
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
@@ -230,8 +231,7 @@ class Checkpoints:
             temporary = self.folder / self._on_first(lambda: _made(final), group)
             writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
             dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
-            if self.world.rank == 0:
-                write_json(temporary / STATE, plain)
+            self._on_first(lambda: write_json(temporary / STATE, plain), group)
             files = self._described(temporary, group)
             manifest = {"format": FORMAT, "step": step, "ranks": self.world.size, "statistics": self.statistics}
             self._on_first(lambda: self._publish(temporary, final, {**manifest, **facts, "files": files}), group)
@@ -244,8 +244,7 @@ class Checkpoints:
             ) from error
 
     def _described(self, folder: Path, group: Group | None) -> dict[str, Any]:
-        """Sizes and hashes, read back from the disk, each rank its share of the files."""
-        self._on_first(lambda: None, group)  # every rank's files, and state.json, are there
+        """Sizes and hashes, read back from the disk, each rank its share of the files, all of which are there."""
 
         def mine() -> dict[str, Any]:
             paths = sorted(folder.iterdir())[self.world.rank :: self.world.size]
@@ -278,7 +277,10 @@ class Checkpoints:
     def _verified(self, path: Path) -> dict[str, Any]:
         """The manifest, once all files are found to be what it says. Raises StorageError, on every rank the same."""
 
+        manifest: dict[str, Any] = {}
+
         def problem() -> str:
+            nonlocal manifest
             try:
                 manifest = read_manifest(path)
             except StorageError as error:
@@ -294,20 +296,33 @@ class Checkpoints:
         problems = [p for p in gather_text(problem(), self.world.group) if p]
         if problems:
             raise StorageError(problems[0])
-        return read_manifest(path)
+        return manifest
 
     def _read(self, path: Path, manifest: Mapping[str, Any], like: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        plain = read_json(path / STATE)
-        reader = HuggingFaceStorageReader(str(path))
+        reader, sets = HuggingFaceStorageReader(str(path)), range(manifest["statistics"])
+        plain: Any = None
+        targets: dict[str, torch.Tensor] = {}
+
+        def problem() -> str:
+            nonlocal plain
+            try:
+                plain = read_json(path / STATE)
+                saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+                for name in names(plain):
+                    for key in [_set(s, name) for s in sets] if _is_statistic(name) else [name]:
+                        targets[key] = _target(saved[key].size, saved[key].properties.dtype, like, key)
+            except StorageError as error:
+                return str(error)
+            except UNREADABLE as error:
+                return f"its tensors cannot be read: {_cause(error)}"
+            return ""
+
+        # agreed: a rank that failed alone would go on to another checkpoint while the others wait for it
+        if problems := [p for p in gather_text(problem(), self.world.group) if p]:
+            raise StorageError(problems[0])
         try:
-            saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
-            targets: dict[str, torch.Tensor] = {}
-            sets = range(manifest["statistics"])
-            for name in names(plain):
-                for key in [_set(s, name) for s in sets] if _is_statistic(name) else [name]:
-                    targets[key] = _target(saved[key].size, saved[key].properties.dtype, like, key)
             dcp.load(targets, storage_reader=reader, process_group=self.world.group, no_dist=self.world.group is None)
-        except (OSError, CheckpointException, SafetensorError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             raise StorageError(f"its tensors cannot be read: {_cause(error)}") from error
 
         def tensor(name: str) -> torch.Tensor:

@@ -12,7 +12,10 @@ from safetensors import safe_open
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from seer.core.errors import StorageError
+from seer.engine import checkpoint
 from seer.engine.checkpoint import Checkpoints
+from seer.engine.manifest import read_json
 from seer.parallel.world import World
 
 pytestmark = pytest.mark.slow
@@ -28,7 +31,7 @@ def open_world(rank: int, ranks: int, meet: str) -> World:
     torch.set_num_threads(1)
     if ranks == 1:
         return World(0, 1, 0, torch.device("cpu"))
-    limit = datetime.timedelta(seconds=60)
+    limit = datetime.timedelta(seconds=20)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks, timeout=limit)
     side = dist.new_group(backend="gloo", timeout=limit)
     return World(rank, ranks, rank, torch.device("cpu"), dist.group.WORLD, side)
@@ -58,6 +61,34 @@ def save(rank: int, ranks: int, statistics: int, folder: str, background: bool) 
     checkpoints.settle()
     if ranks > 1:
         os._exit(0)  # gloo's threads may abort while the interpreter unwinds; all is on disk
+
+
+def fail(rank: int, ranks: int, what: str, folder: str, found: str) -> None:
+    """One rank alone cannot write, or read, a state.json; what then happens on this one goes into a file."""
+    world = open_world(rank, ranks, f"{folder}.{ranks}.meet")
+    checkpoints = Checkpoints(Path(folder), world)
+
+    def refuse_to_write(path: Path, value: object) -> None:
+        raise OSError("the cable is loose")
+
+    def refuse_to_read(path: Path) -> object:
+        if path.parent.name == "step-00000006":
+            raise StorageError("the cable is loose")
+        return read_json(path)
+
+    for step in (5, 6):
+        if what == "write" and step == 6 and rank == 0:
+            checkpoint.write_json = refuse_to_write
+        checkpoints.save(step, {"task": {"w": whole("d")}, "more": {"step": step}}, {})
+    if what == "read" and rank == 1:
+        checkpoint.read_json = refuse_to_read
+    try:
+        checkpoints.settle()
+        text = str(checkpoints.load_newest()[0]["more"]["step"])
+    except (StorageError, RuntimeError) as error:
+        text = str(error)
+    Path(f"{found}.{rank}").write_text(text)
+    os._exit(0)
 
 
 def load(rank: int, ranks: int, statistics: int, folder: str, found: str) -> None:
@@ -113,6 +144,14 @@ def test_what_one_process_saved_is_read_into_the_shards_of_two(tmp_path):
     for rank in (0, 1):
         full, _, ranks = torch.load(f"{tmp_path}/found.{rank}")
         assert ranks == 1 and all(full[name].equal(whole(name)) for name in SHAPES)
+
+
+@pytest.mark.parametrize(("what", "words"), [("write", "step 6 could not be written"), ("read", "5")])
+def test_where_one_rank_alone_fails_all_find_the_same(tmp_path, what, words):
+    run(fail, 2, what, str(tmp_path / "run"), str(tmp_path / "found"))
+    for rank in (0, 1):
+        text = (tmp_path / f"found.{rank}").read_text()
+        assert words in text and ("the cable is loose" in text) == (what == "write")
 
 
 def test_a_replicated_tensor_is_written_once_and_the_ranks_share_the_work(by_four):
