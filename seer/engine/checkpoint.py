@@ -24,8 +24,8 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,8 @@ class Checkpoints:
         """The thread's body; what is no failure of storage waits for the next call, too."""
         waited.aside()
         try:
-            self._write_once(*save, self.world.side)
+            with _stream_of_its_own(self.world.device):
+                self._write_once(*save, self.world.side)
         except BaseException as error:  # CheckpointException is none of Exception
             self._failed = error
 
@@ -361,8 +362,22 @@ def _set(index: int, name: str) -> str:
     return f"statistics-{index:05d}/{name}"
 
 
+@contextmanager
+def _stream_of_its_own(device: torch.device) -> Iterator[None]:
+    """For a thread, which starts on the first GPU and on the stream that training there uses: torch's writer waits for
+    the current stream at every tensor, also those that lie on the host, and so for the step under way."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        yield
+
+
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """On the host, in memory of their own: what the next step overwrites must not be what is being written."""
+    """On the host, in memory of their own: what the next step overwrites must not be what is being written.
+
+    These copies have ended when this returns, so another stream may read them.
+    """
     if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
         stager = DefaultStager(StagingOptions(False, False, False, False))
         try:

@@ -396,6 +396,27 @@ def test_what_the_thread_of_a_save_waits_for_others_is_not_counted_as_waiting_of
     assert (waited.seconds, waited.entered) == (seconds, entered)
 
 
+def test_on_a_gpu_the_thread_of_a_save_stands_on_the_device_of_its_rank_and_a_stream_of_its_own(tmp_path, monkeypatch):
+    """A new thread starts on the first GPU, on the stream that training there uses, and torch's writer waits for it."""
+    stands: list[object] = []
+
+    @contextmanager
+    def on(what: object) -> Iterator[None]:
+        stands.append(what)
+        yield
+        stands.remove(what)
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("new stream", device))
+    place = torch.device("cuda", 1)
+    checkpoints, found = Checkpoints(tmp_path, World(0, 1, 1, place), background=True), []
+    monkeypatch.setattr(checkpoints, "_write", lambda *_: found.extend(stands))
+    checkpoints.save(10, state(10), FACTS)
+    checkpoints.settle()
+    assert found == [place, ("new stream", place)] and not stands
+
+
 def test_a_second_save_waits_for_the_first_and_the_order_stays(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, ALONE, background=True)
     write, running = checkpoints._write, []
