@@ -35,6 +35,8 @@ from torch import Tensor
 
 __all__ = ["LARS"]
 
+_NO_MOMENTUM = torch.finfo(torch.float32).tiny  # at 0 the kernel takes no buffers, and forgets the dampening
+
 
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (arXiv 1708.03888, in apex's variant, see above).
@@ -140,7 +142,7 @@ def _fused(
     torch._fused_sgd_(
         weights,
         *alike,
-        momentum=group["momentum"],
+        momentum=group["momentum"] or _NO_MOMENTUM,
         lr=group["lr"],
         nesterov=False,
         maximize=False,

@@ -82,6 +82,17 @@ def test_zero_parameters_step_at_the_full_rate_and_zero_gradients_do_not_decay()
     assert torch.equal(still.detach(), torch.full((3,), 2.0))
 
 
+def test_without_momentum_each_step_is_its_own_gradient_at_its_own_rate():
+    p, by_hand = nn.Parameter(torch.tensor([3.0, -4.0])), torch.tensor([3.0, -4.0], dtype=torch.float64)
+    optimizer = LARS([p], lr=0.5, momentum=0.0, weight_decay=0.1)
+    for gradient in (torch.tensor([1.0, 2.0]), torch.tensor([-0.5, 0.25])):
+        p.grad = gradient.clone()
+        optimizer.step()
+        size, g = by_hand.norm(), gradient.double()
+        by_hand -= 0.5 * 0.001 * size / (g.norm() + 0.1 * size + 1e-8) * (g + 0.1 * by_hand)
+    torch.testing.assert_close(p.detach().double(), by_hand, rtol=1e-6, atol=0)
+
+
 def test_groups_without_adapt_are_plain_sgd():
     adapted, plain = ("conv", "linear"), ("bn_weight", "bn_bias", "bias", "scalar")
     parameters = {name: nn.Parameter(value) for name, value in start().items()}
