@@ -1,5 +1,6 @@
 """Config -> the objects of a run, the same for training and for repeating a step of it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,7 @@ class Training:
 def task(wanted: Mapping[str, Any], crop: MultiCrop, lengths: Lengths, world: World) -> tuple[SwAVTask, str | None]:
     """The task on a backbone, made from the seed or from `weights`, and the licence of these. Raises RequestError."""
     torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
-    since = {k: lengths.steps(wanted["task"][k]) for k in DURATIONS if k in wanted["task"]}
+    since = {k: lengths.steps(wanted["task"][k], f"task.{k}") for k in DURATIONS if k in wanted["task"]}
     backbone = build(wanted["model"], device=None)
     weights = wanted["weights"]
     licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
@@ -117,13 +118,10 @@ def recomputed(
     policy: str | Sequence[str], model: nn.Module, shapes: Sequence[Sequence[int]], dtype: torch.dtype
 ) -> str | Sequence[str]:
     """`budget=GB` -> the blocks that keep a step below it; any other policy as it is. Raises RequestError."""
-    if not isinstance(policy, str) or not policy.startswith("budget="):
+    most = budget(policy)
+    if most is None:
         return policy
-    try:
-        budget = float(policy.removeprefix("budget=").removesuffix("GB"))
-    except ValueError:
-        raise RequestError(f"parallel.remat={policy}: a number of GB is expected, like budget=8") from None
-    blocks = recomputed_within(model, round(budget * 1e9), shapes, dtype)
+    blocks = recomputed_within(model, round(most * 1e9), shapes, dtype)
     peak = step_memory(model, shapes, dtype, blocks or "none").peak / 1e9
     log.info(
         f"parallel.remat={policy}: {len(blocks)} blocks are recomputed, a step takes {peak:.2f} GB beyond the weights: "
@@ -132,15 +130,47 @@ def recomputed(
     return blocks or "none"
 
 
+def budget(policy: str | Sequence[str]) -> float | None:
+    """GB of `parallel.remat=budget=GB`, None of any other policy. Raises RequestError."""
+    if not isinstance(policy, str) or not policy.startswith("budget="):
+        return None
+    try:
+        most = float(policy.removeprefix("budget=").removesuffix("GB"))
+    except ValueError:
+        most = math.nan
+    if not 0 < most < math.inf:
+        raise RequestError(f"parallel.remat={policy}: a number of GB above 0 is expected, like budget=8")
+    return most
+
+
+def often(wanted: Mapping[str, Any], lengths: Lengths) -> Every:
+    """Raises RequestError and ValueError."""
+    steps = {
+        name: lengths.steps(wanted["every"][name], f"every.{name}")
+        for name in ("log", "evaluate", "checkpoint", "compare")
+    }
+    every = Every(**steps, minutes=float(wanted["every"]["minutes"]))
+    if every.log < 1:
+        raise RequestError(f"every.log={wanted['every']['log']}: at least one step")
+    return every
+
+
+def groups(wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths) -> list[dict[str, Any]]:
+    """Parameter groups by the rules. Raises ValueError."""
+    rules = [
+        {**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0), "groups: frozen_steps")}
+        for rule in wanted["groups"]
+    ]
+    modules = {"backbone": task.backbone, "head": task.head}
+    names = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
+    return build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"])
+
+
 def training(
     wanted: Mapping[str, Any], task: SwAVTask, lengths: Lengths, world: World, precision: Precision
 ) -> Training:
     """Model, optimizer, schedule: everything that depends on the length of the run and on the world."""
-    often = wanted["every"]
-    steps = {name: lengths.steps(often[name]) for name in ("log", "evaluate", "checkpoint", "compare")}
-    every = Every(**steps, minutes=float(often["minutes"]))
-    if every.log < 1:
-        raise RequestError(f"every.log={wanted['every']['log']}: at least one step")
+    every = often(wanted, lengths)
     how = wanted["parallel"]
     here = wanted["batch"] // world.size
     shapes = [(v * here, 3, side, side) for v, side in zip(task.crop.counts, task.crop.sizes, strict=True)]
@@ -156,17 +186,11 @@ def training(
         compiled=how["compile"],
         dtype=precision.dtype,
     )
-    rules = [{**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0))} for rule in wanted["groups"]]
-    modules = {"backbone": task.backbone, "head": task.head}
-    names = [(f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters()]
-    groups = build_groups(names, rules, weight_decay=wanted["optim"]["weight_decay"])
+    parts = groups(wanted, task, lengths)
     if how["mode"] == "fairscale" and world.group is not None:
-        if precision.scaler.is_enabled():
-            raise RequestError(
-                "parallel.mode=fairscale with precision=fp16: its ranks would scale apart; use bf16, or parallel.mode=fsdp"
-            )
-        task.model, optimizer = fairscale_backend.shard(task.model, groups, partial(build, wanted["optim"]), world)
+        task.model, optimizer = fairscale_backend.shard(task.model, parts, partial(build, wanted["optim"]), world)
     else:
-        optimizer = build(wanted["optim"], groups)
+        optimizer = build(wanted["optim"], parts)
     lr, plateau = schedule(wanted["schedule"], wanted["plateau"], lengths)
-    return Training(task, optimizer, precision, lr, plateau, every, lengths.total, lengths.steps(often["keep_steps"]))
+    keep_steps = lengths.steps(wanted["every"]["keep_steps"], "every.keep_steps")
+    return Training(task, optimizer, precision, lr, plateau, every, lengths.total, keep_steps)

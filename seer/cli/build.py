@@ -35,6 +35,8 @@ def find(target: str) -> Callable[..., Any]:
 def build(node: Mapping[str, Any], *given: Any, **named: Any) -> Any:
     """Call a node's target with its arguments; `named` replaces what the YAML leaves to the program."""
     arguments = {k: v for k, v in node.items() if k != "_target_"} | named
+    if "_target_" not in node:
+        raise RequestError(f"{dict(node)} names no _target_, the class or function to call")
     target = find(node["_target_"])
     try:
         inspect.signature(target).bind(*given, **arguments)

@@ -2,7 +2,7 @@
 
 Hydra composes; this file stands around it. Values of path words are quoted before Hydra's grammar sees them, since it
 refuses many real paths; `+`, `++` and `~` are refused, since every YAML lists every key; an unknown key is answered with
-the nearest right one; and a value must be of the type that the YAML shows.
+the nearest right one; and a value must be of the type that the YAML shows, or of its kind in `KINDS` where the YAML cannot show it.
 """
 
 import difflib
@@ -10,6 +10,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,53 @@ from omegaconf.errors import OmegaConfBaseException
 from seer.core.errors import RequestError
 
 _PATH_WORD = re.compile(r"(^|\.)(source|train|test|exclude)$|^(output|weights|run|replay)$")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a key takes, in words and as types. each, length: of a list. null: or nothing."""
+
+    words: str
+    types: tuple[type, ...]
+    each: "Kind | None" = None
+    length: int | None = None
+    null: bool = False
+
+
+_TEXT, _NODE = Kind("a word", (str,)), Kind("a rule like {key: value}", (dict,))
+_PATH, _WHOLE = Kind("a path", (str,)), Kind("a whole number", (int,))
+_PATHS = Kind("a path, or a list of them", (str, list), _PATH)
+_DURATION = Kind("a duration like 20000, 600kimg, 15ep or 3%", (int, float, str))
+_RATE = Kind("a rate like 0.3, 0.3@256 or 0.1%", (int, float, str))
+_GIVEN = Kind("the program gives it", (), null=True)
+# What keys take whose YAML shows null or ???, or but one of several types (recipes set some of them).
+KINDS = {
+    **dict.fromkeys(("data.lanes", "data.threads", "eval.size", "eval.resize"), replace(_WHOLE, null=True)),
+    **dict.fromkeys(("max_side", "quality", "processes", "threads"), replace(_WHOLE, null=True)),
+    **dict.fromkeys(("data.size", "data.resize"), replace(_WHOLE, null=True)),
+    **dict.fromkeys(("optim.foreach", "optim.fused"), Kind("true or false", (bool,), null=True)),
+    **dict.fromkeys(("weights", "replay", "output"), replace(_PATH, null=True)),
+    **dict.fromkeys(("data.source", "data.exclude", "eval.train", "eval.test", "source"), replace(_PATHS, null=True)),
+    **dict.fromkeys(("data.train", "data.test"), _PATHS),
+    **dict.fromkeys(("labels", "licence"), replace(_TEXT, null=True)),
+    **dict.fromkeys(("schedule.total", "model.device"), _GIVEN),
+    **dict.fromkeys(
+        ("every.log", "every.evaluate", "every.checkpoint", "every.compare", "every.keep_steps"),
+        replace(_DURATION, types=(int, str)),
+    ),
+    **dict.fromkeys(("steps", "schedule.warmup", "task.hard_until", "task.queue_from", "plateau.patience"), _DURATION),
+    **dict.fromkeys(("schedule.peak", "schedule.start", "schedule.final"), _RATE),
+    **dict.fromkeys(("every.minutes", "every.keep_hours"), Kind("a number", (int, float))),
+    "schedule.halved_at": Kind("a list of durations", (list,), _DURATION),
+    "precision.clip": Kind("a number", (int, float), null=True),
+    "data.max_bad": Kind("a share like 1% or 0.01", (int, float, str)),
+    "max_bad": Kind("a share like 1% or 0.01", (int, float, str)),
+    "parallel.remat": Kind("a word, or a list of them", (str, list), _TEXT),
+    "surgery.steps": Kind("a list of targets", (list,), Kind("a target like {_target_: …}", (dict,))),
+    "to": _TEXT,
+}
+REQUIRED = {"pretrain": ("output",), "plan": ("output",), "shard": ("source", "output")}  # null elsewhere
+REQUIRED |= {"evaluate": ("weights",), "export": ("weights", "output")}
 
 
 def folder() -> Path:
@@ -41,7 +89,7 @@ def read(verb: str, words: Sequence[str]) -> dict[str, Any]:
         _check_choice(group, choice)  # Hydra would take `optim={}`, `optim=null` and `model=../task/swav`
     base = _compose(verb, choices, groups, known=None)
     full = _compose(verb, words, groups, known=base)
-    _check_types(base, full, [w.split("=", 1)[0] for w in words])
+    _check_types(verb, base, full, [w.split("=", 1)[0] for w in words])
     missing = sorted(key for key, value in flat(full).items() if value == "???")
     if missing:
         raise RequestError(f"{verb} needs {', '.join(f'{key}=…' for key in missing)}")
@@ -128,7 +176,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {choice!r}?" if choice else ""
 
 
-def _check_types(base: dict[str, Any], full: dict[str, Any], keys: Sequence[str]) -> None:
+def _check_types(verb: str, base: dict[str, Any], full: dict[str, Any], keys: Sequence[str]) -> None:
     before, after = flat(base), flat(full)
     for key, value in after.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -137,11 +185,30 @@ def _check_types(base: dict[str, Any], full: dict[str, Any], keys: Sequence[str]
             continue
         if key not in before:
             raise RequestError(f"unknown key {key!r}{_nearest(key, sorted(before))}")
-        shown = before[key]
-        if shown is None or shown == "???" or value is None or isinstance(shown, str):
-            continue
-        if key.startswith("every.") and isinstance(value, int | str):
-            continue
-        good = isinstance(value, int | float) if isinstance(shown, float) else isinstance(value, type(shown))
-        if not good or (isinstance(value, bool) and not isinstance(shown, bool)):
-            raise RequestError(f"{key}={value!r}: a value like {shown!r} ({type(shown).__name__}) is expected")
+        kind = KINDS.get(key) or _like(before[key])
+        if key in REQUIRED.get(verb, ()):
+            kind = replace(kind, null=False)
+        if not _is(value, kind):
+            nothing = ", or null" if kind.null else ""
+            raise RequestError(f"{key}={value!r}: {kind.words}{nothing} is expected")
+
+
+def _like(shown: Any) -> Kind:
+    """The kind of what the YAML shows. A list of fractions keeps its length."""
+    if isinstance(shown, list):
+        each = _like(shown[0]) if shown else _NODE
+        return Kind(f"a list like {shown!r}", (list,), each, length=len(shown) if float in each.types else None)
+    types = (int, float) if isinstance(shown, float) else (type(shown),)
+    return Kind(f"a value like {shown!r} ({type(shown).__name__})", types)
+
+
+def _is(value: Any, kind: Kind) -> bool:
+    if value is None:
+        return kind.null
+    if not isinstance(value, kind.types) or (isinstance(value, bool) and bool not in kind.types):
+        return False
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if not isinstance(value, list) or kind.each is None:
+        return True
+    return kind.length in (None, len(value)) and all(_is(one, kind.each) for one in value)

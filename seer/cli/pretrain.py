@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from seer.cli import assemble, config, replay, run_folder
+from seer.cli import assemble, config, replay, requests, run_folder
 from seer.cli.assemble import Data, Training
 from seer.cli.build import build
 from seer.cli.probe import Probe
@@ -18,7 +18,7 @@ from seer.core import rng
 from seer.core.errors import BadDataError, Interrupted, LostPeer, RequestError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
-from seer.data.ledger import Ledger, share
+from seer.data.ledger import Ledger
 from seer.data.multicrop import MultiCrop
 from seer.data.order import MOST_LANES, largest_divisor
 from seer.data.shards import fingerprint, open_shards
@@ -43,7 +43,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     wanted = config.read("pretrain", words)
     if wanted["replay"]:
         return replay.run(wanted)
-    _check(wanted)
+    requests.check_words(wanted)
     try:
         with open_world(wanted["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world, StopRequest() as stop:
             return _run(wanted, world, output, stop)
@@ -80,6 +80,7 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path], stop: StopReq
     pictures = sum(map(len, shards)) if shards is not None else wanted["data"]["drawn"]
     lengths = Lengths(wanted["steps"], batch, pictures)
     task, licence = assemble.task(wanted, crop, lengths, world)
+    requests.check_parts(wanted, task, lengths, precision, world, pictures)
     with run_folder.claim(folder, wanted, world):
         output.append(folder)
         if shards is None:
@@ -89,17 +90,6 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path], stop: StopReq
         training = assemble.training(wanted, task, lengths, world, precision)
         training.licence = licence
         return _train(wanted, folder, data, training, crop, world, stop)
-
-
-def _check(wanted: Mapping[str, Any]) -> None:
-    """What can be told wrong before anything is opened."""
-    if wanted["batch"] < 1:
-        raise RequestError(f"batch={wanted['batch']}: at least 1 image")
-    if not wanted["data"]["source"] and not wanted["data"]["drawn"]:
-        raise RequestError("pretrain needs data.source=…: a folder of pictures or of tars, a tar, a glob, {000..009}")
-    share(wanted["data"]["max_bad"])
-    if bool(wanted["eval"]["train"]) != bool(wanted["eval"]["test"]):
-        raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
 
 
 def _train(

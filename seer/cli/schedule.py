@@ -23,9 +23,12 @@ class Lengths:
         if self.total < 1:
             raise RequestError(f"steps={steps} is no step at all; a run has at least one")
 
-    def steps(self, duration: Any) -> int:
-        """20, "50k", "600kimg", "15ep", "3%" -> optimizer steps. Raises ValueError for anything else."""
-        return durations.steps(duration, batch=self.batch, pictures=self.pictures, total=self.total)
+    def steps(self, duration: Any, key: str) -> int:
+        """20, "50k", "600kimg", "15ep", "3%" -> optimizer steps. Raises RequestError, with the key, for anything else."""
+        try:
+            return durations.steps(duration, batch=self.batch, pictures=self.pictures, total=self.total)
+        except ValueError as error:
+            raise RequestError(f"{key}: {error}") from error
 
 
 def schedule(node: Mapping[str, Any], plateau: Mapping[str, Any], lengths: Lengths) -> tuple[Schedule, Plateau | None]:
@@ -40,13 +43,13 @@ def schedule(node: Mapping[str, Any], plateau: Mapping[str, Any], lengths: Lengt
     for name in ("start", "final"):
         if name in numbers:
             numbers[name] = rate(node[name], lengths.batch, numbers["peak"])
-    numbers["warmup"] = lengths.steps(node["warmup"])
+    numbers["warmup"] = lengths.steps(node["warmup"], "schedule.warmup")
     if str(node["warmup"]).strip().endswith("%") and float(str(node["warmup"]).strip()[:-1]) < 100:
         numbers["warmup"] = min(numbers["warmup"], lengths.total - 1)  # shares are rounded up: all of a run of one step
     watcher = None
     if "halved_at" in node:
-        numbers["halved_at"] = [lengths.steps(one) for one in node["halved_at"]]
-        patience = lengths.steps(plateau["patience"])
+        numbers["halved_at"] = [lengths.steps(one, "schedule.halved_at") for one in node["halved_at"]]
+        patience = lengths.steps(plateau["patience"], "plateau.patience")
         watcher = Plateau(patience, plateau["threshold"], numbers["halved_at"], after=numbers["warmup"])
     made = functools.partial(find(node["_target_"]), **numbers)
     made(0)

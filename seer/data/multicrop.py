@@ -79,6 +79,13 @@ class MultiCrop:
             )
         if sum(counts) < 2:
             raise RequestError("augment.counts: SwAV predicts one view from another, so it needs two views or more")
+        pairs = {"aspect": aspect, "blur_sigma": blur_sigma, **{f"scales[{i}]": pair for i, pair in enumerate(scales)}}
+        for length, lists in ((2, pairs), (3, {"mean": mean, "std": std})):
+            for name, numbers in lists.items():
+                if not isinstance(numbers, Sequence) or len(numbers) != length or not np.isfinite(numbers).all():
+                    raise RequestError(f"augment.{name}={numbers}: {length} numbers are expected")
+        if min(std) <= 0:
+            raise RequestError(f"augment.std={list(std)}: pixels are divided by these, so they lie above 0")
         for low, high in scales:
             if not 0 < low <= high <= 1:
                 raise RequestError(f"augment.scales: {low}..{high} is not a share of the picture's area in (0, 1]")

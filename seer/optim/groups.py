@@ -29,6 +29,12 @@ __all__ = ["Rule", "apply_schedules", "build_groups", "drop_frozen_gradients"]
 WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
+_TYPES: Mapping[Any, Any] = {
+    **{"str": str, "int": int, "float": (int, float), "str | None": str | None, "int | None": int | None},
+    **{"float | None": int | float | None, "bool | None": bool | None},
+}
+
+
 @dataclass(frozen=True)
 class Rule:
     """What parameters whose name matches `pattern` (and that have at most `max_dims` dimensions) get.
@@ -51,6 +57,10 @@ class Rule:
     frozen_steps: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, _TYPES[field.type]) or (isinstance(value, bool) and field.name != "adapt"):
+                raise ValueError(f"rule {self.pattern!r} has {field.name} {value!r}; it is {field.type}")
         try:
             re.compile(self.pattern)
         except re.error as error:

@@ -42,6 +42,18 @@ def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
     and for blocks named twice."""
     if policy == "none":
         return model
+    stages, groups = stages_of(getattr(model, "backbone", model)), chosen(model, policy)
+    for name, stage in stages.items():
+        if groups[name]:
+            stage.__class__ = _Recomputed
+            stage.groups, stage.selective = groups[name], policy == "selective"  # type: ignore[assignment]
+    return model
+
+
+def chosen(model: nn.Module, policy: str | Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """The runs of blocks of each stage, from first to behind the last, that a policy makes again. Raises RequestError."""
+    if policy == "none":
+        return {}
     backbone = getattr(model, "backbone", model)
     stages = stages_of(backbone)
     if not stages:
@@ -63,13 +75,8 @@ def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
         if policy == "stage":
             *earlier, last = stages
             groups = {**{name: [(0, len(stages[name]))] for name in earlier}, last: []}
-    else:
-        groups = _named(policy, stages)
-    for name, stage in stages.items():
-        if groups[name]:
-            stage.__class__ = _Recomputed
-            stage.groups, stage.selective = groups[name], policy == "selective"  # type: ignore[assignment]
-    return model
+        return groups
+    return _named(policy, stages)
 
 
 def stages_of(backbone: nn.Module) -> dict[str, nn.Sequential]:

@@ -50,12 +50,7 @@ def parallelize(
     their own. remat: what is made again in the backward pass (`remat`). compiled: by torch.compile. dtype: of autocast, in
     which FSDP gathers. Raises RequestError.
     """
-    if mode not in MODES:
-        raise RequestError(f"parallel.mode={mode}: one of {', '.join(MODES)}")
-    if compiled and remat == "selective":
-        raise RequestError(
-            "parallel.remat=selective keeps single convolutions, which parallel.compile=true merges away; use parallel.remat=block"
-        )
+    check_mode(mode, remat, compiled)
     sharded = mode == "fsdp" and world.group is not None
     if not sharded:  # a model that is sharded comes to its device block by block
         model = model.to(world.device)
@@ -76,6 +71,16 @@ def parallelize(
         return _shard(model, world, dtype)
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, process_group=world.group, broadcast_buffers=False)
+
+
+def check_mode(mode: str, remat: str | Sequence[str], compiled: bool) -> None:
+    """Raises RequestError for an unknown mode, and for recompute that compilation undoes."""
+    if mode not in MODES:
+        raise RequestError(f"parallel.mode={mode}: one of {', '.join(MODES)}")
+    if compiled and remat == "selective":
+        raise RequestError(
+            "parallel.remat=selective keeps single convolutions, which parallel.compile=true merges away; use parallel.remat=block"
+        )
 
 
 def _compile(backbone: nn.Module, whole: bool) -> None:
