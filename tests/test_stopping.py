@@ -111,3 +111,23 @@ def test_a_signal_after_training_leaves_the_last_checkpoint_and_the_next_start_e
     assert ended.status == 75 and "stopped on SIGUSR1 with step 2 saved; run the same" in ended.result["error"]
     monkeypatch.undo()
     assert seer(capfd, *words).status == 0 and (tmp_path / "run" / "bundle" / "backbone.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "bundle"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGUSR1, False)]
+)
+def test_between_the_last_save_and_exit_75_a_bundle_is_written_only_for_people(
+    capfd, tmp_path, monkeypatch, number, bundle
+):
+    """Whoever sends SIGTERM or SIGUSR1 may kill soon, and queues the run again only if it has ended with 75 by then."""
+    after_step = SwAVTask.after_step
+
+    def strike(task: SwAVTask, step: int) -> None:
+        after_step(task, step)
+        if step == 0:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(SwAVTask, "after_step", strike)
+    ended = seer(capfd, *WORDS, "data.source=null", "data.drawn=32", f"output={tmp_path / 'run'}")
+    assert ended.status == 75 and ended.result["steps"] == 1 and "saved; run again to go on" in ended.result["error"]
+    assert (tmp_path / "run" / "bundle").exists() == bundle == ("bundle" in ended.result)

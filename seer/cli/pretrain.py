@@ -34,7 +34,7 @@ from seer.engine.stop import StopRequest
 from seer.evals.rankme import RankMe
 from seer.models.bundle import write_bundle
 from seer.parallel.batchnorm import mean_statistics
-from seer.parallel.collectives import whole_on_first
+from seer.parallel.collectives import any_true, whole_on_first
 from seer.parallel.world import World, open_world, same_statistics, statistics_groups
 
 
@@ -140,18 +140,21 @@ def _train(
         rows = zip(places.epoch.tolist(), places.shard.tolist(), places.row.tolist(), strict=True)
         return [{"epoch": e, "shard": str(data.shards[s].path), "row": r} for e, s, r in rows]
 
-    def finish(steps: int) -> dict[str, Any]:
+    def finish(steps: int, bundle: bool = True) -> dict[str, Any]:
         """Result and bundle, on the first rank; the others help to gather what is sharded."""
-        state = task.backbone.state_dict()
-        state |= mean_statistics(state, world.group, checkpoints.statistics)
-        weights = whole_on_first(state, world.group)
+        weights: dict[str, torch.Tensor] = {}
+        if bundle:
+            state = task.backbone.state_dict()
+            state |= mean_statistics(state, world.group, checkpoints.statistics)
+            weights = whole_on_first(state, world.group)
         if world.rank:
             return {}
         result = {**run_folder.summary(folder), "steps": steps, "seconds": round(time.monotonic() - start, 1)}
         result["peak_memory_gb"] = round(peak_memory_gb(world.device), 3)
         result["alarms"] = recorder.told
         result |= {"output": str(folder), "checkpoint": str((folder / "checkpoints" / "last").resolve())}
-        result["bundle"] = str(_write_bundle(wanted, folder, training, weights, crop, facts, result))
+        if bundle:
+            result["bundle"] = str(_write_bundle(wanted, folder, training, weights, crop, facts, result))
         return result
 
     lines = run_folder.SkippedLines(folder, world, first, limits, batch, data.excluded)
@@ -182,7 +185,8 @@ def _train(
         )
     except Interrupted as interrupted:
         metrics.close()
-        interrupted.result = finish(interrupted.step)
+        # a bundle of many GB must not stand between the save and exit 75, without which no scheduler goes on
+        interrupted.result = finish(interrupted.step, bundle=not any_true(stop.hurried, world.group))
         raise
     except BadDataError as error:
         lines.last(getattr(error, "skipped", ()))

@@ -19,6 +19,7 @@ from types import FrameType
 from seer.core.log import log
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+HURRIED = ("SIGTERM", "SIGUSR1")  # those who send these may kill soon
 TWICE_S = 2.0
 
 
@@ -47,6 +48,11 @@ class StopRequest:
     def _put_back(self) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    @property
+    def hurried(self) -> bool:
+        """Whether only what must be done should be."""
+        return self.asked in HURRIED
 
     @contextmanager
     def held(self) -> Iterator["StopRequest"]:

@@ -67,7 +67,7 @@ def load_with_origin(path_or_run: str | os.PathLike[str]) -> tuple[Backbone, Ori
         if not (path / MODEL_FILE).is_file():
             raise FileNotFoundError(
                 f"{path} is neither a bundle ({WEIGHTS} with {DESCRIPTION}) nor a run that holds bundle/; a run writes its "
-                f"bundle when it saves, so give it a file of weights or let the run reach its first save. A model folder "
+                f"bundle at its end and on Ctrl-C, so give it a file of weights or let the run end. A model folder "
                 f"of timm or Hugging Face would hold {MODEL_FILE}"
             )
         path = path / MODEL_FILE
