@@ -11,6 +11,9 @@ HEAD=localhost:29500                # several machines: name and free port of on
 # An old result must not be taken for this run's, should the job be killed before it writes one.
 rm -f "$RUN/result.json"
 
+# Seconds from the signal that ends a run to SIGKILL, instead of torchrun's 30: longer than one step and one save.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
+
 # The rendezvous finds the ranks' order by itself; --max-restarts=0: a run resumes when this script is started again;
 # --signals-to-handle: without it SIGUSR1, which schedulers send before they end a job, would kill torchrun alone.
 python -m torch.distributed.run --nnodes="$NODES" --nproc_per_node="$GPUS" --max-restarts=0 \
