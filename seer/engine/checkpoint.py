@@ -186,16 +186,29 @@ class Checkpoints:
     # saving
 
     def _of_this_rank(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What this rank brings: all tensors (those that every rank holds are shared out later), and the running statistics
-        only as the first of its group."""
+        """What this rank brings: its shards, its share of what every rank holds whole, and the running statistics only as
+        the first of its group. The rest need not be copied."""
         own, found = self._group_of_statistics(), {}
         leads = self.world.rank % (self.world.size // self.statistics) == 0
+        owners = self._shared_out(
+            {n: t for n, t in tensors.items() if not _is_statistic(n) and not isinstance(t, DTensor)}
+        )
         for name, tensor in tensors.items():
-            if not _is_statistic(name):
+            if _is_statistic(name):
+                if leads:
+                    found[_set(own, name)] = tensor.detach().contiguous()
+            elif owners.get(name, self.world.rank) == self.world.rank:
                 found[name] = tensor.detach().contiguous()
-            elif leads:
-                found[_set(own, name)] = tensor.detach().contiguous()
         return found
+
+    def _shared_out(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """Which rank writes a tensor that all hold alike: the largest first, to the rank that has least by then. The same
+        on all ranks, from names and sizes alone."""
+        load, owners = [0] * self.world.size, {}
+        for name in sorted(tensors, key=lambda n: (-tensors[n].nbytes, n)):
+            owners[name] = load.index(min(load))
+            load[owners[name]] += tensors[name].nbytes
+        return owners
 
     def _group_of_statistics(self) -> int:
         return self.world.rank * self.statistics // self.world.size

@@ -15,8 +15,9 @@ _NAME = re.compile(r"step-(\d{8,})$")
 
 @dataclass(frozen=True)
 class Keep:
-    """newest: how many stay in any case. steps, hours: those at multiples of so many steps, and the first after so many
-    hours since the last that stayed for ever, are never deleted; 0 = none."""
+    """newest: how many stay in any case; with 1 there is none to fall back to when that one is damaged. steps, hours: those
+    at multiples of so many steps, and the first after so many hours since the last that stayed for ever, are never
+    deleted; 0 = none."""
 
     newest: int = 2
     steps: int = 0

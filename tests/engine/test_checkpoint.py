@@ -417,6 +417,16 @@ def test_on_a_gpu_the_thread_of_a_save_stands_on_the_device_of_its_rank_and_a_st
     assert found == [place, ("new stream", place)] and not stands
 
 
+def test_of_what_every_rank_holds_whole_each_copies_a_share_and_no_tensor_is_left_out(tmp_path):
+    sizes = {"a": 700, "b": 400, "c": 300, "d": 10, "e": 0}
+    tensors = {f"task/{name}": torch.zeros(size) for name, size in sizes.items()}
+    shares = [
+        Checkpoints(tmp_path, World(rank, 3, rank, torch.device("cpu")))._of_this_rank(tensors) for rank in range(3)
+    ]
+    assert sorted(name for share in shares for name in share) == sorted(tensors)
+    assert [sum(t.numel() for t in share.values()) for share in shares] == [700, 400, 310]
+
+
 def test_a_second_save_waits_for_the_first_and_the_order_stays(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, ALONE, background=True)
     write, running = checkpoints._write, []
