@@ -1,6 +1,7 @@
 """A run whose reader process is killed goes on as if nothing had been; a run that is killed leaves no reader behind."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -74,3 +75,12 @@ def test_a_killed_rank_takes_its_reader_with_it(pictures, tmp_path):
 def gone(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     return not status.exists() or "Z (zombie)" in status.read_text()
+
+
+@pytest.mark.slow
+def test_storage_that_stops_answering_ends_a_run_with_74_and_names_the_place(pictures, tmp_path):
+    words = (*SMALL, f"steps={STEPS}", f"data.source={pictures}", f"output={tmp_path / 'run'}", "parallel.timeout_s=5")
+    ended = wait(start("pretrain", *words, fault="storage"))
+    assert ended.status == 74 and ended.result["exit"] == 74, ended.words
+    place = r"reading lane \d+, row \d+ of \S+\.tar"
+    assert re.search(rf"storage has not answered for 4 s: {place}.*run the same command again", ended.words)

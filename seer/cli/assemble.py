@@ -36,6 +36,7 @@ from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from seer.tasks.swav import SwAVTask
+STORAGE_SHARE = 0.8  # of the time that ranks wait for each other: the words of the one that waits for storage come first
 
 DURATIONS = ("hard_until", "queue_from")  # arguments of a task that people write as durations
 
@@ -110,6 +111,7 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
         most_bytes=how["prefetch_gb"] * 1e9,
         pin=pin,
         paint=crop.device == "cpu" or world.device.type == "cpu",
+        patience_s=STORAGE_SHARE * wanted["parallel"]["timeout_s"],
     )
     return Data(shards, plan, loader, threads, partial(exclude.holds, known_as(shards)))
 

@@ -24,7 +24,7 @@ MOST_LANES = 2048  # many lanes mix best, and more mix no better
 MOST_RANKS = 1024  # every number of ranks up to this that divides the batch can take part
 _CHUNK = 8192  # shards permuted at a time
 _TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
-TRIES = 8  # bad stand-ins for one position before the run stops
+TRIES = 8  # stand-ins for one position from its own block
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Plan:
     def stand_in(self, lane: int, position: int, attempt: int) -> Places:
         """Another row of the same block for a position whose row cannot be used. attempt counts from 1. [1]
 
-        Attempts above TRIES, which only excluded rows lead to, look anywhere in the epoch: a block may be excluded as a whole.
+        Attempts above TRIES look anywhere in the epoch: a block may be bad or excluded as a whole.
         """
         return self._locate(np.array([lane]), np.array([position]), attempt)
 

@@ -1,6 +1,7 @@
 """Faults for tests of several ranks, put into the real program: a folder on PYTHONPATH whose sitecustomize Python imports.
 
-SEER_FAULT says which, and it strikes rank 1 from step 5 on; "disk" strikes saves on rank 0, "full" on rank 1.
+SEER_FAULT says which, and it strikes rank 1 from step 5 on; "disk" strikes saves on rank 0, "full" on rank 1, "storage" the
+hundredth picture that a process reads.
 """
 
 import os
@@ -20,6 +21,18 @@ if FAULT == "disk" and os.environ.get("RANK") == "0":
         flush(folder)
 
     checkpoint.flush_folder = flush_slowly
+
+elif FAULT == "storage":
+    from seer.data.shards import TarShard
+
+    read, count = TarShard.read, iter(range(100))
+
+    def read_a_while(shard: TarShard, number: int, row: int):  # type: ignore[no-untyped-def]
+        if next(count, None) is None:
+            time.sleep(3600)
+        return read(shard, number, row)
+
+    TarShard.read = read_a_while  # type: ignore[method-assign]
 
 elif FAULT == "full" and os.environ.get("RANK") == "1":
     from seer.engine import checkpoint
