@@ -168,6 +168,9 @@ def _read(file: IO[str], request: str, begin: Callable[[], None]) -> dict[int, E
 
 
 def _append(file: IO[str], row: Entry) -> None:
-    file.write(json.dumps(row) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
+    try:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(f"{file.name} cannot be written: {error.strerror}") from error

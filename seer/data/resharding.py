@@ -188,8 +188,11 @@ def _write(
     if part.classes is not None:
         card["classes"] = list(part.classes)
     if bad:
-        with open(output / "skipped.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(one) + "\n" for entry in entries for one in entry["skipped"])
+        try:
+            with open(output / "skipped.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(one) + "\n" for entry in entries for one in entry["skipped"])
+        except OSError as error:
+            raise StorageError(f"{output / 'skipped.jsonl'} cannot be written: {error.strerror}") from error
     shards = [{k: v for k, v in e.items() if k != "skipped"} for e in entries if e["count"]]
     return write_manifest(output, shards, card)
 

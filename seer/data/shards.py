@@ -345,8 +345,13 @@ def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
             f"{len(missing)} of {len(named)} tars that {MANIFEST} names are missing, the first {missing[0]}; restore them, or "
             f"delete {MANIFEST} beside them to go on with those that are left"
         )
-    if len(absent) == len(named):
-        return elsewhere  # a folder of indexes
+    if elsewhere and found.loose:
+        raise RequestError(
+            f"{found.manifests[0] or '.'}{MANIFEST} names tars that lie elsewhere, like {elsewhere[0]}, beside loose pictures, "
+            f"like {found.loose}; keep them in folders of their own"
+        )
+    if len(there) == 1 and os.path.isdir(found.paths[0]):  # there is no tar
+        return elsewhere or found.paths
     more = [path for path in found.paths if path not in named and path.startswith(tuple(found.manifests))]
     if more:
         log.warning(f"{len(more)} tars are read that {MANIFEST} beside them does not name, the first {more[0]}")

@@ -26,6 +26,7 @@ MOST_NAMES = 10_000_000  # that braces may stand for
 class Found(NamedTuple):
     paths: list[str]  # of tars, of pictures, of a folder of pictures or a list of them
     manifests: list[str]  # folders (with a slash behind) of a folder that was searched, in which a manifest lies
+    loose: str | None = None  # a picture of such a folder that is in no tar
 
 
 def expand(source: str) -> Found:
@@ -38,20 +39,20 @@ def expand(source: str) -> Found:
             raise RequestError(f"source {source!r}: scheme {scheme!r} is not read; give a local or mounted path")
     if os.path.isdir(source):
         path = str(Path(source))
-        tars, manifests = _search(path)
-        return Found(tars or [path], manifests)
+        found = _search(path)
+        return found if found.paths else Found([path], found.manifests, found.loose)
     if os.path.exists(source):
         path = str(Path(source))
         return Found(_tars_listed(path) or [path], [])
-    found: list[str] = []
+    named: list[str] = []
     for one in _braces(source):
         for path in sorted(glob.glob(one)) if glob.has_magic(one) else [one]:
             if not os.path.exists(path):
                 raise RequestError(f"source {source!r}: {path} {_why(path)}; check the path")
-            found.append(str(Path(path)))
-    if not found:
-        raise RequestError(f"source {source!r}: nothing does not exist; check the path")
-    return Found(found, [])
+            named.append(str(Path(path)))
+    if not named:
+        raise RequestError(f"source {source!r}: what matches it does not exist; check the path")
+    return Found(named, [])
 
 
 def _search(folder: str) -> Found:
@@ -87,7 +88,7 @@ def _search(folder: str) -> Found:
             f"source {folder} holds {len(tars)} tars, like {min(tars)}, and loose pictures, like {loose}; give one kind of "
             f"them: {folder}/*.tar, or a folder of each kind"
         )
-    return Found(sorted(tars, key=lambda path: path.replace("/", "\0")), sorted(manifests))
+    return Found(sorted(tars, key=lambda path: path.replace("/", "\0")), sorted(manifests), loose)
 
 
 def is_list(path: str) -> bool:

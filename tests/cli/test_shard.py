@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seer.core.errors import StorageError
+from seer.core.errors import RequestError, StorageError
 from seer.data.decode import decode
 from seer.data.shards import build_index, open_shards, picture_of
 from tests.data.pictures import encoded, jpeg, pixels, png, write_tar
@@ -399,6 +399,32 @@ def test_indexes_may_lie_in_another_folder_which_then_is_the_source(tmp_path, ca
     next(iter(tars)).unlink()
     with pytest.raises(StorageError, match=r"a/deep/0\.tar: No such file"):
         open_shards(indexes)
+
+
+def test_what_lies_beside_indexes_of_tars_elsewhere_is_read_or_refused_but_never_passed_over(tmp_path, capfd):
+    tars, indexes = two_folders(tmp_path / "tars"), tmp_path / "indexes"
+    assert seer(capfd, "shard", f"source={tmp_path / 'tars'}", f"output={indexes}", "index_only=true").status == 0
+    more = write_tar(indexes / "more.tar", [("m.jpg", jpeg(0))])
+    assert [s.path for s in open_shards(indexes)] == [more, *tars]
+    more.rename(tmp_path / "more.tar")
+    (indexes / "loose.jpg").write_bytes(jpeg(0))
+    with pytest.raises(RequestError, match=r"names tars that lie elsewhere.*beside loose pictures, like .*loose\.jpg"):
+        open_shards(indexes)
+
+
+def test_a_full_disk_is_a_failure_of_storage(loose, tmp_path, capfd, monkeypatch):
+    import seer.data.pieces as pieces
+
+    class Full:
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def fsync(self, file):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pieces, "os", Full())
+    ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "processes=1")
+    assert ended.status == 74 and ".unfinished.jsonl cannot be written: No space left" in ended.result["error"]
 
 
 def test_the_manifest_above_nested_folders_of_tars_is_what_opens_them(tmp_path, capfd, monkeypatch):
