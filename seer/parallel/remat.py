@@ -2,7 +2,8 @@
 
     none        everything is kept
     block       of each block only its input is kept
-    stage       of each stage but the last only its input is kept; the backward pass begins with the last
+    stage       of each stage but the last only its input is kept, and of the last but one only its first half is made again:
+                the backward pass begins behind it, and has let that go before there is an earlier stage to make
     selective   of each block the outputs of its convolutions are kept; batch norm, ReLU and squeeze-and-excitation are made again
     budget=GB   as few blocks as bring a step down to so much (`parallel/memory.py` chooses their names)
     [names]     these are made again, as wholes: "stage2", "stage3.block4", or consecutive blocks "stage3.block0-8"
@@ -75,6 +76,8 @@ def chosen(model: nn.Module, policy: str | Sequence[str]) -> dict[str, list[tupl
         if policy == "stage":
             *earlier, last = stages
             groups = {**{name: [(0, len(stages[name]))] for name in earlier}, last: []}
+            if earlier:
+                groups[earlier[-1]] = [(0, (len(stages[earlier[-1]]) + 1) // 2)]
         return groups
     return _named(policy, stages)
 

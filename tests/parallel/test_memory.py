@@ -72,6 +72,14 @@ def test_a_larger_budget_recomputes_fewer_blocks_of_the_same_and_none_is_exceede
     assert peaks == sorted(peaks, reverse=True)
 
 
+@pytest.mark.parametrize("shapes", [[(8, 3, 224, 224)], [(16, 3, 224, 224), (32, 3, 96, 96)]], ids=["one size", "two"])
+def test_what_stage_keeps_of_the_last_stage_but_one_costs_nothing_at_the_worst_moment(shapes):
+    model = MultiCropModel(zoo.build("regnety_16gf", device="meta"), SwAVHead(3024, (16,), 8, 12))
+    whole = step_memory(model, shapes, policy=["stage1", "stage2", "stage3"])
+    found = step_memory(model, shapes, policy="stage")
+    assert found.kept > 1.3 * whole.kept and found.peak <= whole.peak
+
+
 def test_the_block_that_keeps_most_goes_first():
     """Eight times as wide at the resolution of the stage before: its first convolution has the largest map of all."""
     model = MultiCropModel(RegNet((8, 64, 16), (1, 2, 1), (8, 8, 8)), SwAVHead(16, (16,), 8, 12))
