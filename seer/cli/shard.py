@@ -96,8 +96,8 @@ def _write(wanted: Mapping[str, Any], target: Path, processes: int, output: list
 
 @contextmanager
 def _progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """To be called with what has been done since; at first with what an earlier run did. A bar on a terminal, and a line
-    now and then where nobody would see one move, as in the log of a batch job."""
+    """To be called with what has been done since; at first with what an earlier run did. A bar on a terminal, and a
+    line now and then where nobody would see one move, as in the log of a batch job."""
     if sys.stderr.isatty():
         with tqdm(total=total, unit=unit, desc=what) as bar:
             yield bar.update

@@ -1,4 +1,4 @@
-"""A folder of loose pictures as one shard, nested as it likes, in the order of the names; or a list of them, in its own.
+"""A folder of loose pictures as one shard, nested as it likes, in the order of the names; or a list, in its own.
 
 Ten million names as Python strings would take a gigabyte: here they are one block of bytes and a column of offsets, about
 their own length each. Folders are walked one by one with their entries sorted ("x/" sorts as the folder x), which gives
@@ -71,7 +71,7 @@ class FolderShard:
         return Sample(SampleRef(number, row), key, {extension: data})
 
     def is_there(self, row: int) -> bool:
-        """Whether the folder that holds a picture can be listed, so that it is the file and not the storage that failed."""
+        """Whether the folder of a picture can be listed, so that it is the file and not the storage that failed."""
         try:
             with os.scandir(os.path.dirname(os.path.join(self._base, self.name(row))) or ".") as entries:
                 return next(entries, None) is not None
@@ -118,8 +118,8 @@ def _lines(file: Path) -> Iterator[list[bytes]]:
                 name = line.rstrip(b"\r\n")
                 if name and not name.lower().endswith(_ENDINGS):
                     raise RequestError(
-                        f"{file}, line {number}: {name[:200]!r} is no picture; a list has one path a line, each ending in "
-                        f"{', '.join(ENDINGS)}, or each in .tar"
+                        f"{file}, line {number}: {name[:200]!r} is no picture; a list has one path a line, each ending "
+                        f"in {', '.join(ENDINGS)}, or each in .tar"
                     )
                 names += [name] if name else []
                 if len(names) == _CHUNK:

@@ -1,8 +1,8 @@
 """The index beside a tar shard: where each sample lies, so that row i is one seek and one read.
 
-Beside `x.tar` lies `x.tar.index.npy`, or in a folder of indexes whose manifest tells where: one record a sample (offset of
-its first header, bytes up to the end of its last member, CRC32 of those bytes) and a last record that holds the archive's
-size, by which a stale index is known.
+Beside `x.tar` lies `x.tar.index.npy`, or in a folder of indexes whose manifest tells where: one record a sample (offset
+of its first header, bytes up to the end of its last member, CRC32 of those bytes) and a last record that holds the
+archive's size, by which a stale index is known.
 
 A *sample* is a run of neighbouring members that share a name up to the last dot, exactly one of them a picture
 (`a/0001.jpg`, `a/0001.cls`). Names are names: they never become paths.
@@ -120,7 +120,7 @@ def write_index(index: np.ndarray, sidecar: Path) -> None:
 
 
 def fits(size: int, rows: int) -> bool:
-    """Whether an index of so many rows may be a file of that size: numpy's versions differ in the description's length."""
+    """Whether an index of so many rows may be a file of that size; versions of numpy differ in their header."""
     return 0 < size - (rows + 1) * INDEX.itemsize <= 256
 
 

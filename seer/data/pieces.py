@@ -44,10 +44,10 @@ def run_pieces(
     begin: Callable[[], None] = lambda: None,
     pictures: Callable[[Entry], int] = lambda entry: 1,
 ) -> list[Entry]:
-    """Entries of all pieces by number. journal: from `locked`. progress: pictures since the last call, at first those that
-    an earlier run has done; pictures: of a piece. begin: called before a new journal is begun; finished: called with each
-    entry, old ones first. What these raise ends the run, and the piece does not count as done. Raises RequestError for a
-    journal of another request, StorageError when a process dies, and what the work raises.
+    """Entries of all pieces by number. journal: from `locked`. progress: pictures since the last call, at first those
+    that an earlier run has done; pictures: of a piece. begin: called before a new journal is begun; finished: called
+    with each entry, old ones first. What these raise ends the run, and the piece does not count as done. Raises
+    RequestError for a journal of another request, StorageError when a process dies, and what the work raises.
     """
     global _work
     done = _read(journal, request, begin)
@@ -157,8 +157,8 @@ def _read(file: IO[str], request: str, begin: Callable[[], None]) -> dict[int, E
     rows = [json.loads(line) for line in lines]
     if rows and rows[0] != {"request": request}:
         raise RequestError(
-            f"{file.name} is of an unfinished set of shards made with other words or from other pictures; repeat those, delete "
-            "it and what they wrote, or give another output"
+            f"{file.name} is of an unfinished set of shards made with other words or from other pictures; repeat "
+            "those, delete it and what they wrote, or give another output"
         )
     file.truncate(sum(len(line.encode()) + 1 for line in lines))
     if not rows:

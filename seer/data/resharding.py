@@ -2,9 +2,9 @@
 
 Piece n of the output is a function of the request alone: its pictures are looked up in a keyed permutation of the whole,
 so no list of millions is ever made, each process does its own pieces, and a run that was killed goes on to the same
-bytes. A picture that cannot be read or decoded is left out, named in OUTPUT/skipped.jsonl and counted; so is a loose file
-that cannot be read while its folder can be listed, since taking it away would make another request. A shard of which no
-picture is left is not written.
+bytes. A picture that cannot be read or decoded is left out, named in OUTPUT/skipped.jsonl and counted; so is a loose
+file that cannot be read while its folder can be listed, since taking it away would make another request. A shard of
+which no picture is left is not written.
 """
 
 import functools
@@ -198,22 +198,22 @@ def _write(
 
 
 def keep_apart(folders: Sequence[str], shards: Iterable[Shard], output: Path) -> None:
-    """Refuses an output that holds the source, whose tars shards would replace, or lies in one of its folders, where the
-    next run of the same words would read what this one wrote. folders: of the words for the source.
+    """Refuses an output that holds the source, whose tars shards would replace, or lies in one of its folders, where
+    the next run of the same words would read what this one wrote. folders: of the words for the source.
     """
     if output.is_dir():
         places = {shard.path if isinstance(shard, FolderShard) else shard.path.parent for shard in shards}
         for place in sorted(path for path in places if path.is_dir()):  # not a list of pictures
             if _within(place, output):
                 raise RequestError(
-                    f"output={output} holds the source {place}, which writing shards would destroy; give another folder, or "
-                    "index_only=true to make indexes for tars and copy nothing"
+                    f"output={output} holds the source {place}, which writing shards would destroy; give another "
+                    "folder, or index_only=true to make indexes for tars and copy nothing"
                 )
     for folder in folders:
         if _within(output, Path(folder)):
             raise RequestError(
-                f"output={output} lies in the source {folder}, so that the same command would read its own shards when it is "
-                "run again; give a folder outside"
+                f"output={output} lies in the source {folder}, so that the same command would read its own shards when "
+                "it is run again; give a folder outside"
             )
 
 
@@ -236,8 +236,8 @@ def _no_strangers(output: Path) -> None:
     strangers = sorted(name for name in os.listdir(output) if name.endswith(".tar") and name[0] != ".")
     if strangers:
         raise RequestError(
-            f"output={output} holds {strangers[0]}{f' and {len(strangers) - 1} more tars' if strangers[1:] else ''} that "
-            "this request has not written and will not replace; give another folder, or move them away"
+            f"output={output} holds {strangers[0]}{f' and {len(strangers) - 1} more tars' if strangers[1:] else ''} "
+            "that this request has not written and will not replace; give another folder, or move them away"
         )
 
 
@@ -293,8 +293,8 @@ def _index(
                 write_index(index, sidecar)
         except OSError as error:
             raise StorageError(
-                f"the index {sidecar} cannot be written: {error.strerror}; give an output= where it can: indexes and their "
-                "manifest then lie there, and that folder is the source to train from"
+                f"the index {sidecar} cannot be written: {error.strerror}; give an output= where it can: indexes and "
+                "their manifest then lie there, and that folder is the source to train from"
             ) from error
         tick()
         size = int(index[-1]["offset"])
@@ -321,8 +321,8 @@ def _names(paths: Sequence[str], output: Path) -> list[dict[str, str]]:
     places = Counter(name.get("sidecar", name["name"] + INDEX_SUFFIX) for name in names)
     if len(places) < len(names):
         raise RequestError(
-            f"output={output}: indexes of {places.most_common(1)[0][1]} tars would all be {places.most_common(1)[0][0]} there; "
-            "give an output= apart from them, or one for each folder"
+            f"output={output}: indexes of {places.most_common(1)[0][1]} tars would all be "
+            f"{places.most_common(1)[0][0]} there; give an output= apart from them, or one for each folder"
         )
     return names
 
@@ -349,8 +349,8 @@ def _same(output: Path, request: str, indexes: bool = False) -> dict[str, Any]:
     if lost:
         remedy = f"delete {where}" if indexes else "restore what is lost or delete the folder"
         raise StorageError(
-            f"output={output} was finished once, but {len(lost)} of {len(shards)} shards are not as they were written, the "
-            f"first: {lost[0]}; {remedy} and run the same command again"
+            f"output={output} was finished once, but {len(lost)} of {len(shards)} shards are not as they were written, "
+            f"the first: {lost[0]}; {remedy} and run the same command again"
         )
     return manifest
 

@@ -3,9 +3,9 @@
 A tar without an index is walked once at the start (5 us a member: headers alone are read, so its rows have no CRC to be
 checked by), and nothing is written beside it. With an index and a
 manifest that agree with the archive's size, opening costs two look-ups in the file system: the index itself is read when
-a row is first wanted. Open archives and indexes in memory are bounded apart from each other, since a descriptor is scarce
-and an index dear: with 100,000 shards an archive that is opened again finds its index still there. A folder of loose
-pictures acts as one shard (`folder`).
+a row is first wanted. Open archives and indexes in memory are bounded apart from each other, since a descriptor is
+scarce and an index dear: with 100,000 shards an archive that is opened again finds its index still there. A folder of
+loose pictures acts as one shard (`folder`).
 
 webdataset writes the archives (`writing`) and can read them; reading is ours. Next: remote URLs (a cache on local disk).
 """
@@ -111,9 +111,10 @@ class Opened:
 
 
 def _most_open() -> int:
-    """Half of the descriptors that this process may have, for which it first asks for more: the usual 1024 are meant for
-    programs that call select(2), which fails beyond; nothing here does, nor do torch and gloo, which poll. The hard limit
-    may be a thousand million, so no more is asked for than is of use, as other programs close all that they might have.
+    """Half of the descriptors that this process may have, for which it first asks for more: the usual 1024 are meant
+    for programs that call select(2), which fails beyond; nothing here does, nor do torch and gloo, which poll. The hard
+    limit may be a thousand million, so no more is asked for than is of use, as other programs close all that they might
+    have.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, 2 * MOST_OPEN)
@@ -189,8 +190,8 @@ class TarShard:
         index = read_index(Path(self.sidecar), self.path)
         if self._checksum not in (None, indexes.checksum(index)):
             raise StorageError(
-                f"{self.sidecar}: its checksum is {indexes.checksum(index)}, that of the manifest {self._checksum}; restore "
-                "it, or write the shards again with `seer shard`"
+                f"{self.sidecar}: its checksum is {indexes.checksum(index)}, that of the manifest {self._checksum}; "
+                "restore it, or write the shards again with `seer shard`"
             )
         return index
 
@@ -342,13 +343,13 @@ def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
     if len(elsewhere) < len(absent):
         missing = sorted(set(absent) - set(elsewhere))
         raise StorageError(
-            f"{len(missing)} of {len(named)} tars that {MANIFEST} names are missing, the first {missing[0]}; restore them, or "
-            f"delete {MANIFEST} beside them to go on with those that are left"
+            f"{len(missing)} of {len(named)} tars that {MANIFEST} names are missing, the first {missing[0]}; restore "
+            f"them, or delete {MANIFEST} beside them to go on with those that are left"
         )
     if elsewhere and found.loose:
         raise RequestError(
-            f"{found.manifests[0] or '.'}{MANIFEST} names tars that lie elsewhere, like {elsewhere[0]}, beside loose pictures, "
-            f"like {found.loose}; keep them in folders of their own"
+            f"{found.manifests[0] or '.'}{MANIFEST} names tars that lie elsewhere, like {elsewhere[0]}, beside loose "
+            f"pictures, like {found.loose}; keep them in folders of their own"
         )
     if len(there) == 1 and os.path.isdir(found.paths[0]):  # there is no tar
         return elsewhere or found.paths

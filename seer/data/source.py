@@ -4,9 +4,9 @@ A folder of tars or of pictures, a tar, a picture, a .txt with a path a line, a 
 before any of them. Odd names that are
 on disk are names before they are patterns. No other URL is read here, and nothing ever reaches a shell.
 
-A folder is whole or refused: shards that `seer shard` has not finished, and tars with loose pictures beside them, of which
-one kind would be left out in silence, are told. Paths are strings, and of a folder's entries those of tars alone are kept:
-it may hold millions of loose pictures.
+A folder is whole or refused: shards that `seer shard` has not finished, and tars with loose pictures beside them, of
+which one kind would be left out in silence, are told. Paths are strings, and of a folder's entries those of tars alone
+are kept: it may hold millions of loose pictures.
 """
 
 import glob
@@ -85,8 +85,8 @@ def _search(folder: str) -> Found:
             raise StorageError(f"{prefix or '.'} cannot be listed: {error.strerror}") from error
     if tars and loose is not None:
         raise RequestError(
-            f"source {folder} holds {len(tars)} tars, like {min(tars)}, and loose pictures, like {loose}; give one kind of "
-            f"them: {folder}/*.tar, or a folder of each kind"
+            f"source {folder} holds {len(tars)} tars, like {min(tars)}, and loose pictures, like {loose}; give one "
+            f"kind of them: {folder}/*.tar, or a folder of each kind"
         )
     return Found(sorted(tars, key=lambda path: path.replace("/", "\0")), sorted(manifests), loose)
 
@@ -123,8 +123,8 @@ def _tars_listed(path: str) -> list[str]:
 
 def refuse_unfinished(folder: str) -> None:
     raise RequestError(
-        f"{folder or '.'} holds shards that are not all written ({JOURNAL}); run the same `seer shard` again, which goes on "
-        "where it stopped"
+        f"{folder or '.'} holds shards that are not all written ({JOURNAL}); run the same `seer shard` again, which "
+        "goes on where it stopped"
     )
 
 
