@@ -36,8 +36,10 @@ from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from seer.tasks.swav import SwAVTask
-STORAGE_SHARE = 0.8  # of the time that ranks wait for each other: the words of the one that waits for storage come first
 
+STORAGE_SHARE = (
+    0.8  # of the time that ranks wait for each other: the words of the one that waits for storage come first
+)
 DURATIONS = ("hard_until", "queue_from")  # arguments of a task that people write as durations
 
 
