@@ -3,7 +3,6 @@
     python benchmarks/recompute.py [model=regnety_16gf] [side=224] [batch=8] [steps=3] [policies=none,stage,block,selective]
 
 float32, channels_last, one thread; each policy in a process of its own, three rounds in turn, medians of the ratios of CPU time.
-Each as a run has it: what recomputes gives freed memory back at once (`parallel/allocator.py`), the plain step does not.
 Gradients count, since every step makes them. On Linux, where /proc tells the peak.
 """
 
@@ -16,7 +15,6 @@ import time
 import torch
 
 from seer.models import zoo
-from seer.parallel.allocator import give_back
 from seer.parallel.remat import remat
 
 
@@ -26,8 +24,6 @@ def held(name: str) -> int:
 
 
 def one(policy: str, model: str, side: int, batch: int, steps: int) -> None:
-    if policy != "none":
-        give_back()
     torch.manual_seed(0)
     network = remat(zoo.build(model).train().to(memory_format=torch.channels_last), policy)
     x = torch.randn(batch, 3, side, side).contiguous(memory_format=torch.channels_last)

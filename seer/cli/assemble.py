@@ -30,7 +30,7 @@ from seer.optim.groups import build_groups
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
 from seer.parallel import fairscale_backend
-from seer.parallel.allocator import give_back
+from seer.parallel.allocator import give_back_at_once
 from seer.parallel.cores import own_cores
 from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.world import World
@@ -178,8 +178,8 @@ def training(
     how = wanted["parallel"]
     here = wanted["batch"] // world.size
     shapes = [(v * here, 3, side, side) for v, side in zip(task.crop.counts, task.crop.sizes, strict=True)]
-    if how["remat"] != "none" and world.device.type == "cpu":
-        give_back()
+    if str(how["remat"]).startswith("budget=") and world.device.type == "cpu":
+        give_back_at_once()  # a promise of memory is worth more time than a policy
     task.model = parallelize(
         task.model,
         world,

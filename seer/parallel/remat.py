@@ -32,6 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from seer.core.errors import RequestError
+from seer.parallel.allocator import give_back
 
 POLICIES = ("none", "block", "stage", "selective")
 _ITEM = re.compile(r"(?P<stage>\w+?)(\.block(?P<first>\d+)(-(?P<last>\d+))?)?")
@@ -128,7 +129,10 @@ class _Recomputed(nn.Sequential):
             x = _run(blocks[done:first], x)
             part = blocks[first:end]
             contexts = partial(
-                _contexts, [m for b in part for m in b.modules() if isinstance(m, _BatchNorm)], self.selective
+                _contexts,
+                [m for b in part for m in b.modules() if isinstance(m, _BatchNorm)],
+                self.selective,
+                trim=(first, end) == self.groups[-1] and x.device.type == "cpu",
             )
             with _casts_anew() if self.selective else nullcontext():
                 x = checkpoint(_run, part, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
@@ -142,12 +146,22 @@ def _run(blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
     return x
 
 
-def _contexts(norms: list[_BatchNorm], selective: bool) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Around the first pass, and around the second."""
+def _contexts(
+    norms: list[_BatchNorm], selective: bool, trim: bool
+) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Around the first pass, and around the second. trim: this is the first of its stage to be made again, and what earlier ones
+    have left is of other sizes."""
+    again = _both(_trimmed(), _counted_already(norms)) if trim else _counted_already(norms)
     if not selective:
-        return nullcontext(), _counted_already(norms)
+        return nullcontext(), again
     first, second = create_selective_checkpoint_contexts(_policy)
-    return first, _both(_counted_already(norms), second)
+    return first, _both(again, second)
+
+
+@contextmanager
+def _trimmed() -> Iterator[None]:
+    give_back()
+    yield
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **_: Any) -> CheckpointPolicy:

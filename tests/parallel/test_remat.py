@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from seer.core.errors import RequestError
+from seer.models import zoo
 from seer.models.heads import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
@@ -136,3 +137,16 @@ def test_wrong_policies_are_refused_by_name(policy, words):
         remat(plain(), policy)
     with pytest.raises(RequestError, match="has no stages"):
         remat(nn.Sequential(nn.Linear(2, 2)), "block")
+
+
+@pytest.mark.parametrize(
+    ("policy", "times"), [("none", 0), ("stage", 3), ("block", 4), ("selective", 4), (["stage2.block0"], 1)]
+)
+def test_free_memory_goes_back_once_a_stage_before_it_is_made_again(policy, times, monkeypatch):
+    made: list[str] = []
+    monkeypatch.setattr("seer.parallel.remat.give_back", lambda: made.append("trim"))
+    network = remat(zoo.build("regnety_200mf").train(), policy)
+    loss = network(torch.randn(2, 3, 64, 64)).square().mean()
+    assert made == []
+    loss.backward()
+    assert len(made) == times
