@@ -44,6 +44,8 @@ pretrain: $(CORE)  ## train on the built-in sample pictures, one rank a GPU
 	if ls /dev/nvidia[0-9]* /dev/kfd /dev/dxg >/dev/null 2>&1; then \
 		n=$$($(BIN)/python -c 'import torch; print(torch.cuda.device_count())') || exit; fi; \
 	if [ "$$n" -gt 1 ]; then \
+		: 'what torchrun leaves ranks between SIGTERM and SIGKILL, in seconds'; \
+		export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600; \
 		exec $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node="$$n" \
 			-m seer pretrain recipe=sample $(ARGS); \
 	else exec $(BIN)/seer pretrain recipe=sample $(ARGS); fi
