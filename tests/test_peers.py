@@ -107,7 +107,7 @@ def test_when_the_launcher_is_killed_the_ranks_save_and_end(pictures, tmp_path):
     assert json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"] == len(losses(run))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_to_the_whole_group_saves_once_and_exits_75(pictures, tmp_path, number):
     run = tmp_path / "run"
     agent = begin(pictures, run)
@@ -139,6 +139,7 @@ def test_a_rank_that_fails_tells_why_and_the_others_end_with_its_status(pictures
     assert ended.result["exit"] == 78 and json.loads((run / "result.json").read_text())["exit"] == 78
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_is_named_with_what_it_was_at_and_all_end_within_the_limit(pictures, tmp_path):
     run = tmp_path / "run"
     agent = begin(pictures, run, "every.checkpoint=2", fault="hang")
@@ -160,6 +161,7 @@ def test_a_rank_that_was_started_with_other_words_is_named_before_training(pictu
     assert "rank 1 was started with optim.momentum 0.5, rank 0 with 0.9" in told(ended)[0]
 
 
+@pytest.mark.long
 def test_a_slow_rank_is_named(pictures, tmp_path):
     run = tmp_path / "run"
     ended = wait(begin(pictures, run, "steps=12", "every.log=2", "every.checkpoint=0", fault="slow"))

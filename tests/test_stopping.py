@@ -48,7 +48,9 @@ def stopped_early(ended: Ended, run: Path, name: str) -> None:
     assert len(told(ended)) == 1 and "Traceback" not in ended.words.split("torch/distributed")[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR1, *(pytest.param(s, marks=pytest.mark.long) for s in (signal.SIGTERM, signal.SIGINT))]
+)
 def test_a_signal_while_pictures_are_drawn_ends_with_75(drawing, tmp_path, number):
     process = drawing(tmp_path / "run")
     os.kill(process.pid, number)
@@ -57,7 +59,14 @@ def test_a_signal_while_pictures_are_drawn_ends_with_75(drawing, tmp_path, numbe
     assert ended.status == 75
 
 
-@pytest.mark.parametrize(("number", "to"), [(signal.SIGUSR1, [0, 1]), (signal.SIGTERM, [0, 1]), (signal.SIGTERM, [0])])
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [
+        pytest.param(signal.SIGUSR1, [0, 1], marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, [0, 1], marks=pytest.mark.long),
+        (signal.SIGTERM, [0]),
+    ],
+)
 def test_of_several_ranks_one_tells_and_all_end_also_those_that_heard_no_signal(drawing, tmp_path, number, to):
     process = drawing(tmp_path / "run", ranks=2)
     ranks, since = workers(process.pid), time.monotonic()

@@ -91,6 +91,7 @@ def test_the_list_of_two_ranks_names_the_bad_pictures_of_both_when_the_run_has_e
     assert ended.result["skipped_by_reason"] == {"truncated": ended.result["skipped"]}
 
 
+@pytest.mark.long
 def test_a_run_on_two_ranks_goes_on_without_the_pictures_of_its_own_list_which_never_gets_shorter(tmp_path):
     """Four of eight pictures are bad: the limit is passed at step 25, which is saved, and looked at after step 30."""
     source, run = half_bad(tmp_path / "pictures", 400), tmp_path / "run"
