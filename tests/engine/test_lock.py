@@ -134,4 +134,4 @@ def test_another_error_of_flock_is_no_lack_of_locks(tmp_path, monkeypatch):
 def test_words_that_were_cut_short_belong_to_nobody(tmp_path):
     (tmp_path / lock.NAME).write_text('{"host": "elsewh')
     with RunLock(tmp_path):
-        pass
+        assert str(os.getpid()) in (tmp_path / lock.NAME).read_text()
