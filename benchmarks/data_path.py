@@ -269,7 +269,10 @@ def main() -> None:
         }
         compare(parties, photos, how.repeats)
         if not how.skip_reading:
-            reading(shards, open_shards(source, check_crc=False), how.repeats)
+            packed = Path(folder) / "packed"  # with indexes, which hold what a CRC is compared with
+            rows = ((one.key, one.fields) for one in (shards[s].read(s, r) for s, r in line))
+            write_shards(rows, packed, total=len(line), per_shard=100)
+            reading(open_shards(packed), open_shards(packed, check_crc=False), how.repeats)
             handing(shards, crop, how.repeats)
 
 

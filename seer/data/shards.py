@@ -29,7 +29,7 @@ from seer.data import index as indexes
 from seer.data.folder import FolderShard, listed_in, these
 from seer.data.index import INDEX_SUFFIX, MOST_SAMPLE, PICTURES, build_index, mapped, read_index, split
 from seer.data.source import Found, expand, is_list, is_picture, refuse_unfinished
-from seer.data.tar import BLOCK, ChecksumError, TarError, plain_member, walk
+from seer.data.tar import HEAD, ChecksumError, TarError, plain_member, walk
 from seer.data.writing import JOURNAL, MANIFEST, write_shards
 
 __all__ = ["MANIFEST", "FolderShard", "Shard", "TarShard", "build_index", "class_names", "fingerprint", "folder_of"]
@@ -202,9 +202,10 @@ class TarShard:
         if size > MOST_SAMPLE:
             raise TarError(f"sample of {size} bytes at byte {offset}, more than {MOST_SAMPLE}")
         # The first member is nearly always the picture: read by itself, its bytes need not be copied out of a longer run.
-        head = self._pread(file, offset, min(size, BLOCK))
+        head = self._pread(file, offset, min(size, HEAD))
         member = plain_member(head, size)
-        body = self._pread(file, offset + BLOCK, member.size) if member else b""
+        body = self._pread(file, offset + member.data, member.size) if member else b""
+        head = head[: member.data] if member else head
         begun = len(head) + len(body)
         alone = member is not None and member.end == size  # nothing follows but zeros, of which only the CRC knows
         rest = self._pread(file, offset + begun, size - begun) if self._check_crc or not alone else b""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 BLOCK = 512
+HEAD = 3 * BLOCK  # an extended header, its records and the header of a member
 MOST_PADDING = 22 * BLOCK  # zeros behind the last member: the end mark of two blocks, and up to a record of twenty
 MOST_NAME = 1 << 20  # bytes of an extended header: names need a few hundred
 _ZERO = bytes(BLOCK)
@@ -77,18 +78,31 @@ def walk(buffer: memoryview, *, whole: bool = True, base: int = 0) -> Iterator[M
         raise TarError(f"no end mark: the archive stops at byte {base + size}")
 
 
-def plain_member(header: bytes, size: int) -> Member | None:
-    """The first member of a run of `size` bytes from its first block alone; None where that takes more than one header, or
-    anything is wrong with it: `walk` knows."""
-    if header[156:157] not in (b"0", b"\0") or len(header) < BLOCK:
-        return None
+def plain_member(head: bytes, size: int) -> Member | None:
+    """The first member of a run of `size` bytes from its first HEAD bytes alone; None where its headers are more than the
+    extended one of a block that webdataset writes, or anything is wrong with it: `walk` knows."""
+    at, name = 0, None
     try:
-        length = _octal(header[124:136], 0)
-        end = BLOCK + (length + BLOCK - 1) // BLOCK * BLOCK
-        sound = _octal(header[148:156], 0) == _sum(header) - sum(header[148:156]) + 8 * 32 and end <= size
+        if head[156:157] == b"x":
+            length = _sound_length(head[:BLOCK])
+            if not 0 < length <= BLOCK:
+                return None
+            at, name = 2 * BLOCK, _pax_path(head[BLOCK : BLOCK + length], 0)
+        header = head[at : at + BLOCK]
+        if header[156:157] not in (b"0", b"\0"):
+            return None
+        length = _sound_length(header)
     except TarError:
         return None
-    return Member(_name(header), 0, BLOCK, length, end) if sound else None
+    data = at + BLOCK
+    end = data + (length + BLOCK - 1) // BLOCK * BLOCK
+    return Member(name or _name(header), 0, data, length, end) if end <= size else None
+
+
+def _sound_length(header: bytes) -> int:
+    if len(header) < BLOCK or _octal(header[148:156], 0) != _sum(header) - sum(header[148:156]) + 8 * 32:
+        raise TarError("wrong header checksum")
+    return _octal(header[124:136], 0)
 
 
 def _check_end(buffer: memoryview, at: int, whole: bool, base: int) -> None:

@@ -64,7 +64,7 @@ def write_shard(path: Path, samples: Iterable[Member]) -> dict[str, Any]:
     temporary = path.with_name(f".{path.name}.writing")  # a piece that was killed is written again under the same name
     rows = 0
     try:
-        with webdataset.TarWriter(str(temporary), encoder=False, mtime=0.0) as writer:
+        with webdataset.TarWriter(str(temporary), encoder=False, mtime=0) as writer:
             for key, fields in samples:
                 writer.write({"__key__": key, **fields})
                 rows += 1

@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from seer.data.tar import BLOCK, TarError, _sum, walk
+from seer.data.tar import BLOCK, HEAD, TarError, _sum, plain_member, walk
 
 FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 PLAIN = [(f"{i:04d}.jpg", bytes([i]) * (700 + 37 * i)) for i in range(20)]
@@ -219,3 +219,27 @@ def test_the_sum_of_a_header_is_that_of_its_bytes_up_to_the_largest_there_is():
     random = np.random.default_rng(0)
     for header in (bytes(512), b"\xff" * 512, b"\xff" * 256 + bytes(256), *(random.bytes(512) for _ in range(200))):
         assert _sum(header) == sum(header)
+
+
+@pytest.mark.parametrize("records", [{}, {"mtime": "1.5"}, {"path": "a/ñ.jpg", "mtime": "0.0"}, {"comment": "x" * 600}])
+def test_whichever_bit_flips_the_quick_way_to_a_lone_member_finds_what_a_walk_finds_or_nothing(records):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("k0.jpg")
+        info.size, info.pax_headers = 700, dict(records)
+        tar.addfile(info, io.BytesIO(bytes(range(175)) * 4))
+    whole = packed.getvalue()
+    (end,) = [member.end for member in walk(memoryview(whole))]
+    found = 0
+    for bit in (None, *range(8 * min(HEAD, end))):
+        run = bytearray(whole[:end])
+        if bit is not None:
+            run[bit // 8] ^= 1 << bit % 8
+        try:
+            (truth,) = walk(memoryview(run), whole=False)
+        except (TarError, ValueError):
+            truth = None
+        quick = plain_member(bytes(run[:HEAD]), end)
+        assert quick is None or quick == truth, bit
+        found += quick is not None
+    assert (found > 1000) == ("comment" not in records)  # more records than a block holds are for the walk
