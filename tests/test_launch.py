@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.program import ROOT, environment
 
 STAND_IN = f"""#!/usr/bin/env bash
@@ -14,6 +16,7 @@ exit 1
 """
 
 
+@pytest.mark.slow
 def test_torchrun_gives_ranks_that_save_as_long_as_a_collective_may_wait(tmp_path: Path) -> None:
     """Its own 30 s from SIGTERM to SIGKILL are less than a save of a large model takes."""
     python = tmp_path / "python"

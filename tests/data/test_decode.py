@@ -329,6 +329,7 @@ def test_kinds_of_pixels_are_turned_in_strips_to_what_they_are_as_wholes():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA"])
 def test_a_large_picture_of_odd_pixels_takes_its_own_size_and_that_of_its_rgb(mode):
     side = 4000

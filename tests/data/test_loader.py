@@ -187,6 +187,7 @@ def test_32_bad_pictures_in_a_row_stop_the_run_and_all_are_named(tmp_path):
     assert [s.attempt for s in error.value.skipped] == list(range(32))
 
 
+@pytest.mark.slow
 def test_half_of_all_pictures_bad_is_no_reason_to_stop_before_the_limits_say_so(tmp_path):
     write(tmp_path, broken=range(0, 700, 2), total=700)
     batches = take(loader(tmp_path), 200)  # ten bad ones in a row come three times in as many pictures

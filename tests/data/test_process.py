@@ -33,6 +33,8 @@ from seer.data.slot import Layout
 from tests.data.children import children
 from tests.data.pictures import png
 
+pytestmark = pytest.mark.slow
+
 N, BATCH = 64, 8
 CROP = MultiCrop((16, 8), (2, 1), ((0.3, 1), (0.1, 0.3)))
 DEADLY = {7, 8, 41}

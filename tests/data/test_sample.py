@@ -71,6 +71,7 @@ def test_another_seed_gives_other_pictures_in_another_order() -> None:
     assert [m["cls"] for _, m in ours] != [m["cls"] for _, m in theirs]
 
 
+@pytest.mark.slow
 def test_no_picture_comes_twice(train: list[tuple[np.ndarray, int]]) -> None:
     assert len({picture.tobytes() for picture, _ in train}) == len(train)
 
@@ -120,6 +121,7 @@ def test_kinds_are_balanced_and_shuffled(train: list[tuple[np.ndarray, int]]) ->
     assert len(np.unique(blocks, axis=0)) > 0.9 * len(blocks)
 
 
+@pytest.mark.slow
 def test_the_scene_does_not_know_the_kind() -> None:
     """Same seed, two kinds: the same size, and the same pixels wherever neither figure reaches."""
     for seed in range(20):
@@ -128,6 +130,7 @@ def test_the_scene_does_not_know_the_kind() -> None:
         assert outside.mean() > 0.2
 
 
+@pytest.mark.slow
 def test_the_figure_is_large_and_stands_out_without_colour() -> None:
     """Two kinds of one scene differ where either figure is, by its contrast: enough pixels, enough grey levels."""
     discs, bars = KINDS.index("disc"), KINDS.index("stripes")
@@ -141,6 +144,7 @@ def test_the_figure_is_large_and_stands_out_without_colour() -> None:
     assert np.mean(contrasts) > 60
 
 
+@pytest.mark.slow
 def test_nearest_neighbours_that_learned_nothing_stay_near_chance(
     train: list[tuple[np.ndarray, int]], held_out: list[tuple[np.ndarray, int]]
 ) -> None:

@@ -217,6 +217,7 @@ def test_indexes_in_memory_are_bounded_by_their_bytes_and_the_oldest_goes(tmp_pa
     assert [Path(path).name[:12] for path, _ in read] == [f"shard-00000{i}" for i in (0, 1, 2, 3, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hard", "most"), [(64, 32), (4096, 2048), (200_000, 65_536)])
 def test_as_many_archives_may_be_open_as_half_of_what_the_system_allows_at_most(hard, most):
     code = f"""if True:

@@ -13,6 +13,7 @@ from seer.data.source import expand
 from tests.data.pictures import write_tar
 
 
+@pytest.mark.slow
 def test_a_folder_of_many_loose_pictures_is_looked_through_without_keeping_their_names(tmp_path):
     for n in range(5):
         (tmp_path / str(n)).mkdir()
@@ -117,6 +118,7 @@ def test_a_list_that_is_wrong_is_refused_by_its_line(pictures, lines, complaint)
         open_shards(pictures / "list.txt")
 
 
+@pytest.mark.slow
 def test_a_long_list_costs_its_own_length_and_little_more(tmp_path):
     with open(tmp_path / "list.txt", "w") as file:
         file.writelines(f"some/folder/{i:09d}.jpg\n" for i in range(200_000))

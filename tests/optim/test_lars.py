@@ -211,6 +211,7 @@ def step_sharded(rank: int, folder: str) -> None:
     os._exit(0)  # nothing after this line is under test
 
 
+@pytest.mark.slow
 def test_parameters_sharded_over_two_ranks_step_as_whole_ones(tmp_path: Path):
     mp.spawn(step_sharded, (str(tmp_path),), nprocs=2)
     sharded, kinds = torch.load(tmp_path / "whole.pt")

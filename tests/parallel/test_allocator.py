@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys, torch
 from seer.parallel.allocator import give_back, give_back_at_once

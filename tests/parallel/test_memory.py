@@ -59,6 +59,7 @@ def test_a_step_without_data_takes_what_a_real_one_takes(policy, dtype):
     assert expected.peak == pytest.approx(live.peak, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_larger_budget_recomputes_fewer_blocks_of_the_same_and_none_is_exceeded():
     everything = step_memory(plain(), SHAPES).peak
     before, peaks = None, []
@@ -72,6 +73,7 @@ def test_a_larger_budget_recomputes_fewer_blocks_of_the_same_and_none_is_exceede
     assert peaks == sorted(peaks, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shapes", [[(8, 3, 224, 224)], [(16, 3, 224, 224), (32, 3, 96, 96)]], ids=["one size", "two"])
 def test_what_stage_keeps_of_the_last_stage_but_one_costs_nothing_at_the_worst_moment(shapes):
     model = MultiCropModel(zoo.build("regnety_16gf", device="meta"), SwAVHead(3024, (16,), 8, 12))
@@ -87,6 +89,7 @@ def test_the_block_that_keeps_most_goes_first():
     assert recomputed_within(model, everything - 1, SHAPES) == ["stage2.block0"]
 
 
+@pytest.mark.slow
 def test_less_than_the_least_is_refused_with_the_least():
     with pytest.raises(RequestError, match=r"budget=0\.0001: .* a step takes (\d+\.\d+) GB"):
         recomputed_within(plain(), 100_000, SHAPES)
