@@ -39,9 +39,10 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     with torch.device("meta"):
         task, _ = assemble.task({**wanted, "weights": None}, crop, lengths, world)
         moments = 2 if "betas" in wanted["optim"] else 1
-    if wanted["precision"]["dtype"] not in DTYPES:
+    asked = wanted["precision"]["dtype"]
+    if asked not in (*DTYPES, "auto"):
         build(wanted["precision"], world.device)  # says which there are
-    dtype = DTYPES[wanted["precision"]["dtype"]]
+    dtype = DTYPES.get(asked, torch.bfloat16)  # auto: that of a GPU of such a size
     sharded = wanted["parallel"]["mode"] == "fsdp" and gpus > 1
     shapes = [(v * batch // gpus, 3, side, side) for v, side in zip(crop.counts, crop.sizes, strict=True)]
     policy = assemble.recomputed(wanted["parallel"]["remat"], task.model, shapes, dtype)

@@ -27,6 +27,7 @@ from seer.engine.determinism import cost, use_deterministic
 from seer.engine.loop import fit
 from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
 from seer.engine.numerics import Guard
+from seer.engine.precision import quickest
 from seer.engine.probe import peak_memory_gb
 from seer.engine.recorder import FlightRecorder
 from seer.engine.retention import Keep, steps_in
@@ -66,6 +67,9 @@ def _interrupted(asked: KeyboardInterrupt, output: Sequence[Path]) -> Interrupte
 
 def _run(wanted: dict[str, Any], world: World, output: list[Path], stop: StopRequest) -> dict[str, Any]:
     use_deterministic(wanted["parallel"]["deterministic"], world.device)
+    folder = Path(wanted["output"])
+    if wanted["precision"]["dtype"] == "auto":
+        wanted["precision"]["dtype"] = run_folder.begun_with(folder, "precision.dtype") or quickest(world.device)
     crop, precision = build(wanted["augment"]), build(wanted["precision"], world.device)
     batch = wanted["batch"]
     if batch < world.size or batch % world.size:
@@ -73,7 +77,6 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path], stop: StopReq
             f"batch={batch} over {world.size} ranks: the batch is a multiple of the number of ranks, one image each "
             "at least"
         )
-    folder = Path(wanted["output"])
     source = wanted["data"]["source"]
     check = {"check_crc": wanted["data"]["check_crc"]}
     shards = open_shards(source, **check) if source else None  # a wrong path must not leave a run folder behind
@@ -259,7 +262,8 @@ def _announce(wanted: Mapping[str, Any], data: Data, training: Training, first: 
     head = sum(p.numel() for p in task.head.parameters()) / 1e6
     log.info(
         f"{data.plan.total} pictures in {len(data.shards)} shards, {data.plan.lanes} lanes; backbone {trunk:.1f} M "
-        f"parameters, head {head:.1f} M; {world.size} x {world.device.type}, {data.threads} reading threads"
+        f"parameters, head {head:.1f} M; {world.size} x {world.device.type} in "
+        f"{wanted['precision']['dtype']}, {data.threads} reading threads"
     )
     peak = wanted["schedule"]["peak"]
     log.info(

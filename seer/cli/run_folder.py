@@ -106,6 +106,14 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
                     gather(folder)
 
 
+def begun_with(folder: Path, key: str) -> Any:
+    """What the run in this folder has for a key; None where there is no run."""
+    try:
+        return flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG))).get(key)
+    except FileNotFoundError:
+        return None
+
+
 def same_everywhere(wanted: Mapping[str, Any], data: str, world: World) -> None:
     """Raises RequestError when ranks were started with other words, code, libraries or pictures."""
     code = hashlib.sha256()

@@ -15,8 +15,7 @@ class SampleRef(NamedTuple):
     row: int
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """The members of one sample as they lie in the tar: {"jpg": bytes, "cls": b"3", ...}; unknown ones pass through."""
 
     ref: SampleRef

@@ -143,12 +143,12 @@ def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray
     limit = size.astype(np.uint64)
     todo = np.arange(len(index))
     while len(todo):
-        low, high = value[todo] & mask[todo], value[todo] >> bits[todo]
+        here, ones, key = value[todo], mask[todo], keys[todo]
+        low, high = here & ones, here >> bits[todo]
         for turn in _TURNS:
-            mixed = rng.mix(low + keys[todo] + turn) & mask[todo]
-            low, high = high ^ mixed, low
-        value[todo] = (high << bits[todo]) | low
-        todo = todo[value[todo] >= limit[todo]]
+            low, high = high ^ (rng.mix(low + (key + turn)) & ones), low
+        value[todo] = here = (high << bits[todo]) | low
+        todo = todo[here >= limit[todo]]
     return value.astype(np.int64)
 
 

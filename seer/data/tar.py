@@ -80,29 +80,31 @@ def walk(buffer: memoryview, *, whole: bool = True, base: int = 0) -> Iterator[M
 
 def plain_member(head: bytes, size: int) -> Member | None:
     """The first member of a run of `size` bytes from its first HEAD bytes alone; None where its headers are more than the
-    extended one of a block that webdataset writes, or anything is wrong with it: `walk` knows."""
+    extended one of a block that webdataset writes, or anything is unusual or wrong with it: `walk` knows."""
     at, name = 0, None
     try:
         if head[156:157] == b"x":
-            length = _sound_length(head[:BLOCK])
+            length = _plain_length(head)
             if not 0 < length <= BLOCK:
                 return None
             at, name = 2 * BLOCK, _pax_path(head[BLOCK : BLOCK + length], 0)
         header = head[at : at + BLOCK]
         if header[156:157] not in (b"0", b"\0"):
             return None
-        length = _sound_length(header)
-    except TarError:
+        length = _plain_length(header)
+    except ValueError:
         return None
     data = at + BLOCK
     end = data + (length + BLOCK - 1) // BLOCK * BLOCK
-    return Member(name or _name(header), 0, data, length, end) if end <= size else None
+    return Member(name or _name(header), 0, data, length, end) if 0 <= length and end <= size else None
 
 
-def _sound_length(header: bytes) -> int:
-    if len(header) < BLOCK or _octal(header[148:156], 0) != _sum(header) - sum(header[148:156]) + 8 * 32:
-        raise TarError("wrong header checksum")
-    return _octal(header[124:136], 0)
+def _plain_length(header: bytes) -> int:
+    """What `_octal` says of the size, where it is written in digits. Raises ValueError: something is unusual or wrong."""
+    stated = header[148:156]
+    if len(header) < BLOCK or int(stated.strip(b"\0 "), 8) != _sum(header) - sum(stated) + 8 * 32:
+        raise ValueError("cut, or the checksum is wrong")
+    return int(header[124:136].strip(b"\0 "), 8)
 
 
 def _check_end(buffer: memoryview, at: int, whole: bool, base: int) -> None:
@@ -120,7 +122,7 @@ def _check_end(buffer: memoryview, at: int, whole: bool, base: int) -> None:
 
 def _sum(header: bytes) -> int:
     """Of its 512 bytes. Adler-32 has that of up to 256 bytes in its lower half, plus one, and is six times as fast as `sum`."""
-    return (zlib.adler32(header[:256]) & 0xFFFF) + (zlib.adler32(header[256:]) & 0xFFFF) - 2
+    return (zlib.adler32(header[:256]) & 0xFFFF) + (zlib.adler32(header[256:BLOCK]) & 0xFFFF) - 2
 
 
 def _octal(field: bytes, at: int) -> int:
@@ -137,8 +139,9 @@ def _octal(field: bytes, at: int) -> int:
 
 def _name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:262] == b"ustar" and header[262:263] == b"\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "replace")
+    if header[345] and header[257:263] == b"ustar\0":
+        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
+    return name.decode("utf-8", "replace")
 
 
 def _pax_path(records: bytes, at: int) -> str | None:

@@ -25,8 +25,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_SKIPPED = 20  # steps in a row that fp16 may skip: 65536 (torch's first scale) is below 1 after 17 halvings
 
 
+def quickest(device: torch.device) -> str:
+    """bf16 where the device has instructions for it, else fp32: by emulation steps take several times as long."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    known = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if known else "fp32"
+
+
 class Precision:
-    """dtype: fp32, bf16, or fp16 (with loss scaling). clip: largest gradient norm over all parameters, or None.
+    """dtype: fp32, bf16, fp16 (with loss scaling), or auto (`quickest`). clip: largest gradient norm over all parameters, or None.
 
     Parameters stay float32. `history`: in fp16 [MOST_SKIPPED + 1, 2] float32, loss scale and gradient norm of the last steps,
     oldest first, zeros before there were so many; else None. Raises RequestError for another dtype, or a clip that is not above 0.
@@ -38,10 +46,19 @@ class Precision:
                 f"precision.dtype=apex_o1: {_apex_here()}; apex has had no amp since May 2025; precision=fp16 is torch's own, with "
                 "the same casts and loss scaling, and precision=bf16 needs no scaling"
             )
+        if dtype == "auto":
+            dtype = quickest(device)
         if dtype not in DTYPES:
-            raise RequestError(f"precision.dtype={dtype}: one of {', '.join(DTYPES)}")
+            raise RequestError(f"precision.dtype={dtype}: one of auto, {', '.join(DTYPES)}")
         if dtype == "fp16" and device.type == "cpu":
-            log.warning("precision.dtype=fp16 on a CPU is for tests: slower than fp32; bf16 is what a CPU is quick in")
+            log.warning(
+                f"precision.dtype=fp16 on a CPU is for tests: slower than fp32; this one is quick in {quickest(device)}"
+            )
+        if dtype == "bf16" and quickest(device) != "bf16":
+            log.warning(
+                f"precision.dtype=bf16: this {device.type.upper()} has no bfloat16 instructions and takes several times as long as "
+                "in fp32; precision=auto takes what the device is quick in"
+            )
         if clip is not None and not clip > 0:
             raise RequestError(f"precision.clip={clip}: above 0, or null for no clipping")
         self.device, self.dtype, self.clip = device, DTYPES[dtype], clip

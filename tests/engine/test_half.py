@@ -1,6 +1,7 @@
 """16-bit arithmetic: 200 steps stay finite where a plain fp16 exponent overflows; a loss scale that finds no end is told."""
 
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seer.cli import pretrain
 from seer.core.errors import NumericsError, RequestError
 from seer.data import sample
 from seer.data.shards import write_shards
+from seer.engine import precision
 from seer.engine.metrics import read_rows
-from seer.engine.precision import MOST_SKIPPED, Precision
+from seer.engine.precision import DTYPES, MOST_SKIPPED, Precision, quickest
 from seer.optim.lars import LARS
 from seer.tasks import swav
 from tests.engine.test_numerics import guard
@@ -138,3 +141,44 @@ def test_apex_is_refused_with_what_is_true_of_the_one_that_is_here(monkeypatch, 
         monkeypatch.setitem(sys.modules, name, module)
     with pytest.raises(RequestError, match=f"precision.dtype=apex_o1: .*{words}.*precision=fp16 is torch's own"):
         Precision(torch.device("cpu"), "apex_o1")
+
+
+def test_auto_takes_bfloat16_where_a_convolution_is_not_slower_in_it():
+    x, weight = torch.randn(8, 64, 28, 28), torch.randn(64, 64, 3, 3)
+
+    def fastest(dtype: torch.dtype) -> float:
+        image, kernel = x.to(dtype), weight.to(dtype)
+        times = []
+        for _ in range(6):
+            start = time.process_time()
+            nn.functional.conv2d(image, kernel, padding=1)
+            times.append(time.process_time() - start)
+        return min(times[1:])
+
+    slower = fastest(torch.bfloat16) / fastest(torch.float32)
+    if slower > 2:
+        assert quickest(torch.device("cpu")) == "fp32", slower
+    elif slower < 0.9:
+        assert quickest(torch.device("cpu")) == "bf16", slower
+    assert Precision(torch.device("cpu"), "auto").dtype == DTYPES[quickest(torch.device("cpu"))]
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with_on_a_machine_that_is_quick_in_another(
+    pictures, tmp_path, capfd, monkeypatch
+):
+    for here, again in (("bf16", ""), ("fp32", "is complete")):
+        monkeypatch.setattr(pretrain, "quickest", lambda _, here=here: here)
+        ended = train(capfd, pictures, tmp_path / "run", "auto", "steps=1")
+        assert ended.status == 0 and again in ended.words, ended.words
+        assert "dtype: bf16" in (tmp_path / "run" / "config.yaml").read_text()
+    assert (
+        train(capfd, pictures, tmp_path / "run", "fp32", "steps=1").status == 78
+    )  # asked for by name, it is another run
+
+
+def test_bfloat16_by_emulation_is_warned_of(monkeypatch, caplog):
+    for here, warned in (("fp32", True), ("bf16", False)):
+        monkeypatch.setattr(precision, "quickest", lambda _, here=here: here)
+        caplog.clear()
+        Precision(torch.device("cpu"), "bf16")
+        assert ("has no bfloat16 instructions" in caplog.text) == warned

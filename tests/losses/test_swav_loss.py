@@ -66,7 +66,7 @@ def test_codes_whose_rows_do_not_sum_to_one_are_taken_as_they_are():
 def test_uniform_predictions_cost_the_logarithm_of_the_prototypes(prototypes):
     _, codes = example(6, 4, prototypes, 2)
     loss = swav_loss(torch.zeros(6, 4, prototypes), codes, temperature=0.1)
-    assert loss.item() == pytest.approx(math.log(prototypes), rel=1e-6)
+    assert loss.item() == pytest.approx(math.log(prototypes), rel=1e-5)  # 16,000 terms, in the processor's order
 
 
 def test_bfloat16_scores_and_autocast_are_computed_in_float32():
