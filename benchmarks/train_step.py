@@ -30,7 +30,7 @@ from seer.data.multicrop import MultiCrop
 from seer.data.order import Plan
 from seer.data.reader import Reader
 from seer.data.shards import open_shards, write_shards
-from seer.engine.precision import Precision
+from seer.engine.precision import Precision, quickest
 from seer.models import zoo
 from seer.optim.lars import LARS
 from seer.parallel.world import World
@@ -120,7 +120,9 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[party].append(json.loads(done.stdout.strip().splitlines()[-1]))
     print(
-        f"{given['model']}, batch {given['batch']}, 2 x 96 + 4 x 48, {given['rounds']} rounds of {given['steps']} steps, one thread"
+        f"{given['model']}, batch {given['batch']}, 2 x 96 + 4 x 48, {given['rounds']} rounds of {given['steps']} steps, one thread, "
+        + torch.backends.cpu.get_cpu_capability()
+        + ("" if quickest(CPU) == "bf16" else " without bfloat16, which is emulated: say nothing of bf16 by this machine")
     )
     first = [statistics.median(run["seconds"]) for run in found[parties[0]]]
     reference = statistics.mean(found[parties[0]][0]["losses"][-20:])

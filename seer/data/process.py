@@ -9,7 +9,7 @@ Surprising:
 - It holds no state, so a death loses nothing: it is told, with what was being read, and another one makes the same batches.
   After a crash the next one reads one picture at a time; a picture at which both died is one of the bad pictures.
 - Nobody waits for it without a word. A picture that takes STUCK_S to decode is taken for a crash at it; storage that does
-  not answer is told every TOLD_S and costs no picture, but ends the run in the end.
+  not answer is told every TOLD_S and costs no picture, but ends the run in the end. One that somebody stopped is replaced.
 - It ignores signals, which SLURM sends to every process of a job; it ends with its parent or when the pipe closes.
 - Where a CPU trains, the weights of the moment of the fork stay in memory once more as the step changes them, as they do
   with torch's own loader.
@@ -195,8 +195,9 @@ class ReaderProcess:
         def longer(limit_s: float, there: bool) -> list[list[int]]:
             return [row for row in busy if row[3] == there and now - row[4] >= limit_s * 1e9]
 
-        stuck = longer(STUCK_S, True)
-        if (waited_s >= STUCK_S and stuck) or self._quiet_s >= STUCK_S:
+        stopped = waited_s >= STUCK_S and _stopped(self._pid)
+        stuck = [] if stopped else longer(STUCK_S, True)  # where somebody stopped it, nothing that it read is to blame
+        if stopped or (waited_s >= STUCK_S and stuck) or self._quiet_s >= STUCK_S:
             self._stuck, self._quiet_s = stuck, 0.0
             os.kill(self._pid, signal.SIGKILL)
         elif waited_s >= self._patience_s and longer(self._patience_s, False):
@@ -388,6 +389,13 @@ def _status(process: int) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     except ChildProcessError:
         return 0
+
+
+def _stopped(process: int) -> bool:
+    """Whether somebody has stopped a child of this process, which has not gone on since."""
+    with suppress(ChildProcessError):
+        return os.waitid(os.P_PID, process, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    return False
 
 
 def _pin(memory: torch.Tensor, rank: int) -> bool:

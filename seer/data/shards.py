@@ -197,7 +197,7 @@ class TarShard:
         """Raises TarError when the bytes are not those the index was made from, StorageError when they cannot be had."""
         archive, index = self._opened.get(self)
         file = archive.file  # which stays open as long as `archive` is held
-        offset, size, crc = index[row].item()
+        offset, size, crc = index.item(row)
         if size > MOST_SAMPLE:
             raise TarError(f"sample of {size} bytes at byte {offset}, more than {MOST_SAMPLE}")
         # The first member is nearly always the picture: read by itself, its bytes need not be copied out of a longer run.

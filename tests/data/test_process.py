@@ -310,17 +310,21 @@ def test_a_picture_whose_decoding_does_not_end_is_skipped_by_name(folder, monkey
     assert len(told) > len(DEADLY) and all(".tar" in words for words in told)
 
 
+@pytest.mark.parametrize("where", [(reading, "decode"), (TarShard, "_pread")])
 def test_a_reader_that_is_stopped_for_good_is_replaced_and_the_batches_stay_as_they_were(
-    folder, expected, monkeypatch, quick
+    folder, expected, monkeypatch, quick, where, caplog
 ):
-    def slow(data: bytes, scratch=None):  # so that it is stopped at work
-        time.sleep(0.01)
-        return decode(data)
+    quickly = getattr(*where)
 
-    monkeypatch.setattr(reading, "decode", slow)
+    def slow(*arguments):  # so that it is stopped at work
+        time.sleep(0.01)
+        return quickly(*arguments)
+
+    monkeypatch.setattr(*where, slow)
     with closing(loader(folder, threads=2, prefetch=3).batches(0)) as stream:
         assert same(killed_at(stream, {1, 9}, signal.SIGSTOP), expected)
     assert not children()
+    assert sum("the reader process got no further for 1 s" in r.getMessage() for r in caplog.records) == 2
 
 
 def test_a_reader_that_is_slow_but_gets_on_is_left_alone(folder, monkeypatch, quick, caplog):
