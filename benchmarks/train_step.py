@@ -122,7 +122,11 @@ def main() -> None:
     print(
         f"{given['model']}, batch {given['batch']}, 2 x 96 + 4 x 48, {given['rounds']} rounds of {given['steps']} steps, one thread, "
         + torch.backends.cpu.get_cpu_capability()
-        + ("" if quickest(CPU) == "bf16" else " without bfloat16, which is emulated: say nothing of bf16 by this machine")
+        + (
+            ""
+            if quickest(CPU) == "bf16"
+            else " without bfloat16, which is emulated: say nothing of bf16 by this machine"
+        )
     )
     first = [statistics.median(run["seconds"]) for run in found[parties[0]]]
     reference = statistics.mean(found[parties[0]][0]["losses"][-20:])
