@@ -11,11 +11,11 @@ A *sample* is a run of neighbouring members that share a name up to the last dot
 import mmap
 import os
 import stat
-import zlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from seer.core.errors import StorageError
 from seer.data.tar import TarError, walk
@@ -56,7 +56,7 @@ def build_index(path: Path, data: bool = True) -> np.ndarray:
                     )
                 crc = 0
                 for start, inside in ((first, last),) if data else ((one[0], one[1]) for one in group):
-                    crc = zlib.crc32(buffer[start:inside], crc)
+                    crc = crc32(buffer[start:inside], crc)
                 records.append((first, last - first, crc))
 
         for member in walk(buffer):
@@ -126,7 +126,7 @@ def fits(size: int, rows: int) -> bool:
 
 def checksum(index: np.ndarray) -> str:
     """Names an index, and by the CRCs in it the archive. 8 hexadecimal digits."""
-    return f"{zlib.crc32(index.tobytes()):08x}"
+    return f"{crc32(index.tobytes()):08x}"
 
 
 def split(name: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ Source: the tried design of `facts/reliability.md` 4.3.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from seer.core.errors import RequestError
 MOST_LANES = 2048  # many lanes mix best, and more mix no better
 MOST_RANKS = 1024  # every number of ranks up to this that divides the batch can take part
 _CHUNK = 8192  # shards permuted at a time
+_AHEAD = 8192  # rows located at a time, of batches to come: numpy's price is per call, not per row
 _TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
 TRIES = 8  # stand-ins for one position from its own block
 
@@ -63,6 +64,9 @@ class Plan:
         self.lanes, self.block, self.seed = lanes, block, seed
         self.lane_start = np.arange(lanes + 1, dtype=np.int64) * self.total // lanes
         self._lines: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        # What `places` found last, of more than one batch where one follows the other: for whom, from which position on, and
+        # the fields of Places [5, lanes, positions].
+        self._located: tuple[tuple[int, ...], int, np.ndarray] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -79,10 +83,20 @@ class Plan:
             raise RequestError(
                 f"{ranks} ranks, {self.lanes} lanes, batch {batch}: ranks must divide data.lanes and data.lanes the batch"
             )
-        each, owned = batch // self.lanes, self.lanes // ranks
-        lane = np.repeat(np.arange(rank * owned, (rank + 1) * owned, dtype=np.int64), each)
-        position = consumed // self.lanes + np.tile(np.arange(each, dtype=np.int64), owned)
-        return self._locate(lane, position, None)
+        each, owned, first = batch // self.lanes, self.lanes // ranks, consumed // self.lanes
+        whom, known = (each, rank, ranks), self._located  # read once: threads may come here together
+        if known is None or known[0] != whom or not known[1] <= first <= known[1] + known[2].shape[2] - each:
+            goes_on = known is not None and known[0] == whom and first == known[1] + known[2].shape[2]
+            lane, position = np.meshgrid(
+                np.arange(rank * owned, (rank + 1) * owned, dtype=np.int64),
+                np.arange(first, first + (max(1, _AHEAD // (each * owned)) if goes_on else 1) * each, dtype=np.int64),
+                indexing="ij",
+            )
+            found = self._locate(lane.ravel(), position.ravel(), None)
+            columns = np.stack([getattr(found, one.name).reshape(lane.shape) for one in fields(Places)])
+            known = self._located = whom, first, columns
+        at = first - known[1]
+        return Places(*known[2][:, :, at : at + each].reshape(5, -1))
 
     def stand_in(self, lane: int, position: int, attempt: int) -> Places:
         """Another row of the same block for a position whose row cannot be used. attempt counts from 1. [1]

@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import threading
-import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
@@ -214,7 +214,7 @@ class TarShard:
             head = head[: member.data]
         begun = len(head) + len(body)
         rest = self._pread(file, offset + begun, size - begun)
-        if self._check_crc and zlib.crc32(rest, zlib.crc32(body, zlib.crc32(head))) != crc:
+        if self._check_crc and crc32(rest, crc32(body, crc32(head))) != crc:
             raise ChecksumError(f"checksum differs from the index at byte {offset}")
         data, base = (rest[member.end - begun :], member.end) if member else (head + rest, 0)
         for one in walk(memoryview(data), whole=False, base=base) if data else ():

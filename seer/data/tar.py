@@ -6,9 +6,10 @@ or data behind the end mark is an error, and so are more zeros than any end has 
 length). Only plain files are members; links, devices and sparse files are refused, and nothing is ever extracted.
 """
 
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from zlib_ng.zlib_ng import adler32
 
 BLOCK = 512
 HEAD = 3 * BLOCK  # an extended header, its records and the header of a member
@@ -122,7 +123,7 @@ def _check_end(buffer: memoryview, at: int, whole: bool, base: int) -> None:
 
 def _sum(header: bytes) -> int:
     """Of its 512 bytes. Adler-32 has that of up to 256 bytes in its lower half, plus one, and is six times as fast as `sum`."""
-    return (zlib.adler32(header[:256]) & 0xFFFF) + (zlib.adler32(header[256:BLOCK]) & 0xFFFF) - 2
+    return (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:BLOCK]) & 0xFFFF) - 2
 
 
 def _octal(field: bytes, at: int) -> int:

@@ -267,3 +267,17 @@ def test_the_fingerprint_names_the_order():
     ]
     prints += [plan([20, 10], **base).fingerprint, plan([10, 20, 1], **base).fingerprint]
     assert len(set(prints)) == 6 and plan([10, 20], **base).fingerprint == prints[0]
+
+
+def test_a_plan_asked_batch_after_batch_says_what_one_asked_once_says():
+    """It locates batches ahead; a jump, another rank, another batch size and ends of epochs must not meet what was meant for others."""
+    counts, lanes = [200, 7, 93, 501], 12
+    asked = plan(counts, seed=5, lanes=lanes)
+    steps = [*range(8192 // 24 + 40), 3, 4, 5, 900, 901, 902, 2]
+    calls = [(step * 24, 24, rank, ranks) for ranks, rank in ((1, 0), (4, 2), (4, 3)) for step in steps]
+    calls += [(48, 24, 0, 1), (36, 24, 0, 1)]  # half a batch back
+    calls += [(step * 36, 36, 0, 1) for step in range(200, 240)]
+    for call in calls:
+        found, alone = asked.places(*call), plan(counts, seed=5, lanes=lanes).places(*call)
+        for name in ("lane", "position", "epoch", "shard", "row"):
+            assert np.array_equal(getattr(found, name), getattr(alone, name)), call
