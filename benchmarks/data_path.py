@@ -127,6 +127,9 @@ def compare(parties: dict[str, Callable[[list[bytes]], object]], photos: list[by
         print(f"{name:44} {rate:13.0f} {statistics.median(ratios):12.2f} ({min(ratios):.2f} .. {max(ratios):.2f})")
 
 
+ORDER = "order, a million pictures in 1000 shards"
+
+
 def reading(shards: list[Shard], unchecked: list[Shard], repeats: int) -> None:
     """Microseconds a sample, in random order, from the page cache. The largest are left out until the mean is SAMPLE bytes,
     but not for webdataset, which reads whole archives."""
@@ -162,14 +165,14 @@ def reading(shards: list[Shard], unchecked: list[Shard], repeats: int) -> None:
             os.pread(file, length, offset)
         return len(runs)
 
-    steps = count()  # on and on, as a run does
+    pool, steps = plan([1000] * 1000, seed=0, lanes=choose_lanes(batch, 10**6)), count()  # on and on, as a run does
 
     def places() -> int:
         for step in islice(steps, 64):
-            order.places(step * batch, batch)
+            pool.places(step * batch, batch)
         return 64 * batch
 
-    parties = {"reading, with CRC": read(shards), "reading, without": read(unchecked), "order": places}
+    parties = {"reading, with CRC": read(shards), "reading, without": read(unchecked), ORDER: places}
     parties |= {"os.pread of the same bytes": copying} if runs else {}
     parties |= _webdataset(shards, everything)
     for run in parties.values():

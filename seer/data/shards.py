@@ -201,7 +201,7 @@ class TarShard:
         if size > MOST_SAMPLE:
             raise TarError(f"sample of {size} bytes at byte {offset}, more than {MOST_SAMPLE}")
         # The first member is nearly always the picture: read by itself, its bytes need not be copied out of a longer run.
-        head = self._pread(file, offset, min(size, HEAD))
+        head = self._pread(file, offset, HEAD if size > HEAD else size)
         member = plain_member(head, size)
         body = self._pread(file, offset + member.data, member.size) if member else b""
         key: str | None = None

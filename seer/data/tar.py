@@ -6,6 +6,7 @@ or data behind the end mark is an error, and so are more zeros than any end has 
 length). Only plain files are members; links, devices and sparse files are refused, and nothing is ever extracted.
 """
 
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ HEAD = 3 * BLOCK  # an extended header, its records and the header of a member
 MOST_PADDING = 22 * BLOCK  # zeros behind the last member: the end mark of two blocks, and up to a record of twenty
 MOST_NAME = 1 << 20  # bytes of an extended header: names need a few hundred
 _ZERO = bytes(BLOCK)
+_FIELDS = struct.Struct(
+    "100s24x12s12x8sc188xB166x"
+)  # of a header: name, size, checksum, kind, first byte of the prefix
 
 
 class TarError(ValueError):
@@ -84,28 +88,26 @@ def plain_member(head: bytes, size: int) -> Member | None:
     extended one of a block that webdataset writes, or anything is unusual or wrong with it: `walk` knows."""
     at, name = 0, None
     try:
-        if head[156:157] == b"x":
-            length = _plain_length(head)
-            if not 0 < length <= BLOCK:
-                return None
+        kind, length, own = _sound(head, 0)
+        if kind == b"x" and 0 < length <= BLOCK:
             at, name = 2 * BLOCK, _pax_path(head[BLOCK : BLOCK + length], 0)
-        header = head[at : at + BLOCK]
-        if header[156:157] not in (b"0", b"\0"):
-            return None
-        length = _plain_length(header)
-    except ValueError:
+            kind, length, own = _sound(head, at)
+    except (ValueError, struct.error):
         return None
     data = at + BLOCK
     end = data + (length + BLOCK - 1) // BLOCK * BLOCK
-    return Member(name or _name(header), 0, data, length, end) if 0 <= length and end <= size else None
+    return Member(name or own, 0, data, length, end) if kind in (b"0", b"\0") and 0 <= length and end <= size else None
 
 
-def _plain_length(header: bytes) -> int:
-    """What `_octal` says of the size, where it is written in digits. Raises ValueError: something is unusual or wrong."""
-    stated = header[148:156]
-    if len(header) < BLOCK or int(stated.strip(b"\0 "), 8) != _sum(header) - sum(stated) + 8 * 32:
-        raise ValueError("cut, or the checksum is wrong")
-    return int(header[124:136].strip(b"\0 "), 8)
+def _sound(head: bytes, at: int) -> tuple[bytes, int, str]:
+    """Kind, bytes of data and name by the header at `at`. Raises ValueError, or struct.error of one that is cut off."""
+    name, length, stated, kind, prefix = _FIELDS.unpack_from(head, at)
+    middle, end = at + BLOCK // 2, at + BLOCK
+    total = (adler32(head[at:middle]) & 0xFFFF) + (adler32(head[middle:end]) & 0xFFFF) - 2  # as `_sum`
+    if int(stated.strip(b"\0 "), 8) != total - sum(stated) + 8 * 32:
+        raise ValueError("wrong header checksum")
+    own = _name(head[at:end]) if prefix else name.split(b"\0", 1)[0].decode("utf-8", "replace")
+    return kind, int(length.strip(b"\0 "), 8), own
 
 
 def _check_end(buffer: memoryview, at: int, whole: bool, base: int) -> None:
@@ -123,7 +125,7 @@ def _check_end(buffer: memoryview, at: int, whole: bool, base: int) -> None:
 
 def _sum(header: bytes) -> int:
     """Of its 512 bytes. Adler-32 has that of up to 256 bytes in its lower half, plus one, and is six times as fast as `sum`."""
-    return (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:BLOCK]) & 0xFFFF) - 2
+    return (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
 
 
 def _octal(field: bytes, at: int) -> int:
