@@ -247,15 +247,21 @@ def many(folder: Path, count: int) -> None:
     write_manifest(folder, [{**one, "sha256": "0" * 64, "index": checksum(index)} for one in entries])
 
 
-@pytest.mark.parametrize(("count", "seconds"), [(5_000, 0.1), pytest.param(50_000, 1.0, marks=pytest.mark.long)])
-def test_many_shards_with_a_manifest_open_in_twenty_microseconds_and_five_hundred_bytes_each(tmp_path, count, seconds):
+@pytest.mark.parametrize("count", [5_000, pytest.param(50_000, marks=pytest.mark.long)])
+def test_many_shards_with_a_manifest_open_in_the_time_of_ten_looks_and_five_hundred_bytes_each(tmp_path, count):
+    """A look is os.stat of archive and index. Where indexes are read it takes twenty."""
     many(tmp_path, count)
-    times = []
+    tars = [f"{tmp_path}/shard-{i:06d}.tar" for i in range(count)]
+    times, looks = [], []
     for _ in range(5):
         start = time.process_time()
         shards = open_shards(tmp_path)
-        times.append(time.process_time() - start)
-    assert len(shards) == count and min(times) < seconds
+        between = time.process_time()
+        for tar in tars:
+            os.stat(tar), os.stat(tar + ".index.npy")
+        times.append(between - start)
+        looks.append(time.process_time() - between)
+    assert len(shards) == count and min(times) < 10 * min(looks), (min(times), min(looks))
     del shards
     tracemalloc.start()
     try:
