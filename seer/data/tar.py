@@ -102,11 +102,10 @@ def plain_member(head: bytes, size: int) -> Member | None:
 def _sound(head: bytes, at: int) -> tuple[bytes, int, str]:
     """Kind, bytes of data and name by the header at `at`. Raises ValueError, or struct.error of one that is cut off."""
     name, length, stated, kind, prefix = _FIELDS.unpack_from(head, at)
-    middle, end = at + BLOCK // 2, at + BLOCK
-    total = (adler32(head[at:middle]) & 0xFFFF) + (adler32(head[middle:end]) & 0xFFFF) - 2  # as `_sum`
-    if int(stated.strip(b"\0 "), 8) != total - sum(stated) + 8 * 32:
+    header = head[at : at + BLOCK]
+    if int(stated.strip(b"\0 "), 8) != _sum(header) - sum(stated) + 8 * 32:
         raise ValueError("wrong header checksum")
-    own = _name(head[at:end]) if prefix else name.split(b"\0", 1)[0].decode("utf-8", "replace")
+    own = _name(header) if prefix else name.split(b"\0", 1)[0].decode("utf-8", "replace")
     return kind, int(length.strip(b"\0 "), 8), own
 
 

@@ -56,8 +56,8 @@ class Precision:
             )
         if dtype == "bf16" and quickest(device) != "bf16":
             log.warning(
-                f"precision.dtype=bf16: this {device.type.upper()} has no bfloat16 instructions and takes several times as long as "
-                "in fp32; precision=auto takes what the device is quick in"
+                f"precision.dtype=bf16: this {'CPU' if device.type == 'cpu' else 'GPU'} has no bfloat16 instructions and takes "
+                "several times as long as in fp32; precision=auto takes what the device is quick in"
             )
         if clip is not None and not clip > 0:
             raise RequestError(f"precision.clip={clip}: above 0, or null for no clipping")

@@ -171,9 +171,8 @@ def test_a_run_goes_on_in_the_precision_it_began_with_on_a_machine_that_is_quick
         ended = train(capfd, pictures, tmp_path / "run", "auto", "steps=1")
         assert ended.status == 0 and again in ended.words, ended.words
         assert "dtype: bf16" in (tmp_path / "run" / "config.yaml").read_text()
-    assert (
-        train(capfd, pictures, tmp_path / "run", "fp32", "steps=1").status == 78
-    )  # asked for by name, it is another run
+    # asked for by name, it is another run
+    assert train(capfd, pictures, tmp_path / "run", "fp32", "steps=1").status == 78
 
 
 def test_bfloat16_by_emulation_is_warned_of(monkeypatch, caplog):

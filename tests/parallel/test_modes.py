@@ -121,9 +121,8 @@ def test_ranks_train_as_one_process_does_on_the_joined_batch(said, one, how):
         assert list(found[part]) == list(one[part])
         for name, truth in one[part].items():
             assert found[part][name].shape == truth.shape
-            scale = max(
-                float(truth.float().norm()), 1e-2
-            )  # a bias before a batch norm has rounding alone for a gradient
+            # a bias before a batch norm has rounding alone for a gradient
+            scale = max(float(truth.float().norm()), 1e-2)
             assert float((found[part][name].float() - truth.float()).norm()) <= 3e-5 * scale, (part, name)
     for rank in said:
         for name in ("features", "scores", "stages/stage1", "stages/stage3"):
