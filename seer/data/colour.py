@@ -2,8 +2,8 @@
 
 A CPU is six times as fast at this by OpenCV's kernels as by tensor operations in float32. Each step is rounded to uint8, as
 Pillow rounds it in the recipe of SwAV; the float pass rounds once, so the two differ by less than one level in the mean
-(tests/data/test_colour.py holds both against Pillow and torchvision). This file alone knows OpenCV, for arithmetic only: it
-never opens a picture.
+(tests/data/test_colour.py holds both against Pillow and torchvision). OpenCV is used for arithmetic only, here and for mirrored
+views in `multicrop`: it never opens a picture.
 
 Legend: S side.
 """

@@ -71,7 +71,8 @@ def decode(data: bytes, scratch: np.ndarray | None = None) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
-            _check_scans(data, *image.size)
+            if data[:3] == b"\xff\xd8\xff":
+                _check_scans(data, *_headers(data), *image.size)
             return _rgb(image)
     except Undecodable:
         raise
@@ -113,8 +114,8 @@ def _sound_jpeg(data: bytes, scratch: np.ndarray | None) -> Picture | None:
         if space not in ("YCbCr", "Gray"):  # the inks of CMYK are turned round by some programs; Pillow knows
             return None
         _check_size(width, height)
-        end, _ = _headers(data)
-        _check_scans(data, width, height)
+        end, frame = _headers(data)
+        _check_scans(data, end, frame, width, height)
         if any(data.find(mark, 0, end) >= 0 for mark in _TURN_MARKS) and _orientation(data) != 1:
             return None
         fits = scratch is not None and height * width * 3 <= len(scratch)
@@ -172,11 +173,9 @@ def _check_size(width: int, height: int) -> None:
         raise Undecodable(f"{width} x {height} is too small or too thin", "size")
 
 
-def _check_scans(data: bytes, width: int, height: int) -> None:
-    """Of JPEGs that may have scans of next to nothing: progressive ones, and those of arithmetic coding. Raises Undecodable."""
-    if data[:3] != b"\xff\xd8\xff":
-        return
-    end, frame = _headers(data)
+def _check_scans(data: bytes, end: int, frame: int | None, width: int, height: int) -> None:
+    """Of JPEGs that may have scans of next to nothing: progressive ones, and those of arithmetic coding. end, frame: of
+    _headers. Raises Undecodable."""
     if frame in _SEQUENTIAL:
         return
     scans = data.count(b"\xff\xda", end if frame else 0)  # in coded data 0xff is always followed by 0

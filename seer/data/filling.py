@@ -1,6 +1,5 @@
 """From places in the plan to a filled slot: read, decode, draw, cut. What one thread of the loader does."""
 
-import importlib
 import threading
 
 import numpy as np
@@ -21,8 +20,6 @@ class Filler:
     def __init__(
         self, reader: Reader, crop: MultiCrop, *, batch: int, rank: int = 0, ranks: int = 1, paint: bool = False
     ):
-        if paint:
-            importlib.import_module("seer.data.colour")  # once here, not in every reader process
         self._own = threading.local()
         self.reader, self.crop, self.batch, self.rank, self.ranks, self.paint = reader, crop, batch, rank, ranks, paint
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -20,8 +21,12 @@ from torch.nn import functional as F
 from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Picture
+from seer.data import colour
 
 TRIES = 10
+# torch shortens rows first, 2 ns a pixel, and columns then, next to nothing: where so many pixels are saved by columns first
+# (0.8 of the time of a picture of 430 for a view of 224), a second call of 15 us pays.
+_WORTH_TWO = 15_000
 _ORDERS = np.array(
     [[a, b, c, d] for a in range(4) for b in range(4) for c in range(4) for d in range(4)], dtype=np.uint8
 )
@@ -121,19 +126,21 @@ class MultiCrop:
 
     def cut(self, picture: Picture, draw: Draw, out: Sequence[np.ndarray], b: int) -> None:
         """Write one picture's views as picture b of a batch. out: per size uint8 [v, B, S, S, 3]."""
+        whole, (row, column, _) = torch.from_numpy(picture), picture.strides
         boxes = iter(zip(draw.boxes.tolist(), draw.flip.tolist(), strict=True))
         for views, size, count in zip(out, self.sizes, self.counts, strict=True):
             for i in range(count):
                 (top, left, height, width), flip = next(boxes)
-                crop = np.ascontiguousarray(picture[top : top + height, left : left + width])
-                pixels = torch.from_numpy(crop).as_strided((1, 3, height, width), (crop.size, 1, 3 * width, 3))
-                view = resize(pixels, size)  # [1, 3, S, S]
-                np.copyto(views[i, b], (view.flip(-1) if flip else view).numpy()[0].transpose(1, 2, 0))
+                strides, first = (picture.nbytes, 1, row, column), top * row + left * column
+                pixels = whole.as_strided((1, 3, height, width), strides, first)
+                view = resize(pixels, size).numpy()[0].transpose(1, 2, 0)
+                if flip:
+                    cv2.flip(view, 1, dst=views[i, b])  # three times as fast as a copy of a mirrored array
+                else:
+                    views[i, b] = view
 
     def paint(self, draw: Draw, out: Sequence[np.ndarray], b: int) -> None:
         """Colour and blur of what `cut` wrote, in place."""
-        from seer.data import colour  # OpenCV, which a run whose GPU does this can do without
-
         first = 0
         for views, count in zip(out, self.counts, strict=True):
             for i in range(first, first + count):
@@ -211,4 +218,10 @@ def resize(pixels: torch.Tensor, height: int, width: int | None = None) -> torch
     size = (height, width or height)
     if tuple(pixels.shape[-2:]) == size:
         return pixels
+    if (pixels.shape[-2] - height) * size[1] > _WORTH_TWO:
+        pixels = _interpolate(pixels, (height, pixels.shape[-1]))
+    return _interpolate(pixels, size)
+
+
+def _interpolate(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)

@@ -94,6 +94,23 @@ def test_resize_takes_two_sides_and_leaves_a_picture_of_that_size_alone():
     assert np.abs(resize(x, 23, 17)[0].permute(1, 2, 0).numpy() - expected).max() <= 1
 
 
+@pytest.mark.parametrize("sides", [(1100, 300), (600, 900), (292, 292), (300, 20)])
+@pytest.mark.parametrize("kind", ["photo", "noise", "checks"])
+def test_pictures_resized_columns_first_are_within_a_level_of_pillows_that_takes_rows_first(kind, sides, monkeypatch):
+    picture = {
+        "photo": pixels(0, *sides),
+        "noise": np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8),
+        "checks": 255
+        * (np.indices((*sides, 1)).sum(0) % 2).astype(np.uint8).repeat(3, -1),  # the largest steps there are
+    }[kind]
+    calls, interpolate = [], multicrop._interpolate
+    monkeypatch.setattr(multicrop, "_interpolate", lambda x, size: calls.append(size) or interpolate(x, size))
+    found = resize(torch.from_numpy(picture)[None].permute(0, 3, 1, 2), 224)[0].permute(1, 2, 0).numpy().astype(int)
+    assert calls == [(224, sides[1]), (224, 224)]
+    expected = np.asarray(Image.fromarray(picture).resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(found - expected).max() <= 1
+
+
 def test_draws_depend_on_key_and_size_alone_and_pixels_not_on_the_place_in_the_batch():
     crop, again = (
         MultiCrop((24, 16), (2, 3), ((0.3, 1), (0.1, 0.3))),
