@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from seer.data import sample
+
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +20,15 @@ def shared_data() -> Path:
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("no real pictures beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 20 drawn pictures, to be read only."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for key, fields in sample.samples(20, seed=2):
+        (folder / f"{key}.jpg").write_bytes(fields["jpg"])
     return folder
 
 

@@ -4,18 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from seer.data import sample
 from tests.program import ROOT, SMALL, Ended, seer
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for key, fields in sample.samples(20, seed=2):
-        (folder / f"{key}.jpg").write_bytes(fields["jpg"])
-    return folder
 
 
 def refused(ended: Ended) -> str:
@@ -47,6 +38,15 @@ def test_a_folder_without_pictures_is_told_and_leaves_no_run_folder(capfd, tmp_p
 def test_a_source_that_does_not_exist_is_named(capfd, tmp_path: Path) -> None:
     words = (f"data.source={tmp_path / 'nowhere'}", f"output={tmp_path / 'run'}")
     assert "nowhere" in refused(seer(capfd, "pretrain", *SMALL, *words))
+
+
+def test_pictures_of_the_probe_that_do_not_exist_or_have_no_labels_are_told_and_leave_no_run_folder(
+    capfd, tmp_path: Path, pictures: Path
+) -> None:
+    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", f"eval.test={pictures}")
+    assert "nowhere" in refused(seer(capfd, "pretrain", *SMALL, *words, f"eval.train={tmp_path / 'nowhere'}"))
+    assert "no labels" in refused(seer(capfd, "pretrain", *SMALL, *words, f"eval.train={pictures}"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_fewer_than_two_prototypes_are_refused(capfd, tmp_path: Path, pictures: Path) -> None:

@@ -1,7 +1,5 @@
 """`seer pretrain`: config -> objects -> one call of the loop -> a backbone."""
 
-import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +10,8 @@ import torch
 from seer.cli import assemble, config, replay, requests, run_folder
 from seer.cli.assemble import Data, Training
 from seer.cli.build import build
-from seer.cli.probe import Probe
+from seer.cli.ending import Ending
+from seer.cli.probe import Probe, labelled
 from seer.cli.schedule import Lengths, rate
 from seer.core import rng
 from seer.core.errors import BadDataError, Interrupted, LostPeer, RequestError
@@ -28,14 +27,12 @@ from seer.engine.loop import fit
 from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
 from seer.engine.numerics import Guard
 from seer.engine.precision import quickest
-from seer.engine.probe import peak_memory_gb
 from seer.engine.recorder import FlightRecorder
 from seer.engine.retention import Keep, steps_in
 from seer.engine.stop import StopRequest
+from seer.evals.features import Pictures
 from seer.evals.rankme import RankMe
-from seer.models.bundle import write_bundle
-from seer.parallel.batchnorm import mean_statistics
-from seer.parallel.collectives import any_true, whole_on_first
+from seer.parallel.collectives import any_true
 from seer.parallel.world import World, open_world, same_statistics, statistics_groups
 
 
@@ -80,6 +77,7 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path], stop: StopReq
     source = wanted["data"]["source"]
     check = {"check_crc": wanted["data"]["check_crc"]}
     shards = open_shards(source, **check) if source else None  # a wrong path must not leave a run folder behind
+    probed = _probed(wanted, crop)
     pictures = sum(map(len, shards)) if shards is not None else wanted["data"]["drawn"]
     lengths = Lengths(wanted["steps"], batch, pictures)
     task, licence = assemble.task(wanted, crop, lengths, world)
@@ -88,11 +86,17 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path], stop: StopReq
         output.append(folder)
         if shards is None:
             shards = assemble.drawn(wanted, folder, world)
+            probed = probed or _probed(wanted, crop)
         run_folder.same_everywhere(wanted, fingerprint(shards), world)
         data = assemble.data(wanted, shards, crop, world)
         training = assemble.training(wanted, task, lengths, world, precision)
         training.licence = licence
-        return _train(wanted, folder, data, training, crop, world, stop)
+        return _train(wanted, folder, data, training, probed, crop, world, stop)
+
+
+def _probed(wanted: Mapping[str, Any], crop: MultiCrop) -> tuple[Pictures, Pictures] | None:
+    """The labelled pictures of the kNN probe, where there are any. Raises RequestError."""
+    return labelled(wanted["eval"], crop.sizes[0]) if wanted["eval"]["train"] else None
 
 
 def _train(
@@ -100,6 +104,7 @@ def _train(
     folder: Path,
     data: Data,
     training: Training,
+    probed: tuple[Pictures, Pictures] | None,
     crop: MultiCrop,
     world: World,
     stop: StopRequest,
@@ -114,27 +119,18 @@ def _train(
         log.info(f"{folder} is complete; give another output=, or delete it to train again")
         return done
     threads = max(1, data.threads)
-    probe = Probe(wanted["eval"], crop, threads, training.precision.dtype) if wanted["eval"]["train"] else None
+    probe = Probe(wanted["eval"], *probed, crop, threads, training.precision.dtype) if probed else None
     _announce(wanted, data, training, first, world)
     if wanted["parallel"]["deterministic"]:
-        here = batch // world.size
-        shapes = [(v * here, 3, side, side) for v, side in zip(crop.counts, crop.sizes, strict=True)]
-        task.model.train()
-        with training.precision.autocast():
-            times = cost(task.model, shapes, world.device)
-        log.info(f"deterministic algorithms only: a forward and a backward pass take {times:.2f} times as long here")
+        _tell_cost(training, batch // world.size, world)
     if first == 0 and task.kmeans:
-        log.info(f"{task.prototypes} prototypes start from the embeddings of {task.kmeans} pictures")
-        with closing(data.loader.batches(0)) as batches:  # type: ignore[type-var]
-            task.model.train()
-            with training.precision.autocast():
-                task.seed_prototypes(batches, rng.key(wanted["seed"], "prototypes") & 0x7FFFFFFFFFFFFFFF)
+        _seed_prototypes(wanted["seed"], data, training)
     before = run_folder.summary(folder).get("knn_top1_untrained") if first else None
     recorder = FlightRecorder(task.chance_loss, task.prototypes, before)
     metrics = Metrics([*_sinks(wanted, folder, world, total, first, task.chance_loss), recorder])
     if probe and first == 0:
         metrics.add(0, probe.baselines())
-    start = time.monotonic()
+    ending = Ending(wanted, folder, training, crop, world, checkpoints, recorder, facts)
     limits = Ledger(data.shards, wanted["data"]["max_bad"], run_folder.over_ranks(world), world.size)
 
     def pictures(step: int) -> list[dict[str, Any]]:
@@ -142,23 +138,6 @@ def _train(
         places = data.plan.places(step * batch, batch, world.rank, world.size)
         rows = zip(places.epoch.tolist(), places.shard.tolist(), places.row.tolist(), strict=True)
         return [{"epoch": e, "shard": str(data.shards[s].path), "row": r} for e, s, r in rows]
-
-    def finish(steps: int, bundle: bool = True) -> dict[str, Any]:
-        """Result and bundle, on the first rank; the others help to gather what is sharded."""
-        weights: dict[str, torch.Tensor] = {}
-        if bundle:
-            state = task.backbone.state_dict()
-            state |= mean_statistics(state, world.group, checkpoints.statistics)
-            weights = whole_on_first(state, world.group)
-        if world.rank:
-            return {}
-        result = {**run_folder.summary(folder), "steps": steps, "seconds": round(time.monotonic() - start, 1)}
-        result["peak_memory_gb"] = round(peak_memory_gb(world.device), 3)
-        result["alarms"] = recorder.told
-        result |= {"output": str(folder), "checkpoint": str((folder / "checkpoints" / "last").resolve())}
-        if bundle:
-            result["bundle"] = str(_write_bundle(wanted, folder, training, weights, crop, facts, result))
-        return result
 
     lines = run_folder.SkippedLines(folder, world, first, limits, batch, data.excluded)
     try:
@@ -189,13 +168,33 @@ def _train(
     except Interrupted as interrupted:
         metrics.close()
         # a bundle of many GB must not stand between the save and exit 75, without which no scheduler goes on
-        interrupted.result = finish(interrupted.step, bundle=not any_true(stop.hurried, world.group))
+        interrupted.result = ending.result(interrupted.step, bundle=not any_true(stop.hurried, world.group))
         raise
     except BadDataError as error:
         lines.last(getattr(error, "skipped", ()))
         raise
     metrics.close()
-    return finish(total)
+    return ending.result(total)
+
+
+def _tell_cost(training: Training, here: int, world: World) -> None:
+    """Of deterministic algorithms, measured with the batch of one rank."""
+    task = training.task
+    shapes = [(v * here, 3, side, side) for v, side in zip(task.crop.counts, task.crop.sizes, strict=True)]
+    task.model.train()
+    with training.precision.autocast():
+        times = cost(task.model, shapes, world.device)
+    log.info(f"deterministic algorithms only: a forward and a backward pass take {times:.2f} times as long here")
+
+
+def _seed_prototypes(seed: int, data: Data, training: Training) -> None:
+    """By k-means on the embeddings of the first pictures."""
+    task = training.task
+    log.info(f"{task.prototypes} prototypes start from the embeddings of {task.kmeans} pictures")
+    with closing(data.loader.batches(0)) as batches:  # type: ignore[type-var]
+        task.model.train()
+        with training.precision.autocast():
+            task.seed_prototypes(batches, rng.key(seed, "prototypes") & 0x7FFFFFFFFFFFFFFF)
 
 
 def _checkpoints(wanted: Mapping[str, Any], folder: Path, training: Training, world: World) -> Checkpoints:
@@ -288,26 +287,3 @@ def _sinks(
     if wanted["log"]["tensorboard"]:
         sinks.append(TensorBoard(folder / "tensorboard", first))
     return [*sinks, ProgressBar(total, first, chance_loss)]
-
-
-def _write_bundle(
-    wanted: Mapping[str, Any],
-    folder: Path,
-    training: Training,
-    weights: Mapping[str, torch.Tensor],
-    crop: MultiCrop,
-    facts: Mapping[str, Any],
-    result: Mapping[str, Any],
-) -> Path:
-    card = {
-        "mean": list(crop.mean),
-        "std": list(crop.std),
-        "input_size": wanted["eval"]["size"] or crop.sizes[0],
-        "recipe": json.dumps(config.flat(dict(wanted))),
-        "data_fingerprint": facts["data"],
-        "images_seen": result.get("images", 0),
-        "licence": training.licence,
-        "metrics": {k: float(v) for k, v in result.items() if isinstance(v, int | float)},
-    }
-    backbone = training.task.backbone
-    return write_bundle(folder / "bundle", backbone, card=card, state_dict=weights)  # type: ignore[arg-type]

@@ -27,8 +27,16 @@ def labelled(wanted: Mapping[str, Any], size: int) -> tuple[Pictures, Pictures]:
 class Probe:
     """Evaluator for the loop. Every rank runs it on the whole, so that all hold the same numbers without a word."""
 
-    def __init__(self, wanted: Mapping[str, Any], crop: MultiCrop, threads: int, dtype: torch.dtype):
-        self.train, self.test = labelled(wanted, crop.sizes[0])
+    def __init__(
+        self,
+        wanted: Mapping[str, Any],
+        train: Pictures,
+        test: Pictures,
+        crop: MultiCrop,
+        threads: int,
+        dtype: torch.dtype,
+    ):
+        self.train, self.test = train, test
         self.k, self.temperature, self._threads = wanted["k"], wanted["temperature"], threads
         self._knn = KNN(
             self.train,

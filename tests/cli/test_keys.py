@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from seer.cli import config
-from seer.data import sample
 from tests.program import SMALL, seer
 
 TINY = [w for w in SMALL if not w.startswith("model=")] + ["model=regnety_tiny", "augment.sizes=[32,16]", "steps=1"]
@@ -21,14 +20,6 @@ NEEDS = {
 OTHERS = ("optim=adamw", "optim=sgd", "schedule=constant_halving", "schedule=cosine_restarts")
 # Of each type, and what is no number, no length, no share: one of them is wrong for every key.
 STRANGE = ("two", 1.5, -1, 0, [1], ["a"], {"a": 1}, True, None, [], [0.3, 0.4], [-1.0, 0.5], [0.0, 0.0, 0.0])
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for key, fields in sample.samples(20, seed=2):
-        (folder / f"{key}.jpg").write_bytes(fields["jpg"])
-    return folder
 
 
 def keys() -> list[tuple[str, str]]:
