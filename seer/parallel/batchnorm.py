@@ -1,10 +1,11 @@
 """Batch norm whose statistics are those of a group of ranks.
 
 On a GPU torch's own SyncBatchNorm does it. That refuses CPU tensors, so here the same arithmetic stands in a few lines
-over differentiable collectives: gloo tests then cover the real model. torch.compile takes these on a GPU, too, in one graph:
-SyncBatchNorm drops the rows of empty ranks, a shape that depends on data, and breaks the graph at each norm. Means and
-variances of the ranks are joined by the parallel formula (variance of means plus mean of variances), not by sums of
-squares, which cancel in float32.
+over a differentiable collective: gloo tests then cover the real model. torch.compile takes these on a GPU, too, in one graph:
+SyncBatchNorm drops the rows of empty ranks, a shape that depends on data, and breaks the graph at each norm. On a CPU it takes
+them for a process alone, since what it makes of nn.BatchNorm is slower than that is without compilation. Means and variances
+of the ranks are joined by the parallel formula (variance of means plus mean of variances), not by sums of squares, which
+cancel in float32.
 
 Groups that differ hold running statistics of their own. Who wants one network of them (evaluation, a bundle, another
 number of groups) takes the mean over the groups: `mean_statistics`.
@@ -14,6 +15,7 @@ Legend: N rows or images, C channels, R ranks of the group, G groups.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,33 +23,147 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer.parallel.collectives import Group, all_gather_stack
 
+_NATIVE = (torch.float32, torch.bfloat16, torch.float16)  # what the kernels of torch's batch norm take without a copy
+_PART = 2048  # pixels that are added up at a time
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # how names of running statistics end
+
+
+class _Normalise(torch.autograd.Function):
+    """x -> y of its dtype; mean and biased variance float32 [C]. Differentiable once.
+
+    On a CPU what adds up over rows is done by the kernels of torch's own batch norm: for channels_last, torch.var_mean takes 15
+    times as long, and what torch.compile makes of it 6 times, going through memory once for every few channels.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        eps: float,
+        group: Group | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        each = all_gather_stack(torch.stack(_moments(x)), group)  # [R, 2, C]
+        mean = each[:, 0].mean(0)
+        variance = each[:, 1].mean(0) + (each[:, 0] - mean).square().mean(0)
+        inverse = torch.rsqrt(variance + eps)
+        y = (x.float() - _wide(mean, x)) * _wide(inverse if weight is None else inverse * weight.float(), x)
+        if bias is not None:
+            y = y + _wide(bias.float(), x)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.group, ctx.bias = group, None if bias is None else bias.dtype
+        ctx.mark_non_differentiable(mean, variance)
+        return y.to(x.dtype), mean, variance
+
+    @staticmethod
+    def backward(
+        ctx: Any, slope: torch.Tensor, *_: None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, None, None]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        own = torch.stack(_sums(slope, x, mean, inverse))  # [2, C]: of the slope, and of it times what was normalised
+        each = all_gather_stack(own, ctx.group)
+        level, tilt = each.sum(0) / (len(each) * x.numel() // x.shape[1])
+        scale = inverse if weight is None else inverse * weight.float()
+        normal = (x.float() - _wide(mean, x)) * _wide(inverse, x)
+        by_x = (slope.float() - _wide(level, x) - normal * _wide(tilt, x)) * _wide(scale, x)
+        by_weight = None if weight is None else own[1].to(weight.dtype)
+        by_bias = None if ctx.bias is None else own[0].to(ctx.bias)
+        return by_x.to(x.dtype), by_weight, by_bias, None, None
+
+
+def _wide(channels: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """[C] as [1, C] or [1, C, 1, 1], like x."""
+    return channels.view([1, -1] + [1] * (x.ndim - 2))
+
+
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of this rank, float32 [C] each."""
+    if x.device.type == "cpu":
+        return _native_moments(x if x.dtype in _NATIVE else x.float())
+    variance, mean = torch.var_mean(x.float(), _rows(x), correction=0)
+    return mean, variance
+
+
+def _sums(
+    slope: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the slope, and of the slope times normalised x, over the rows of this rank: float32 [C] each."""
+    if x.device.type == "cpu":
+        return _native_sums(*((slope, x) if x.dtype in _NATIVE else (slope.float(), x.float())), mean, inverse)
+    slope = slope.float()
+    normal = (x.float() - _wide(mean, x)) * _wide(inverse, x)
+    return slope.sum(_rows(x)), (slope * normal).sum(_rows(x))
+
+
+# Operations of our own, because torch.compile takes those of torch apart. They go through a batch in parts: a part stays in
+# the cache until it has been read twice, and float32 errs less in sums of sums.
+
+
+@torch.library.custom_op("seer::batch_norm_moments", mutates_args=())
+def _native_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    kept = x.new_zeros(x.shape[1], dtype=torch.float32)  # its dtype asks for float32 results; the values do not matter
+    parts = _parts(x)
+    each = torch.stack(
+        [torch.stack(torch.batch_norm_update_stats(part, kept, kept, 0.0)) for part in parts]
+    )  # [P, 2, C]
+    share = torch.tensor([len(part) for part in parts], dtype=torch.float32).view(-1, 1) / len(x)
+    mean = (each[:, 0] * share).sum(0)
+    return mean, ((each[:, 1] + (each[:, 0] - mean).square()) * share).sum(0)
+
+
+@torch.library.custom_op("seer::batch_norm_sums", mutates_args=())
+def _native_sums(
+    slope: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = [False, True, True]  # not by x, which depends on the other ranks
+    each = [
+        torch.ops.aten.native_batch_norm_backward(g, part, inverse, None, None, mean, inverse, True, 0.0, mask)[1:]
+        for g, part in zip(_parts(slope, like=x), _parts(x), strict=True)
+    ]
+    tilt, level = (torch.stack(sums).sum(0) for sums in zip(*each, strict=True))
+    return level, tilt
+
+
+@_native_moments.register_fake
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = x.new_empty(x.shape[1], dtype=torch.float32)
+    return mean, torch.empty_like(mean)
+
+
+@_native_sums.register_fake
+def _(
+    slope: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(mean), torch.empty_like(mean)
+
+
+def _parts(tensor: torch.Tensor, like: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    """Images of [N, C] or [N, C, h, w], some at a time, in one layout: where that of slope and x differ, torch adds up in 16
+    bits."""
+    like = tensor if like is None else like
+    last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    tensor = tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return tensor.split(max(1, _PART // max(1, tensor[0, 0].numel())))
+
+
+def _rows(x: torch.Tensor) -> list[int]:
+    return [axis for axis in range(x.ndim) if axis != 1]
 
 
 class _GroupStatistics(_BatchNorm):
     """Mixed into a BatchNorm class: in training, normalises with the statistics of the joined batch of the group."""
 
-    group: Group
+    group: Group | None  # None: this process alone
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, C] or [N, C, h, w]
         if not self.training:
             return super().forward(x)
-        axes = [d for d in range(x.ndim) if d != 1]
-        shape = [1, -1] + [1] * (x.ndim - 2)
         with torch.autocast(x.device.type, enabled=False):
-            wide = x.float()
-            variance, mean = torch.var_mean(wide, axes, correction=0)  # [C] each
-            both = all_gather_stack(torch.stack([mean, variance]), self.group)  # [R, 2, C]
-            mean = both[:, 0].mean(0)
-            variance = both[:, 1].mean(0) + (both[:, 0] - mean).square().mean(0)
-            self._track(mean.detach(), variance.detach(), len(both) * x.numel() // x.shape[1])
-            scale = torch.rsqrt(variance + self.eps)
-            if self.weight is not None:
-                scale = scale * self.weight.float()
-            y = (wide - mean.view(shape)) * scale.view(shape)
-            if self.bias is not None:
-                y = y + self.bias.float().view(shape)
-        return y.to(x.dtype)
+            y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps, self.group)
+        ranks = 1 if self.group is None else self.group.size()
+        self._track(mean, variance, ranks * x.numel() // x.shape[1])
+        return y
 
     @torch.no_grad()
     def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
@@ -72,12 +188,12 @@ class GroupBatchNorm2d(_GroupStatistics, nn.BatchNorm2d):
 def group_batchnorm(
     model: nn.Module, group: Group | None, device: torch.device, *, compiled: bool = False
 ) -> nn.Module:
-    """Make every batch norm of a model share its statistics over `group`, in place; None leaves the model alone.
+    """Make every batch norm of a model share its statistics over `group`, in place; None is this process alone.
 
     Parameters, buffers and their names stay; frozen ones (`models/surgery.py`) have no statistics to share. Every rank of
     the group must have the same number of images. compiled: torch.compile will read it.
     """
-    if group is None:
+    if group is None and not (compiled and device.type == "cpu"):
         return model
     if device.type == "cuda" and not compiled:
         for module in list(model.modules()):

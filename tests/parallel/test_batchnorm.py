@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from seer.core.errors import RequestError
+from seer.parallel import batchnorm
 from seer.parallel.batchnorm import GroupBatchNorm1d, GroupBatchNorm2d, group_batchnorm
 from seer.parallel.world import World, batch_norm_groups, same_statistics, statistics_groups
 
@@ -168,6 +169,47 @@ def test_statistics_and_the_result_of_bfloat16_pictures_are_made_in_float32():
     assert y.dtype == torch.bfloat16 and alone.running_mean.dtype == torch.float32
     torch.testing.assert_close(y, wanted.bfloat16(), rtol=0, atol=0.04)
     torch.testing.assert_close(alone.running_var, expected.running_var, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("slope", ["dense", "expanded", "transposed"])
+def test_pictures_of_any_layout_and_dtype_get_the_gradients_of_float64(dtype, layout, slope):
+    alone = layer("2d")
+    alone.__class__, alone.group = GroupBatchNorm2d, None
+    x = (torch.randn(8, 6, 10, 10, generator=torch.Generator().manual_seed(1)) + 3).to(dtype)
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    random = torch.randn(10, 10, 6, 8, generator=torch.Generator().manual_seed(2)).to(dtype)
+    given = {"dense": random.permute(3, 2, 1, 0).contiguous(), "transposed": random.permute(3, 2, 1, 0)}
+    given["expanded"] = random[0, 0, :, 0].view(1, 6, 1, 1).expand(x.shape)
+    y = alone(x)
+    y.backward(given[slope])
+    assert y.dtype == x.grad.dtype == dtype and y.is_contiguous(memory_format=layout)
+
+    truth, exact = layer("2d").double(), x.detach().double().requires_grad_()
+    truth(exact).backward(given[slope].double())
+    # the same slope everywhere leaves nothing but the rounding of sums of 800 equal numbers, one after the other
+    close = {"rtol": 1e-5, "atol": 3e-5 if slope == "expanded" else 1e-5}
+    if dtype in (torch.bfloat16, torch.float16):
+        close = {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(x.grad.double(), exact.grad, **close)
+    for found, expected in zip(alone.parameters(), truth.parameters(), strict=True):  # sums of 800 terms of about 1
+        torch.testing.assert_close(found.grad.double(), expected.grad, rtol=1e-5, atol=3e-3)
+
+
+def test_a_batch_in_parts_of_unequal_length_has_the_moments_and_sums_of_float64(monkeypatch):
+    monkeypatch.setattr(batchnorm, "_PART", 300)  # three images of 100 pixels: parts of 3, 3 and 2
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 6, 10, 10, generator=g) + torch.arange(8).view(-1, 1, 1, 1)  # means differ from image to image
+    slope, wide = torch.randn(8, 6, 10, 10, generator=g), x.double()
+    mean, variance = batchnorm._moments(x)
+    torch.testing.assert_close(mean.double(), wide.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(variance.double(), wide.var((0, 2, 3), correction=0), rtol=1e-5, atol=1e-6)
+    inverse = variance.rsqrt()
+    level, tilt = batchnorm._sums(slope, x, mean, inverse)
+    normal = (wide - mean.double().view(1, -1, 1, 1)) * inverse.double().view(1, -1, 1, 1)
+    torch.testing.assert_close(level.double(), slope.double().sum((0, 2, 3)), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(tilt.double(), (slope.double() * normal).sum((0, 2, 3)), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
