@@ -2,10 +2,9 @@
 
 On a GPU torch's own SyncBatchNorm does it. That refuses CPU tensors, so here the same arithmetic stands in a few lines
 over a differentiable collective: gloo tests then cover the real model. torch.compile takes these on a GPU, too, in one graph:
-SyncBatchNorm drops the rows of empty ranks, a shape that depends on data, and breaks the graph at each norm. On a CPU it takes
-them for a process alone, since what it makes of nn.BatchNorm is slower than that is without compilation. Means and variances
-of the ranks are joined by the parallel formula (variance of means plus mean of variances), not by sums of squares, which
-cancel in float32.
+SyncBatchNorm drops the rows of empty ranks, a shape that depends on data, and breaks the graph at each norm. Means and
+variances of the ranks are joined by the parallel formula (variance of means plus mean of variances), not by sums of
+squares, which cancel in float32.
 
 Groups that differ hold running statistics of their own. Who wants one network of them (evaluation, a bundle, another
 number of groups) takes the mean over the groups: `mean_statistics`.
@@ -31,8 +30,8 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # how names
 class _Normalise(torch.autograd.Function):
     """x -> y of its dtype; mean and biased variance float32 [C]. Differentiable once.
 
-    On a CPU what adds up over rows is done by the kernels of torch's own batch norm: for channels_last, torch.var_mean takes 15
-    times as long, and what torch.compile makes of it 6 times, going through memory once for every few channels.
+    On a CPU what adds up over rows is done by the kernels of torch's own batch norm: for channels_last torch.var_mean takes 10 to 15
+    times as long, going through memory once for every few channels. torch.compile makes its own.
     """
 
     @staticmethod
@@ -79,7 +78,7 @@ def _wide(channels: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance of this rank, float32 [C] each."""
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _native_moments(x if x.dtype in _NATIVE else x.float())
     variance, mean = torch.var_mean(x.float(), _rows(x), correction=0)
     return mean, variance
@@ -89,18 +88,13 @@ def _sums(
     slope: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the slope, and of the slope times normalised x, over the rows of this rank: float32 [C] each."""
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _native_sums(*((slope, x) if x.dtype in _NATIVE else (slope.float(), x.float())), mean, inverse)
     slope = slope.float()
     normal = (x.float() - _wide(mean, x)) * _wide(inverse, x)
     return slope.sum(_rows(x)), (slope * normal).sum(_rows(x))
 
 
-# Operations of our own, because torch.compile takes those of torch apart. They go through a batch in parts: a part stays in
-# the cache until it has been read twice, and float32 errs less in sums of sums.
-
-
-@torch.library.custom_op("seer::batch_norm_moments", mutates_args=())
 def _native_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     kept = x.new_zeros(x.shape[1], dtype=torch.float32)  # its dtype asks for float32 results; the values do not matter
     parts = _parts(x)
@@ -112,7 +106,6 @@ def _native_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, ((each[:, 1] + (each[:, 0] - mean).square()) * share).sum(0)
 
 
-@torch.library.custom_op("seer::batch_norm_sums", mutates_args=())
 def _native_sums(
     slope: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,22 +118,9 @@ def _native_sums(
     return level, tilt
 
 
-@_native_moments.register_fake
-def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    mean = x.new_empty(x.shape[1], dtype=torch.float32)
-    return mean, torch.empty_like(mean)
-
-
-@_native_sums.register_fake
-def _(
-    slope: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(mean), torch.empty_like(mean)
-
-
 def _parts(tensor: torch.Tensor, like: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-    """Images of [N, C] or [N, C, h, w], some at a time, in one layout: where that of slope and x differ, torch adds up in 16
-    bits."""
+    """Images of [N, C] or [N, C, h, w], some at a time: they stay in the cache until they have been read twice, and float32 errs
+    less in sums of sums. In one layout: where those of slope and x differ, torch adds up in 16 bits."""
     like = tensor if like is None else like
     last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
     tensor = tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -188,12 +168,12 @@ class GroupBatchNorm2d(_GroupStatistics, nn.BatchNorm2d):
 def group_batchnorm(
     model: nn.Module, group: Group | None, device: torch.device, *, compiled: bool = False
 ) -> nn.Module:
-    """Make every batch norm of a model share its statistics over `group`, in place; None is this process alone.
+    """Make every batch norm of a model share its statistics over `group`, in place; None leaves the model alone.
 
     Parameters, buffers and their names stay; frozen ones (`models/surgery.py`) have no statistics to share. Every rank of
     the group must have the same number of images. compiled: torch.compile will read it.
     """
-    if group is None and not (compiled and device.type == "cpu"):
+    if group is None:
         return model
     if device.type == "cuda" and not compiled:
         for module in list(model.modules()):

@@ -91,17 +91,10 @@ def test_one_process_is_one_graph_for_each_size_of_crops(monkeypatch):
     assert (found["graphs"], found["cuts"]) == (2, 0)
 
 
-def kinds(device: str, group: object, compiled: bool) -> list[type]:
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm2d(3))
-    return [type(m) for m in group_batchnorm(model, group, torch.device(device), compiled=compiled)]
-
-
 def test_on_a_gpu_what_is_compiled_has_the_statistics_that_compile_can_read():
-    assert kinds("cuda", object(), True) == [GroupBatchNorm1d, GroupBatchNorm2d]
-    assert kinds("cuda", object(), False) == [nn.SyncBatchNorm, nn.SyncBatchNorm]
+    def kinds(compiled: bool) -> list[type]:
+        model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm2d(3))
+        return [type(m) for m in group_batchnorm(model, object(), torch.device("cuda"), compiled=compiled)]
 
-
-def test_a_process_alone_has_them_only_where_a_cpu_compiles():
-    assert kinds("cpu", None, True) == [GroupBatchNorm1d, GroupBatchNorm2d]
-    for device, compiled in (("cpu", False), ("cuda", True), ("cuda", False)):
-        assert kinds(device, None, compiled) == [nn.BatchNorm1d, nn.BatchNorm2d]
+    assert kinds(True) == [GroupBatchNorm1d, GroupBatchNorm2d]
+    assert kinds(False) == [nn.SyncBatchNorm, nn.SyncBatchNorm]
