@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seer.cli import assemble, pretrain
+from seer.cli import assemble, ending, pretrain
 from seer.engine import loop
 from seer.tasks.swav import SwAVTask
 from tests.program import SMALL, Ended, seer, start, wait
@@ -115,7 +115,7 @@ def test_a_signal_after_training_leaves_the_last_checkpoint_and_the_next_start_e
 ):
     words = (*WORDS, "data.source=null", "data.drawn=32", f"output={tmp_path / 'run'}")
     with monkeypatch.context():
-        signalled(pretrain, "_write_bundle")
+        signalled(ending, "write_bundle")
         ended = seer(capfd, *words)
     assert ended.status == 75 and "stopped on SIGUSR1 with step 2 saved; run the same" in ended.result["error"]
     monkeypatch.undo()
