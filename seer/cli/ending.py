@@ -12,9 +12,9 @@ import torch
 from seer.cli import config, run_folder
 from seer.cli.assemble import Training
 from seer.data.multicrop import MultiCrop
-from seer.engine.checkpoint import Checkpoints
 from seer.engine.probe import peak_memory_gb
 from seer.engine.recorder import FlightRecorder
+from seer.engine.saving import Checkpoints
 from seer.models.bundle import write_bundle
 from seer.parallel.batchnorm import mean_statistics
 from seer.parallel.collectives import whole_on_first

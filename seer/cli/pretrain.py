@@ -21,7 +21,6 @@ from seer.data.ledger import Ledger
 from seer.data.multicrop import MultiCrop
 from seer.data.order import MOST_LANES, largest_divisor
 from seer.data.shards import fingerprint, open_shards
-from seer.engine.checkpoint import Checkpoints
 from seer.engine.determinism import cost, use_deterministic
 from seer.engine.loop import fit
 from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
@@ -29,6 +28,7 @@ from seer.engine.numerics import Guard
 from seer.engine.precision import quickest
 from seer.engine.recorder import FlightRecorder
 from seer.engine.retention import Keep, steps_in
+from seer.engine.saving import Checkpoints
 from seer.engine.stop import StopRequest
 from seer.evals.features import Pictures
 from seer.evals.rankme import RankMe

@@ -1,31 +1,28 @@
-"""Saving and resuming: a checkpoint exists whole and checked, or not at all.
+"""One checkpoint in its folder: all ranks write it together, it is whole and checked or does not exist, and any read it.
 
 A save goes into a folder of a fresh name; every rank writes its share of the tensors as safetensors, through
 torch.distributed.checkpoint; plain values go to `state.json`; every file is flushed and hashed; `manifest.json`, with the
 hashes, is written last; the folder is renamed to `step-00001000`; `last` points to it. Killed anywhere, the older
-checkpoints are untouched and the half-made folder is known by its name. Loading verifies the hashes, each rank its share
-of the files, and falls back one by one, saying why. Nothing is pickled, so nothing that is read can run.
+checkpoints are untouched and the half-made folder is known by its name. Before a checkpoint is read its hashes are
+verified, each rank its share of the files. Nothing is pickled, so nothing that is read can run.
 
 Surprising here:
 
-- In the background (`background=True`) training waits only until its tensors are copied to the host; a thread writes them,
-  and the ranks' threads talk over a group of their own. There is never more than one save under way.
-- A save that storage refuses does not end the run: it is told at once, and the next one tries anew. The last one must
-  succeed (`settle`), and TRIES failures on end are enough.
 - Running statistics of batch norm differ between the groups of ranks that share them. The first rank of each group
   saves them; whoever goes on with as many groups finds its own, with another number their mean.
 - Sharded tensors (DTensor) are saved as they lie and read as they are needed, so the number of ranks may change.
+
+When a run saves, in the background or not, and what it does when that fails is `saving`'s.
 """
 
 import json
 import os
 import secrets
 import shutil
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +35,6 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
 from seer.core.errors import StorageError
-from seer.core.log import log
 from seer.engine.manifest import (
     FORMAT,
     MANIFEST,
@@ -50,31 +46,28 @@ from seer.engine.manifest import (
     sealed,
     write_json,
 )
-from seer.engine.retention import Keep, passed, steps_in
+from seer.engine.retention import Keep, passed
 from seer.engine.state import flatten, names, unflatten
 from seer.parallel.batchnorm import STATISTICS, mean_of_sets
-from seer.parallel.collectives import Group, gather_text, share_text, waited
+from seer.parallel.collectives import Group, gather_text, share_text
 from seer.parallel.world import World
 
 STATE = "state.json"
-TRIES = 3
 UNREADABLE = (OSError, CheckpointException, SafetensorError, KeyError, TypeError)
 # one process saves without a process group, as it is told to
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-class Checkpoints:
-    """folder: made when missing. keep: which stay. statistics: how many groups of ranks share batch statistics, each
-    with a set of its own. background: write while training goes on."""
+class CheckpointFiles:
+    """The checkpoints in a folder, one at a time. All ranks call `write`, `verified`, `read` and `on_first` together, and
+    the outcome is the same on all.
 
-    def __init__(
-        self, folder: Path, world: World, keep: Keep | None = None, *, statistics: int = 1, background: bool = False
-    ):
-        self.folder, self.world, self.keep = folder, world, keep or Keep()
-        self.statistics, self.background = statistics, background
-        self._writing: threading.Thread | None = None
-        self._failed: BaseException | None = None  # what came of the last save
-        self._row, self._told = 0, False  # failures on end; whether the last was told
+    keep: which stay when a newer one is whole. statistics: how many groups of ranks share batch statistics, each with a set
+    of its own.
+    """
+
+    def __init__(self, folder: Path, world: World, keep: Keep, statistics: int):
+        self.folder, self.world, self.keep, self.statistics = folder, world, keep, statistics
         if world.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for half_made in folder.glob("*.writing"):
@@ -83,155 +76,22 @@ class Checkpoints:
                 else:
                     shutil.rmtree(half_made)
 
-    def check_room(self, size: int) -> None:
-        """size: bytes of one checkpoint, over all ranks. Raises StorageError when the disk cannot hold those that stay and
-        one more; so a run that would fail after hours fails at once."""
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
-        def problem() -> str:
-            free = shutil.disk_usage(self.folder).free
-            missing = max(1, self.keep.newest + 1 - len(steps_in(self.folder)))
-            if free >= size * missing:
-                return ""
-            return (
-                f"{missing} checkpoints of {size / 1e9:.2f} GB each do not fit into {free / 1e9:.2f} GB free on the disk of "
-                f"{self.folder}; make room, give another output=, or lower every.keep={self.keep.newest}"
-            )
+    # writing
 
-        if told := self._on_first(problem, self.world.group):
-            raise StorageError(told)
+    def share(self, state: Mapping[str, Any], *, copied: bool) -> tuple[dict[str, torch.Tensor], Any]:
+        """What this rank brings to a checkpoint of a state of tensors and plain values: the tensors that it writes, and all
+        plain values with names in the tensors' places.
 
-    def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
-        """state: {"task": {...}, "optimizer": ..., ...} of tensors and plain values. facts: plain values for people too.
-
-        Returns the folder, which is there once `settle` has returned. What storage refuses is told, and raised by
-        `settle` alone, with the older checkpoints intact.
+        copied: onto the host, into memory of their own. Raises TypeError for a value of another kind.
         """
-        self._join()
-        if isinstance(self._failed, StorageError):
-            self._tell(self._failed)
-        elif self._failed is not None:
-            self.settle()
-        self._failed, self._told = None, False
         tensors, plain = flatten(state)
         mine = self._of_this_rank(tensors)
-        if self.background:
-            mine = _copied(mine)
-            self._writing = threading.Thread(
-                target=self._try, args=(step, mine, plain, facts), name="checkpoint", daemon=True
-            )
-            self._writing.start()
-        else:
-            self._write_once(step, mine, plain, facts, self.world.group)
-            self.look()
-        return self.folder / _name(step)
+        return (_copied(mine) if copied else mine), plain
 
-    def look(self) -> bool:
-        """Tell of a save that failed, once, without waiting for one under way. True when no more should be tried:
-        `settle` raises why. Ranks may hear it a step apart."""
-        failed = self._failed
-        if failed is None:
-            return False
-        if not isinstance(failed, StorageError) or self._row >= TRIES:
-            return True
-        self._tell(failed)
-        return False
-
-    def _tell(self, failed: StorageError) -> None:
-        if not self._told:
-            self._told = True
-            log.warning(f"{failed}: training goes on, and the next save tries anew")
-
-    def settle(self) -> None:
-        """Wait until the last save is on the disk. Raises what stopped it, on all ranks alike when that was storage."""
-        self._join()
-        failed, self._failed = self._failed, None
-        if isinstance(failed, StorageError):
-            again = f" (the last {self._row} saves failed)" if self._row > 1 else ""
-            raise StorageError(f"{failed} and run the same command again{again}") from failed
-        if failed is not None:
-            raise failed
-
-    def close(self, limit_s: float = 60.0) -> None:
-        """At the end, also after an error of something else: give the last save time to end; its own error is told."""
-        self._join(limit_s)
-        if self._failed is not None and not self._told:
-            log.error(str(self._failed))
-
-    def _join(self, limit_s: float | None = None) -> None:
-        thread, self._writing = self._writing, None
-        if thread is not None:
-            thread.join(limit_s)
-
-    def load_newest(
-        self, like: Mapping[str, torch.Tensor] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(state, manifest) of the newest checkpoint that is whole, or None when there is none at all.
-
-        like: sharded tensors by their names in the state ("task/backbone.stem.0.weight", or "optimizer/state/0" for all of
-        a parameter's that have its shape); these are read into the same shards, all others as a whole, to the CPU. The same
-        on all ranks. Raises StorageError when there are some and none is whole.
-        """
-        steps = json.loads(share_text(json.dumps(steps_in(self.folder)), self.world.group))
-        for step in reversed(steps):
-            path = self.folder / _name(step)
-            try:
-                manifest = self._verified(path)
-                return self._read(path, manifest, like or {}), manifest
-            except StorageError as error:
-                log.warning(f"checkpoint {path.name} is passed over: {error}")
-        if steps:
-            raise StorageError(f"none of {len(steps)} checkpoints in {self.folder} is whole; restore one or start anew")
-        return None
-
-    # saving
-
-    def _of_this_rank(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What this rank brings: its shards, its share of what every rank holds whole, and the running statistics only as
-        the first of its group. The rest need not be copied."""
-        own, found = self._group_of_statistics(), {}
-        leads = self.world.rank % (self.world.size // self.statistics) == 0
-        owners = self._shared_out(
-            {n: t for n, t in tensors.items() if not _is_statistic(n) and not isinstance(t, DTensor)}
-        )
-        for name, tensor in tensors.items():
-            if _is_statistic(name):
-                if leads:
-                    found[_set(own, name)] = tensor.detach().contiguous()
-            elif owners.get(name, self.world.rank) == self.world.rank:
-                found[name] = tensor.detach().contiguous()
-        return found
-
-    def _shared_out(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """Which rank writes a tensor that all hold alike: the largest first, to the rank that has least by then. The same
-        on all ranks, from names and sizes alone."""
-        load, owners = [0] * self.world.size, {}
-        for name in sorted(tensors, key=lambda n: (-tensors[n].nbytes, n)):
-            owners[name] = load.index(min(load))
-            load[owners[name]] += tensors[name].nbytes
-        return owners
-
-    def _group_of_statistics(self) -> int:
-        return self.world.rank * self.statistics // self.world.size
-
-    def _try(self, *save: Any) -> None:
-        """The thread's body; what is no failure of storage waits for the next call, too."""
-        waited.aside()
-        try:
-            with _stream_of_its_own(self.world.device):
-                self._write_once(*save, self.world.side)
-        except BaseException as error:  # CheckpointException is none of Exception
-            self._failed = error
-
-    def _write_once(self, *save: Any) -> None:
-        """Keeps what storage refuses."""
-        try:
-            self._write(*save)
-            self._row = 0
-        except StorageError as error:
-            self._row += 1
-            self._failed = error
-
-    def _write(
+    def write(
         self,
         step: int,
         tensors: dict[str, torch.Tensor],
@@ -239,16 +99,20 @@ class Checkpoints:
         facts: Mapping[str, Any],
         group: Group | None,
     ) -> None:
-        final = self.folder / _name(step)
+        """tensors, plain: what `share` gave. facts: of the run, for the manifest. group: of all ranks, None of one process.
+
+        Raises StorageError, on all ranks, when it cannot be written; older checkpoints are untouched then.
+        """
+        final = self.path(step)
         temporary: Path | None = None
         try:
-            temporary = self.folder / self._on_first(lambda: _made(final), group)
+            temporary = self.folder / self.on_first(lambda: _made(final), group)
             writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
             dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
-            self._on_first(lambda: write_json(temporary / STATE, plain), group)
+            self.on_first(lambda: write_json(temporary / STATE, plain), group)
             files = self._described(temporary, group)
             manifest = {"format": FORMAT, "step": step, "ranks": self.world.size, "statistics": self.statistics}
-            self._on_first(lambda: self._publish(temporary, final, {**manifest, **facts, "files": files}), group)
+            self.on_first(lambda: self._publish(temporary, final, {**manifest, **facts, "files": files}), group)
         except (OSError, CheckpointException) as error:
             if self.world.rank == 0 and temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -282,15 +146,44 @@ class Checkpoints:
         for path in [*passed(self.folder, facts["step"], self.keep.newest), *self.folder.glob("*.old.writing")]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _on_first(self, action: Callable[[], Any], group: Group | None) -> Any:
+    def _of_this_rank(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What this rank brings: its shards, its share of what every rank holds whole, and the running statistics only as
+        the first of its group. The rest need not be copied."""
+        own, found = self._group_of_statistics(), {}
+        leads = self.world.rank % (self.world.size // self.statistics) == 0
+        owners = self._shared_out(
+            {n: t for n, t in tensors.items() if not _is_statistic(n) and not isinstance(t, DTensor)}
+        )
+        for name, tensor in tensors.items():
+            if _is_statistic(name):
+                if leads:
+                    found[_set(own, name)] = tensor.detach().contiguous()
+            elif owners.get(name, self.world.rank) == self.world.rank:
+                found[name] = tensor.detach().contiguous()
+        return found
+
+    def _shared_out(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """Which rank writes a tensor that all hold alike: the largest first, to the rank that has least by then. The same
+        on all ranks, from names and sizes alone."""
+        load, owners = [0] * self.world.size, {}
+        for name in sorted(tensors, key=lambda n: (-tensors[n].nbytes, n)):
+            owners[name] = load.index(min(load))
+            load[owners[name]] += tensors[name].nbytes
+        return owners
+
+    def _group_of_statistics(self) -> int:
+        return self.world.rank * self.statistics // self.world.size
+
+    def on_first(self, action: Callable[[], Any], group: Group | None) -> Any:
         """Do it on the first rank while the others wait, and give all its answer. Raises OSError on all when it fails."""
         return _heard(share_text(_told(action) if self.world.rank == 0 else "", group))
 
-    # loading
+    # reading
 
-    def _verified(self, path: Path) -> dict[str, Any]:
+    def verified(self, step: int) -> dict[str, Any]:
         """The manifest, once all files are found to be what it says. Raises StorageError, on every rank the same."""
 
+        path = self.path(step)
         manifest: dict[str, Any] = {}
 
         def problem() -> str:
@@ -312,7 +205,12 @@ class Checkpoints:
             raise StorageError(problems[0])
         return manifest
 
-    def _read(self, path: Path, manifest: Mapping[str, Any], like: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def read(self, manifest: Mapping[str, Any], like: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """The state that was saved. manifest: what `verified` gave. like: see `Checkpoints.load_newest`.
+
+        Raises StorageError, on every rank, for what cannot be read or does not fit.
+        """
+        path = self.path(manifest["step"])
         reader, sets = HuggingFaceStorageReader(str(path)), range(manifest["statistics"])
         plain: Any = None
         targets: dict[str, torch.Tensor] = {}
@@ -349,10 +247,6 @@ class Checkpoints:
         return unflatten(plain, tensor)
 
 
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
 def _free(folder: Path) -> str:
     try:
         return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB free"
@@ -373,17 +267,6 @@ def _is_statistic(name: str) -> bool:
 
 def _set(index: int, name: str) -> str:
     return f"statistics-{index:05d}/{name}"
-
-
-@contextmanager
-def _stream_of_its_own(device: torch.device) -> Iterator[None]:
-    """For a thread, which starts on the first GPU and on the stream that training there uses: torch's writer waits for
-    the current stream at every tensor, also those that lie on the host, and so for the step under way."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
-        yield
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

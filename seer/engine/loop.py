@@ -13,11 +13,11 @@ from seer.core.errors import Interrupted
 from seer.core.protocols import Evaluator, StopTraining, Task
 from seer.core.records import Batch, Skipped
 from seer.data.transfer import on_device
-from seer.engine.checkpoint import Checkpoints
 from seer.engine.metrics import Metrics
 from seer.engine.numerics import Guard
 from seer.engine.precision import Precision
 from seer.engine.probe import Probe
+from seer.engine.saving import Checkpoints
 from seer.engine.stop import StopRequest
 from seer.engine.straggler import Stragglers
 from seer.optim.groups import apply_schedules, drop_frozen_gradients

@@ -18,9 +18,9 @@ import torch
 
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
-from seer.engine.checkpoint import Checkpoints
 from seer.engine.manifest import described, read_manifest, sealed
 from seer.engine.retention import Keep
+from seer.engine.saving import Checkpoints
 from seer.parallel.collectives import waited
 from seer.parallel.world import World
 
@@ -370,8 +370,8 @@ def test_a_disk_too_small_for_the_checkpoints_is_told_before_training(two, tmp_p
 def test_what_is_written_in_the_background_is_what_there_was_when_save_was_called(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, ALONE, background=True)
     go_on = threading.Event()
-    write = checkpoints._write
-    monkeypatch.setattr(checkpoints, "_write", lambda *a: (go_on.wait(20), write(*a)))
+    write = checkpoints.files.write
+    monkeypatch.setattr(checkpoints.files, "write", lambda *a: (go_on.wait(20), write(*a)))
     now = state(10)
     checkpoints.save(10, now, FACTS)
     now["task"]["backbone.w"].fill_(77)
@@ -389,7 +389,7 @@ def test_what_the_thread_of_a_save_waits_for_others_is_not_counted_as_waiting_of
             time.sleep(0.2)
 
     checkpoints = Checkpoints(tmp_path, ALONE, background=True)
-    monkeypatch.setattr(checkpoints, "_write", write)
+    monkeypatch.setattr(checkpoints.files, "write", write)
     seconds, entered = waited.seconds, waited.entered
     checkpoints.save(10, state(10), FACTS)
     checkpoints.settle()
@@ -411,7 +411,7 @@ def test_on_a_gpu_the_thread_of_a_save_stands_on_the_device_of_its_rank_and_a_st
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("new stream", device))
     place = torch.device("cuda", 1)
     checkpoints, found = Checkpoints(tmp_path, World(0, 1, 1, place), background=True), []
-    monkeypatch.setattr(checkpoints, "_write", lambda *_: found.extend(stands))
+    monkeypatch.setattr(checkpoints.files, "write", lambda *_: found.extend(stands))
     checkpoints.save(10, state(10), FACTS)
     checkpoints.settle()
     assert found == [place, ("new stream", place)] and not stands
@@ -419,17 +419,16 @@ def test_on_a_gpu_the_thread_of_a_save_stands_on_the_device_of_its_rank_and_a_st
 
 def test_of_what_every_rank_holds_whole_each_copies_a_share_and_no_tensor_is_left_out(tmp_path):
     sizes = {"a": 700, "b": 400, "c": 300, "d": 10, "e": 0}
-    tensors = {f"task/{name}": torch.zeros(size) for name, size in sizes.items()}
-    shares = [
-        Checkpoints(tmp_path, World(rank, 3, rank, torch.device("cpu")))._of_this_rank(tensors) for rank in range(3)
-    ]
-    assert sorted(name for share in shares for name in share) == sorted(tensors)
+    whole = {"task": {name: torch.zeros(size) for name, size in sizes.items()}}
+    worlds = [World(rank, 3, rank, torch.device("cpu")) for rank in range(3)]
+    shares = [Checkpoints(tmp_path, world).files.share(whole, copied=False)[0] for world in worlds]
+    assert sorted(name for share in shares for name in share) == [f"task/{name}" for name in sizes]
     assert [sum(t.numel() for t in share.values()) for share in shares] == [700, 400, 310]
 
 
 def test_a_second_save_waits_for_the_first_and_the_order_stays(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, ALONE, background=True)
-    write, running = checkpoints._write, []
+    write, running = checkpoints.files.write, []
 
     def slow(*arguments):
         running.append(arguments[0])
@@ -438,7 +437,7 @@ def test_a_second_save_waits_for_the_first_and_the_order_stays(tmp_path, monkeyp
         write(*arguments)
         running.pop()
 
-    monkeypatch.setattr(checkpoints, "_write", slow)
+    monkeypatch.setattr(checkpoints.files, "write", slow)
     for step in (10, 20, 30):
         checkpoints.save(step, state(step), FACTS)
     checkpoints.settle()
@@ -489,7 +488,7 @@ def test_three_saves_that_fail_on_end_are_enough_and_one_that_does_not_starts_th
 def test_an_error_that_is_not_of_storage_is_raised_by_the_next_save(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, ALONE, background=True)
     with monkeypatch.context() as broken:
-        broken.setattr(checkpoints, "_write", lambda *_: 1 / 0)
+        broken.setattr(checkpoints.files, "write", lambda *_: 1 / 0)
         checkpoints.save(10, state(10), FACTS)
         checkpoints._join()
     assert checkpoints.look()

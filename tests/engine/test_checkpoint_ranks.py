@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from seer.core.errors import StorageError
 from seer.engine import checkpoint
-from seer.engine.checkpoint import Checkpoints
 from seer.engine.manifest import read_json
+from seer.engine.saving import Checkpoints
 from seer.parallel.world import World
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,170 @@
+"""When a run saves its checkpoints, what it does when that fails, and which one it goes on from.
+
+Surprising here:
+
+- In the background (`background=True`) training waits only until its tensors are copied to the host; a thread writes them,
+  and the ranks' threads talk over a group of their own. There is never more than one save under way.
+- A save that storage refuses does not end the run: it is told at once, and the next one tries anew. The last one must
+  succeed (`settle`), and TRIES failures on end are enough.
+- Loading falls back from a damaged checkpoint to the one before it, one by one, saying why.
+"""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seer.core.errors import StorageError
+from seer.core.log import log
+from seer.engine.checkpoint import CheckpointFiles
+from seer.engine.retention import Keep, steps_in
+from seer.parallel.collectives import share_text, waited
+from seer.parallel.world import World
+
+TRIES = 3
+
+
+class Checkpoints:
+    """folder: made when missing. keep: which stay. statistics: how many groups of ranks share batch statistics, each
+    with a set of its own. background: write while training goes on."""
+
+    def __init__(
+        self, folder: Path, world: World, keep: Keep | None = None, *, statistics: int = 1, background: bool = False
+    ):
+        self.folder, self.world, self.keep = folder, world, keep or Keep()
+        self.statistics, self.background = statistics, background
+        self.files = CheckpointFiles(folder, world, self.keep, statistics)
+        self._writing: threading.Thread | None = None
+        self._failed: BaseException | None = None  # what came of the last save
+        self._row, self._told = 0, False  # failures on end; whether the last was told
+
+    def check_room(self, size: int) -> None:
+        """size: bytes of one checkpoint, over all ranks. Raises StorageError when the disk cannot hold those that stay and
+        one more; so a run that would fail after hours fails at once."""
+
+        def problem() -> str:
+            free = shutil.disk_usage(self.folder).free
+            missing = max(1, self.keep.newest + 1 - len(steps_in(self.folder)))
+            if free >= size * missing:
+                return ""
+            return (
+                f"{missing} checkpoints of {size / 1e9:.2f} GB each do not fit into {free / 1e9:.2f} GB free on the disk of "
+                f"{self.folder}; make room, give another output=, or lower every.keep={self.keep.newest}"
+            )
+
+        if told := self.files.on_first(problem, self.world.group):
+            raise StorageError(told)
+
+    def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
+        """state: {"task": {...}, "optimizer": ..., ...} of tensors and plain values. facts: plain values for people too.
+
+        Returns the folder, which is there once `settle` has returned. What storage refuses is told, and raised by
+        `settle` alone, with the older checkpoints intact.
+        """
+        self._join()
+        if isinstance(self._failed, StorageError):
+            self._tell(self._failed)
+        elif self._failed is not None:
+            self.settle()
+        self._failed, self._told = None, False
+        tensors, plain = self.files.share(state, copied=self.background)
+        if self.background:
+            self._writing = threading.Thread(
+                target=self._try, args=(step, tensors, plain, facts), name="checkpoint", daemon=True
+            )
+            self._writing.start()
+        else:
+            self._write_once(step, tensors, plain, facts, self.world.group)
+            self.look()
+        return self.files.path(step)
+
+    def look(self) -> bool:
+        """Tell of a save that failed, once, without waiting for one under way. True when no more should be tried:
+        `settle` raises why. Ranks may hear it a step apart."""
+        failed = self._failed
+        if failed is None:
+            return False
+        if not isinstance(failed, StorageError) or self._row >= TRIES:
+            return True
+        self._tell(failed)
+        return False
+
+    def settle(self) -> None:
+        """Wait until the last save is on the disk. Raises what stopped it, on all ranks alike when that was storage."""
+        self._join()
+        failed, self._failed = self._failed, None
+        if isinstance(failed, StorageError):
+            again = f" (the last {self._row} saves failed)" if self._row > 1 else ""
+            raise StorageError(f"{failed} and run the same command again{again}") from failed
+        if failed is not None:
+            raise failed
+
+    def close(self, limit_s: float = 60.0) -> None:
+        """At the end, also after an error of something else: give the last save time to end; its own error is told."""
+        self._join(limit_s)
+        if self._failed is not None and not self._told:
+            log.error(str(self._failed))
+
+    def load_newest(
+        self, like: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """(state, manifest) of the newest checkpoint that is whole, or None when there is none at all.
+
+        like: sharded tensors by their names in the state ("task/backbone.stem.0.weight", or "optimizer/state/0" for all of
+        a parameter's that have its shape); these are read into the same shards, all others as a whole, to the CPU. The same
+        on all ranks. Raises StorageError when there are some and none is whole.
+        """
+        steps = json.loads(share_text(json.dumps(steps_in(self.folder)), self.world.group))
+        for step in reversed(steps):
+            try:
+                manifest = self.files.verified(step)
+                return self.files.read(manifest, like or {}), manifest
+            except StorageError as error:
+                log.warning(f"checkpoint {self.files.path(step).name} is passed over: {error}")
+        if steps:
+            raise StorageError(f"none of {len(steps)} checkpoints in {self.folder} is whole; restore one or start anew")
+        return None
+
+    def _tell(self, failed: StorageError) -> None:
+        if not self._told:
+            self._told = True
+            log.warning(f"{failed}: training goes on, and the next save tries anew")
+
+    def _join(self, limit_s: float | None = None) -> None:
+        thread, self._writing = self._writing, None
+        if thread is not None:
+            thread.join(limit_s)
+
+    def _try(self, *save: Any) -> None:
+        """The thread's body; what is no failure of storage waits for the next call, too."""
+        waited.aside()
+        try:
+            with _stream_of_its_own(self.world.device):
+                self._write_once(*save, self.world.side)
+        except BaseException as error:  # CheckpointException is none of Exception
+            self._failed = error
+
+    def _write_once(self, *save: Any) -> None:
+        """Keeps what storage refuses."""
+        try:
+            self.files.write(*save)
+            self._row = 0
+        except StorageError as error:
+            self._row += 1
+            self._failed = error
+
+
+@contextmanager
+def _stream_of_its_own(device: torch.device) -> Iterator[None]:
+    """For a thread, which starts on the first GPU and on the stream that training there uses: torch's writer waits for
+    the current stream at every tensor, also those that lie on the host, and so for the step under way."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        yield
