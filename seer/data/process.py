@@ -4,58 +4,42 @@ Decoders meet strangers' bytes here and not where the weights are, and Python's 
 crosses over is the number of a block, the position of its batch, and words about what was skipped.
 
 Surprising:
-- It is forked, as torch's own loader does it: a fresh interpreter would spend seconds on importing. The child closes
-  every file of its parent but the archives open for reading, so a dead rank's sockets close at once and its peers hear of it.
+- It is forked, as torch's own loader does it: a fresh interpreter would spend seconds on importing. What it runs is `child`.
 - It holds no state, so a death loses nothing: it is told, with what was being read, and another one makes the same batches.
   After a crash the next one reads one picture at a time; a picture at which both died is one of the bad pictures.
 - Nobody waits for it without a word. A picture that takes STUCK_S to decode is taken for a crash at it; storage that does
   not answer is told every TOLD_S and costs no picture, but ends the run in the end. One that somebody stopped is replaced.
-- It ignores signals, which SLURM sends to every process of a job; it ends with its parent or when the pipe closes.
 - Where a CPU trains, the weights of the moment of the fork stay in memory once more as the step changes them, as they do
   with torch's own loader.
 """
 
-import copy
-import ctypes
-import faulthandler
-import fcntl
-import gc
 import mmap
 import os
-import pickle
 import signal
-import stat
 import threading
 import time
 import traceback
 import warnings
 import weakref
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 
-import numpy as np
 import torch
 
-from seer.core.errors import BadDataError, StorageError
+from seer.core.errors import StorageError
 from seer.core.log import of_this_rank
 from seer.core.records import Skipped
+from seer.data.child import COLUMNS, IDLE, Child, reading_table, settle
 from seer.data.filling import Filler
-from seer.data.order import Places
 from seer.data.slot import Layout, Slot
 
-CHUNK = 16  # pictures one thread takes at a time
 MOST_DEATHS = 3  # in a row, with no batch in between
 END_S = 5.0
 LOOK_S = 1.0  # between two looks at what it does, while its batch is waited for
 TOLD_S = 30.0
 STUCK_S = 60.0  # of one picture: the largest allowed takes a few
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
-_PR_SET_PDEATHSIG = 1
-_IDLE = -1
-_COLUMNS = 5  # of what each thread does now: lane, shard, row, whether its bytes are there, since when (monotonic ns)
 
 
 class ReaderProcess:
@@ -73,11 +57,11 @@ class ReaderProcess:
         patience_s: float = float("inf"),
     ):
         self.filler, self.layout, self.threads, self.blocks = filler, layout, threads, blocks
-        self._size = blocks * layout.bytes + threads * _COLUMNS * 8
+        self._size = blocks * layout.bytes + threads * COLUMNS * 8
         self._file = os.memfd_create("seer-batches")
         os.ftruncate(self._file, self._size)
         self._memory = mmap.mmap(self._file, self._size)
-        self._reading = _table(self._memory, blocks * layout.bytes, threads)
+        self._reading = reading_table(self._memory, blocks * layout.bytes, threads)
         self._free: deque[int] = deque(range(blocks))
         self._asked: dict[int, int] = {}  # block -> position, in the order they were asked for
         self._done: dict[int, list[Skipped] | BaseException] = {}
@@ -157,7 +141,7 @@ class ReaderProcess:
         os.close(self._file)
 
     def _start(self) -> None:
-        self._reading[:] = _IDLE
+        self._reading[:] = IDLE
         self._connection, theirs = Pipe()
         me = os.getpid()
         with warnings.catch_warnings():
@@ -165,9 +149,9 @@ class ReaderProcess:
             self._pid = os.fork()
         if self._pid == 0:
             try:
-                _settle(me, {theirs.fileno(), self._file})
+                settle(me, {theirs.fileno(), self._file})
                 memory = mmap.mmap(self._file, self._size)
-                _Child(self.filler, self.layout, memory, self.blocks, theirs, self.threads, bool(self._careful)).serve()
+                Child(self.filler, self.layout, memory, self.blocks, theirs, self.threads, bool(self._careful)).serve()
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -209,7 +193,7 @@ class ReaderProcess:
             of_this_rank(f"rank {self.filler.rank}: waiting for pictures for {waited_s:.0f} s: {self._where(busy)}")
 
     def _busy(self) -> list[list[int]]:
-        return [row for row in self._reading.tolist() if row[0] != _IDLE]
+        return [row for row in self._reading.tolist() if row[0] != IDLE]
 
     def _where(self, busy: list[list[int]]) -> str:
         shards = self.filler.reader.shards
@@ -250,126 +234,6 @@ class ReaderProcess:
         self._start()
         for message in left.items():
             self._send(message)
-
-
-class _Child:
-    """What runs in the other process: threads fill blocks, the main thread hears what is asked."""
-
-    def __init__(
-        self,
-        filler: Filler,
-        layout: Layout,
-        memory: mmap.mmap,
-        blocks: int,
-        connection: Connection,
-        threads: int,
-        careful: bool,
-    ):
-        self._slots = [
-            layout.slot(torch.frombuffer(memory, dtype=torch.uint8, count=layout.bytes, offset=i * layout.bytes))
-            for i in range(blocks)
-        ]
-        self._reading = _table(memory, blocks * layout.bytes, threads)
-        self._filler, self._connection, self._b = filler, connection, layout.b
-        self._lock, self._gate, self._careful = threading.Lock(), threading.Lock(), careful
-        self._me, self._numbers = threading.local(), iter(range(threads))
-        filler.reader.reading = self._tell
-        self._pool = ThreadPoolExecutor(threads, "pictures", self._name)
-
-    def serve(self) -> None:
-        while True:
-            try:
-                asked = self._connection.recv()
-            except (EOFError, ConnectionResetError):
-                os._exit(0)
-            if asked is None:
-                self._careful = False
-                continue
-            block, consumed = asked
-            spans = [(first, min(first + CHUNK, self._b)) for first in range(0, self._b, CHUNK)]
-            work = _Work(block, len(spans))
-            places = self._filler.places(consumed)
-            for number, (first, last) in enumerate(spans):
-                self._pool.submit(self._fill, work, number, places, first, last)
-
-    def _name(self) -> None:
-        torch.set_num_threads(1)  # also: the pool of OpenMP has lost its threads in the fork
-        with self._lock:
-            self._me.number = next(self._numbers)
-
-    def _tell(self, lane: int, shard: int, row: int, there: bool) -> None:
-        self._reading[self._me.number] = lane, shard, row, there, time.monotonic_ns()
-
-    def _fill(self, work: "_Work", number: int, places: Places, first: int, last: int) -> None:
-        try:
-            with self._gate if self._careful else nullcontext():
-                try:
-                    work.skipped[number] = self._filler.fill(self._slots[work.block], places, first, last)
-                finally:
-                    self._reading[self._me.number] = _IDLE
-        except BaseException as error:
-            if isinstance(error, BadDataError):
-                work.skipped[number], error.skipped = error.skipped, []
-            if not hasattr(error, "exit_status"):
-                error.add_note(f"in the reader process:\n{traceback.format_exc()}")
-            work.error = _portable(error)
-        with self._lock:
-            work.left -= 1
-            if work.left == 0:
-                self._connection.send((work.block, work.answer()))
-
-
-class _Work:
-    """What is known of a block that is being filled."""
-
-    def __init__(self, block: int, parts: int):
-        self.block, self.left = block, parts
-        self.error: BaseException | None = None
-        self.skipped: list[list[Skipped]] = [[] for _ in range(parts)]
-
-    def answer(self) -> list[Skipped] | BaseException:
-        """What was skipped, which an error for bad data takes with it."""
-        skipped = [one for part in self.skipped for one in part]
-        if isinstance(self.error, BadDataError):
-            self.error.skipped = skipped
-        return self.error or skipped
-
-
-def _portable(error: BaseException) -> BaseException:
-    """The error, or one with its words where it cannot go through a pipe."""
-    try:
-        pickle.dumps(error)
-        return copy.copy(error)  # by the same words of its class as at the other end
-    except Exception:  # whatever its class does when it is taken apart and put together
-        return RuntimeError("".join(traceback.format_exception(error)))
-
-
-def _table(memory: mmap.mmap, offset: int, threads: int) -> np.ndarray:
-    """What each thread does now: int64 [threads, _COLUMNS]."""
-    return np.frombuffer(memory, np.int64, threads * _COLUMNS, offset).reshape(threads, _COLUMNS)
-
-
-def _settle(parent: int, keep: set[int]) -> None:
-    """Make a forked child a process of its own: it ends with its parent, hears no signals, holds no files but archives."""
-    gc.freeze()  # the parent's objects are not ours to finalise
-    faulthandler.disable()  # it may write to a descriptor that will be another file's here
-    for heard in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-        signal.signal(heard, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died in between
-        os._exit(0)
-    for number in map(int, os.listdir("/proc/self/fd")):
-        with suppress(OSError):  # the one that listed the folder
-            if number > 2 and number not in keep and not _archive(number):
-                os.close(number)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)  # the result of a verb is its parent's to print
-
-
-def _archive(number: int) -> bool:
-    read_only = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-    return read_only and stat.S_ISREG(os.fstat(number).st_mode)
 
 
 def _end(process: int) -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from seer.core.errors import BadDataError, RequestError, StorageError
+from seer.data.child import CHUNK
 from seer.data.ledger import Ledger
 from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.process import CHUNK
 from seer.data.reader import MOST_BAD, Reader
 from seer.data.shards import open_shards, write_shards
 from tests.data.children import children

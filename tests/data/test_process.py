@@ -22,11 +22,11 @@ from seer.core import log
 from seer.core.errors import BadDataError, StorageError
 from seer.data import process
 from seer.data import reader as reading
+from seer.data.child import CHUNK
 from seer.data.decode import decode
 from seer.data.loader import HELD, Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.process import CHUNK
 from seer.data.reader import MOST_BAD, Reader
 from seer.data.shards import TarShard, open_shards, write_shards
 from seer.data.slot import Layout
