@@ -11,6 +11,8 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 ARGS ?=
+# Tests that run at a time. Many start two ranks, so more cores than two are put to use anyway; 0 = in one process, for --pdb.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,11 +52,16 @@ pretrain: $(CORE)  ## train on the built-in sample pictures, one rank a GPU
 			-m seer pretrain recipe=sample $(ARGS); \
 	else exec $(BIN)/seer pretrain recipe=sample $(ARGS); fi
 
-test: $(TEST)  ## all tests but the long ones
-	@$(BIN)/python -m pytest -m "not long and not gpu" $(ARGS)
+# A file's tests stay together, since they share what one of them has made. Status 5 of pytest: ARGS leave no test of a kind.
+test: $(TEST)  ## all tests but the long ones, two at a time
+	@usual="not long and not gpu"; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone and $$usual" $(ARGS); side=$$?; \
+	[ $$side -eq 0 ] || [ $$side -eq 5 ] || exit $$side; \
+	$(BIN)/python -m pytest -m "alone and $$usual" $(ARGS); alone=$$?; \
+	[ $$alone -ne 5 ] || exit $$side; exit $$alone
 
-test-fast: $(TEST)  ## the tests that take milliseconds
-	@$(BIN)/python -m pytest -m "not slow and not long and not gpu" $(ARGS)
+test-fast: $(TEST)  ## the tests that take milliseconds, two at a time
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not alone and not long and not gpu" $(ARGS)
 
 test-long: $(TEST)  ## the long tests alone (exit status 5 of pytest: there are none)
 	@$(BIN)/python -m pytest -m "long and not gpu" $(ARGS) || [ $$? -eq 5 ]

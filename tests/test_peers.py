@@ -12,7 +12,7 @@ import pytest
 from seer.data import sample
 from tests.program import SMALL, Ended, losses, start, wait
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 LIMIT_S = 20
 
 

@@ -16,7 +16,7 @@ from seer.tasks.swav import SwAVTask
 from tests.program import SMALL, Ended, seer, start, wait
 from tests.test_peers import told, workers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 WORDS = ("pretrain", *SMALL, "model=regnety_tiny", "steps=2")
 DRAWING = ("data.source=null", "data.drawn=60000")  # minutes of it
 

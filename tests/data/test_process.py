@@ -33,7 +33,7 @@ from seer.data.slot import Layout
 from tests.data.children import children
 from tests.data.pictures import png
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 N, BATCH = 64, 8
 CROP = MultiCrop((16, 8), (2, 1), ((0.3, 1), (0.1, 0.3)))
