@@ -186,6 +186,7 @@ def test_damaged_tars_lose_nothing_in_silence(count, indexed, tmp_path):
         assert all(found[kind]["counted"] for kind in ("bit of data", "noise in data", "zeroed header")), found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_without_an_index_no_row_goes_missing_when_data_is_damaged_but_its_pixels_may_change(tmp_path):
     path, whole = tmp_path / "x.tar", archives(MEMBERS)[0]

@@ -104,6 +104,7 @@ def test_the_jpeg_shows_the_picture_that_was_drawn() -> None:
     assert np.abs(decoded.astype(int) - picture).mean() < 6
 
 
+@pytest.mark.slow
 def test_sizes_shapes_and_qualities_are_mixed(train: list[tuple[np.ndarray, int]]) -> None:
     sizes = np.array([picture.shape[:2] for picture, _ in train])  # [N, 2]
     assert sizes.min() >= 64 and sizes.max() <= 160
@@ -114,6 +115,7 @@ def test_sizes_shapes_and_qualities_are_mixed(train: list[tuple[np.ndarray, int]
     assert len(tables) > 10
 
 
+@pytest.mark.slow
 def test_kinds_are_balanced_and_shuffled(train: list[tuple[np.ndarray, int]]) -> None:
     labels = [label for _, label in train]
     assert set(Counter(labels).values()) == {len(train) // len(KINDS)}
@@ -152,6 +154,7 @@ def test_nearest_neighbours_that_learned_nothing_stay_near_chance(
         assert 0.3 * CHANCE < accuracy <= 0.20, name
 
 
+@pytest.mark.slow
 def test_mean_colour_does_not_depend_on_kind(train: list[tuple[np.ndarray, int]]) -> None:
     """One-way analysis of variance: what a label explains of a picture's mean colour is what chance would."""
     labels = np.array([label for _, label in train])  # [N]

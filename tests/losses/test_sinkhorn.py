@@ -146,6 +146,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_together_equal_one_process_on_the_joined_batch(folder, ranks):
     parts = [torch.load(folder / f"{ranks}-{rank}.pt") for rank in range(ranks)]

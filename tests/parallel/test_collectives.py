@@ -55,6 +55,7 @@ def said(tmp_path_factory) -> list[dict]:
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(RANKS)]
 
 
+@pytest.mark.slow
 def test_sum_and_mean_hold_all_ranks_and_are_in_place(said):
     total = sum(values(rank) for rank in range(RANKS))
     for rank in range(RANKS):
@@ -63,6 +64,7 @@ def test_sum_and_mean_hold_all_ranks_and_are_in_place(said):
         torch.testing.assert_close(said[rank]["mean"], total / RANKS)
 
 
+@pytest.mark.slow
 def test_stack_is_in_rank_order_and_its_gradient_sums_what_every_rank_asks_of_the_row(said):
     stacked = torch.stack([values(rank) for rank in range(RANKS)])
     weights = torch.arange(1.0, 1 + stacked.numel()).view_as(stacked) * (1 + 2 + 3)
@@ -71,6 +73,7 @@ def test_stack_is_in_rank_order_and_its_gradient_sums_what_every_rank_asks_of_th
         torch.testing.assert_close(said[rank]["gradient"], (2 * stacked * weights)[rank])
 
 
+@pytest.mark.slow
 def test_broadcast_source_and_sums_count_ranks_of_the_group(said):
     for rank in range(RANKS):
         torch.testing.assert_close(said[rank]["broadcast"], values(1), rtol=0, atol=0)
@@ -82,6 +85,7 @@ def test_broadcast_source_and_sums_count_ranks_of_the_group(said):
         )
 
 
+@pytest.mark.slow
 def test_any_true_needs_one_rank(said):
     assert [row["any_none"] for row in said] == [False] * RANKS
     assert [row["any_last"] for row in said] == [True] * RANKS
