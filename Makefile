@@ -52,19 +52,14 @@ pretrain: $(CORE)  ## train on the built-in sample pictures, one rank a GPU
 			-m seer pretrain recipe=sample $(ARGS); \
 	else exec $(BIN)/seer pretrain recipe=sample $(ARGS); fi
 
-# A file's tests stay together, since they share what one of them has made. Status 5 of pytest: ARGS leave no test of a kind.
 test: $(TEST)  ## all tests but the long ones, two at a time
-	@usual="not long and not gpu"; \
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone and $$usual" $(ARGS); side=$$?; \
-	[ $$side -eq 0 ] || [ $$side -eq 5 ] || exit $$side; \
-	$(BIN)/python -m pytest -m "alone and $$usual" $(ARGS); alone=$$?; \
-	[ $$alone -ne 5 ] || exit $$side; exit $$alone
+	@$(call side_by_side,not long and not gpu)
 
 test-fast: $(TEST)  ## the tests that take milliseconds, two at a time
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not alone and not long and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not long and not gpu" $(ARGS)
 
-test-long: $(TEST)  ## the long tests alone (exit status 5 of pytest: there are none)
-	@$(BIN)/python -m pytest -m "long and not gpu" $(ARGS) || [ $$? -eq 5 ]
+test-long: $(TEST)  ## the long tests alone, two at a time
+	@$(call side_by_side,long and not gpu)
 
 check: $(TEST)  ## lint, format and types, changing nothing
 	@$(BIN)/ruff check .
@@ -94,6 +89,15 @@ gpu:  ## the tests that need a GPU, with PYTHON as it is where that has torch
 clean:  ## remove .venv, builds and caches; runs/ stays
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find seer configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || :
+
+# $(call side_by_side,which tests): JOBS at a time, then those that must have no other beside them. A file's tests stay
+# together, since they share what one of them has made. Status 5 of pytest: ARGS leave no test of a kind.
+define side_by_side
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone and $(1)" $(ARGS); side=$$?; \
+	[ $$side -eq 0 ] || [ $$side -eq 5 ] || exit $$side; \
+	$(BIN)/python -m pytest -m "alone and $(1)" $(ARGS); alone=$$?; \
+	[ $$alone -ne 5 ] || exit $$side; exit $$alone
+endef
 
 # $(call install,what to install): pip, with the mark that a kill leaves behind. When pip itself says no (offline, an
 # error in setup.py), nothing is half unpacked: the mark goes, and the next call tries again in place.
