@@ -23,13 +23,15 @@ from seer.parallel.world import World
 
 @dataclass(frozen=True)
 class Ending:
-    """Made when training begins; `seconds` of the result count from here. facts: what every checkpoint says of the run."""
+    """Made when training begins; `seconds` of the result count from here. batch: pictures a step over all ranks. facts: what
+    every checkpoint says of the run."""
 
     wanted: Mapping[str, Any]
     folder: Path
     training: Training
     crop: MultiCrop
     world: World
+    batch: int
     checkpoints: Checkpoints
     recorder: FlightRecorder
     facts: Mapping[str, Any]
@@ -44,7 +46,8 @@ class Ending:
             weights = whole_on_first(state, self.world.group)
         if self.world.rank:
             return {}
-        result = {**run_folder.summary(self.folder), "steps": steps, "seconds": round(time.monotonic() - self.start, 1)}
+        result = {**run_folder.summary(self.folder), "steps": steps, "images": steps * self.batch}
+        result["seconds"] = round(time.monotonic() - self.start, 1)
         result["peak_memory_gb"] = round(peak_memory_gb(self.world.device), 3)
         result["alarms"] = self.recorder.told
         last = (self.folder / "checkpoints" / "last").resolve()
@@ -60,7 +63,7 @@ class Ending:
             "input_size": self.wanted["eval"]["size"] or self.crop.sizes[0],
             "recipe": json.dumps(config.flat(dict(self.wanted))),
             "data_fingerprint": self.facts["data"],
-            "images_seen": result.get("images", 0),
+            "images_seen": result["images"],
             "licence": self.training.licence,
             "metrics": {k: float(v) for k, v in result.items() if isinstance(v, int | float)},
         }

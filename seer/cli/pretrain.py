@@ -130,7 +130,7 @@ def _train(
     metrics = Metrics([*_sinks(wanted, folder, world, total, first, task.chance_loss), recorder])
     if probe and first == 0:
         metrics.add(0, probe.baselines())
-    ending = Ending(wanted, folder, training, crop, world, checkpoints, recorder, facts)
+    ending = Ending(wanted, folder, training, crop, world, batch, checkpoints, recorder, facts)
     limits = Ledger(data.shards, wanted["data"]["max_bad"], run_folder.over_ranks(world), world.size)
 
     def pictures(step: int) -> list[dict[str, Any]]:

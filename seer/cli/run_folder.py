@@ -290,7 +290,8 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What `metrics.jsonl` says in the end: last values, and for kNN also the first, of the untrained backbone."""
+    """What `metrics.jsonl` says in the end (last values, and for kNN also the first, of the untrained backbone), and the counts
+    of `skipped.jsonl`."""
     rows = read_rows(folder / "metrics.jsonl")
     trained = [row for row in rows if "loss" in row]
     probed = [row["knn_top1"] for row in rows if "knn_top1" in row]
@@ -298,12 +299,11 @@ def summary(folder: Path) -> dict[str, Any]:
     if trained:
         rates = sorted(row["images_per_s"] for row in trained)
         values = {"loss": trained[-1]["loss"], "images_per_s": rates[len(rates) // 2]}
-        values |= {"images": int(trained[-1]["images"]), "skipped": int(trained[-1]["skipped"])}
     if probed:
         values |= {"knn_top1": probed[-1], "knn_top1_untrained": probed[0], "knn_curve": probed}
     for row in rows:
         values |= {k: v for k, v in row.items() if k in ("knn_pixels", "knn_colours")}
     parts = (folder / SKIPPED, *_parts(folder))
     reasons = Counter(row["kind"] for part in parts for row in _counted(part))
-    values["skipped_by_reason"] = dict(reasons.most_common())
+    values |= {"skipped": reasons.total(), "skipped_by_reason": dict(reasons.most_common())}
     return values
