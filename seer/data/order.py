@@ -24,6 +24,7 @@ MOST_LANES = 2048  # many lanes mix best, and more mix no better
 MOST_RANKS = 1024  # every number of ranks up to this that divides the batch can take part
 _CHUNK = 8192  # shards permuted at a time
 _AHEAD = 8192  # rows located at a time, of batches to come: numpy's price is per call, not per row
+_EPOCHS = 16  # but no further ahead than this, since each epoch has its price, too
 _TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
 TRIES = 8  # stand-ins for one position from its own block
 
@@ -87,9 +88,10 @@ class Plan:
         whom, known = (each, rank, ranks), self._located  # read once: threads may come here together
         if known is None or known[0] != whom or not known[1] <= first <= known[1] + known[2].shape[2] - each:
             goes_on = known is not None and known[0] == whom and first == known[1] + known[2].shape[2]
+            ahead = min(_AHEAD, _EPOCHS * self.total // ranks) // (each * owned) if goes_on else 0
             lane, position = np.meshgrid(
                 np.arange(rank * owned, (rank + 1) * owned, dtype=np.int64),
-                np.arange(first, first + (max(1, _AHEAD // (each * owned)) if goes_on else 1) * each, dtype=np.int64),
+                np.arange(first, first + max(1, ahead) * each, dtype=np.int64),
                 indexing="ij",
             )
             found = self._locate(lane.ravel(), position.ravel(), None)
@@ -136,8 +138,10 @@ class Plan:
             for old in [e for e in list(self._lines) if abs(e - epoch) > 1]:
                 self._lines.pop(old, None)  # reader threads come here too
             n, key = len(self.counts), rng.key(self.seed, "shards", epoch)
-            shards = np.empty(n, dtype=np.int64)
-            for first in range(0, n, _CHUNK):  # the permutation's own arrays are twelve times as large as its result
+            shards = np.zeros(n, dtype=np.int64)
+            # A lone shard, like a folder of pictures, has its place. The permutation's own arrays are twelve times as large
+            # as its result.
+            for first in range(0, n if n > 1 else 0, _CHUNK):
                 index = np.arange(first, min(first + _CHUNK, n))
                 keys = np.full(len(index), key, dtype=np.uint64)
                 shards[first : first + _CHUNK] = permute(index, np.full(len(index), n), keys)

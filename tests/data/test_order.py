@@ -281,3 +281,12 @@ def test_a_plan_asked_batch_after_batch_says_what_one_asked_once_says():
         found, alone = asked.places(*call), plan(counts, seed=5, lanes=lanes).places(*call)
         for name in ("lane", "position", "epoch", "shard", "row"):
             assert np.array_equal(getattr(found, name), getattr(alone, name)), call
+
+
+def test_a_pool_of_a_few_pictures_is_not_located_for_hundreds_of_epochs_to_come(monkeypatch):
+    few, epochs = plan([12, 8], seed=0, lanes=4), set()
+    line = few._line
+    monkeypatch.setattr(few, "_line", lambda epoch: epochs.add(epoch) or line(epoch))
+    for step in range(3):
+        few.places(step * 8, 8)
+    assert max(epochs) <= 18
