@@ -63,11 +63,12 @@ class CheckpointFiles:
     the outcome is the same on all.
 
     keep: which stay when a newer one is whole. statistics: how many groups of ranks share batch statistics, each with a set
-    of its own.
+    of its own. broken: steps that were found damaged, which push out no whole one.
     """
 
     def __init__(self, folder: Path, world: World, keep: Keep, statistics: int):
         self.folder, self.world, self.keep, self.statistics = folder, world, keep, statistics
+        self.broken: set[int] = set()
         if world.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for half_made in folder.glob("*.writing"):
@@ -143,7 +144,9 @@ class CheckpointFiles:
         os.rename(temporary, final)
         point(self.folder / "last", final.name)
         flush_folder(self.folder)
-        for path in [*passed(self.folder, facts["step"], self.keep.newest), *self.folder.glob("*.old.writing")]:
+        self.broken.discard(facts["step"])
+        may_go = passed(self.folder, facts["step"], self.keep.newest, self.broken)
+        for path in [*may_go, *self.folder.glob("*.old.writing")]:
             shutil.rmtree(path, ignore_errors=True)
 
     def _of_this_rank(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -196,8 +199,11 @@ class CheckpointFiles:
                 return f"{MANIFEST} names no {STATE}"
             for name in sorted(manifest["files"])[self.world.rank :: self.world.size]:
                 file = path / name
-                if not file.is_file() or described(file) != manifest["files"][name]:
-                    return f"{name} is missing or differs from its checksum"
+                try:
+                    if not file.is_file() or described(file) != manifest["files"][name]:
+                        return f"{name} is missing or differs from its checksum"
+                except OSError as error:
+                    return f"{name} cannot be read: {error.strerror or error}"
             return ""
 
         problems = [p for p in gather_text(problem(), self.world.group) if p]

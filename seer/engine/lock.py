@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from seer.core.errors import RequestError
@@ -74,7 +75,8 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
-            os.utime(self.path)
+            with suppress(OSError):  # a storage that stumbles once; the next beat tries again
+                os.utime(self.path)
 
     def _other(self) -> dict[str, str] | None:
         self._file.seek(0)

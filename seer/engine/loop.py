@@ -87,10 +87,12 @@ def fit(
         nonlocal saved_at
         world.note(step, "saving")
         guard.settle()
+        probe.mark()
         agree(step)
         parts: dict[str, Any] = {"task": task, "optimizer": optimizer, "precision": precision, "plateau": plateau}
         state = {name: part.state_dict() for name, part in parts.items() if part is not None}
         checkpoints.save(step, state, {**facts, "images": step * batch})
+        probe.skip()
         saved_at = time.monotonic()
 
     def look(done: int) -> bool:
@@ -132,6 +134,7 @@ def fit(
             if end or done % every.log == 0:
                 shared = _over_ranks({"loss": output.loss, **output.metrics, "skipped": skipped * world.size}, world)
                 progress = {"epoch": done * batch / pictures, "images": done * batch}
+                guard.settle()  # which waits for the device
                 cost = probe.read()
                 by_reason = {f"skipped/{reason}": count for reason, count in reasons.items() if count}
                 metrics.add(
@@ -143,7 +146,10 @@ def fit(
                 enough = look(done)
             if evaluators and (end or (every.evaluate and done % every.evaluate == 0)):
                 world.note(step, "evaluating")
+                guard.settle()
+                probe.mark()
                 metrics.add(step, _evaluate(task, evaluators, world, checkpoints.statistics))
+                probe.skip()
                 enough = look(0) or enough
             late = every.minutes and time.monotonic() - saved_at > 60 * every.minutes
             lost = checkpoints.look()
@@ -157,7 +163,6 @@ def fit(
                 save(done)
                 if slow:
                     slow.start()
-            probe.skip()
             if end or asked == STOP:
                 checkpoints.settle()
             if asked == STOP and not end:
@@ -166,6 +171,7 @@ def fit(
                     done,
                 )
             world.note(done, "reading pictures")
+            probe.mark()
 
 
 def _over_ranks(values: Mapping[str, torch.Tensor | float], world: World) -> dict[str, torch.Tensor]:

@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from seer.core.lines import Lines
 from seer.core.log import log
 from seer.core.protocols import MetricSink
 
@@ -51,14 +52,14 @@ class JsonLines:
         temporary = path.with_suffix(".writing")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(path)
-        self._file: IO[str] = open(path, "a", encoding="utf-8", buffering=1)
+        self._lines = Lines(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._lines.append(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -71,19 +72,33 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """Event files beside the run. A resumed run purges what lies behind its first step."""
+    """Event files beside the run. A resumed run purges what lies behind its first step. Once storage has refused them, told,
+    there are no more: `metrics.jsonl` has the same numbers."""
 
     def __init__(self, folder: Path, first_step: int = 0):
         from torch.utils.tensorboard import SummaryWriter  # 1 s to import, for those who want it
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=first_step or None)
+        self._folder = folder
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        if self._writer is not None:
+            try:
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
+            except OSError as error:
+                self._give_up(error)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        log.error(f"{self._folder} cannot be written: {error.strerror or error}; no more numbers go there")
+        self._writer = None
 
 
 class ProgressBar:

@@ -7,10 +7,11 @@ import torch
 
 
 class Probe:
-    """Call `waited` when the batch has come and `stepped` when the step is issued; `read` gives the means since the last.
+    """Call `waited` when the batch has come, `stepped` when the step is issued, `mark` before what follows: another batch, or
+    what is to be left out up to `skip`. `read` gives the means since the last.
 
-    On a GPU a step is issued long before it is done; over the steps between two reads, each of which waits for the
-    device, the means are right all the same.
+    On a GPU a step is issued long before it is done. Over the steps between two reads the means are right all the same, as
+    long as the device is waited for before each `read`, and before a `mark` that a `skip` follows.
     """
 
     def __init__(self, device: torch.device, batch: int):
@@ -23,11 +24,14 @@ class Probe:
         self._wait += now - self._last
 
     def stepped(self) -> None:
-        self._last = time.perf_counter()
+        self.mark()
         self._steps += 1
 
+    def mark(self) -> None:
+        self._last = time.perf_counter()
+
     def skip(self) -> None:
-        """Leave out what was not training: an evaluation, a checkpoint."""
+        """Leave out what has been since the last `mark`, which was not training: an evaluation, a checkpoint."""
         now = time.perf_counter()
         self._start += now - self._last
         self._last = now
@@ -42,7 +46,7 @@ class Probe:
             "step_ms": 1e3 * seconds / max(self._steps, 1),
             "peak_memory_gb": peak_memory_gb(self.device),
         }
-        self._steps, self._wait, self._start = 0, 0.0, now
+        self._steps, self._wait, self._start, self._last = 0, 0.0, now, now
         return values
 
 

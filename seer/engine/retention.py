@@ -3,12 +3,14 @@
 Order is that of the steps in the folders' names, never of times, which jump.
 """
 
+import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from seer.core.errors import RequestError, StorageError
-from seer.engine.manifest import read_manifest
+from seer.engine.manifest import MANIFEST, read_manifest
 
 _NAME = re.compile(r"step-(\d{8,})$")
 
@@ -45,13 +47,30 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def passed(folder: Path, step: int, newest: int) -> list[Path]:
-    """Checkpoints that may go now that the one of `step` is whole.
+def passed(folder: Path, step: int, newest: int, broken: Collection[int] = ()) -> list[Path]:
+    """Checkpoints that may go now that the one of `step` is whole. broken: steps that were found damaged.
 
     Steps ahead of it were passed over when the run went on: they must not push out the whole ones, and they stay.
     """
-    behind = [s for s in steps_in(folder) if s <= step][:-newest]
-    return [folder / f"step-{s:08d}" for s in behind if not ((m := _manifest(folder, s)) and m["kept"])]
+    behind = [s for s in steps_in(folder) if s <= step]
+    whole = [s for s in behind if s not in broken]
+    paths = [folder / f"step-{s:08d}" for s in behind if s not in whole[-newest:]]
+    return [path for path in paths if _may_go(path)]
+
+
+def _may_go(path: Path) -> bool:
+    """What says that it stays for ever does, and so does what cannot be read now: it may say so another time. Without a
+    manifest it is what a kill has left of one that was being deleted."""
+    try:
+        return not read_manifest(path)["kept"]
+    except StorageError:
+        try:
+            os.lstat(path / MANIFEST)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass
+        return False
 
 
 def _manifest(folder: Path, step: int) -> dict | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from seer.core.errors import StorageError
 from seer.core.log import log
@@ -42,6 +43,7 @@ class Checkpoints:
         self._writing: threading.Thread | None = None
         self._failed: BaseException | None = None  # what came of the last save
         self._row, self._told = 0, False  # failures on end; whether the last was told
+        self._useless = False  # the group over which the threads of the ranks talk: after a time-out
 
     def check_room(self, size: int) -> None:
         """size: bytes of one checkpoint, over all ranks. Raises StorageError when the disk cannot hold those that stay and
@@ -89,7 +91,7 @@ class Checkpoints:
         failed = self._failed
         if failed is None:
             return False
-        if not isinstance(failed, StorageError) or self._row >= TRIES:
+        if not isinstance(failed, StorageError) or self._row >= TRIES or self._useless:
             return True
         self._tell(failed)
         return False
@@ -126,6 +128,7 @@ class Checkpoints:
                 return self.files.read(manifest, like or {}), manifest
             except StorageError as error:
                 log.warning(f"checkpoint {self.files.path(step).name} is passed over: {error}")
+                self.files.broken.add(step)
         if steps:
             raise StorageError(f"none of {len(steps)} checkpoints in {self.folder} is whole; restore one or start anew")
         return None
@@ -147,6 +150,12 @@ class Checkpoints:
             with _stream_of_its_own(self.world.device):
                 self._write_once(*save, self.world.side)
         except BaseException as error:  # CheckpointException is none of Exception
+            if isinstance(error, RuntimeError) and "timed out" in str(error).lower():
+                self._useless = True
+                error = StorageError(
+                    f"checkpoint of step {save[0]}: not all ranks have written within parallel.timeout_s, so storage does not "
+                    f"answer one of them ({str(error).splitlines()[0]}); older checkpoints are intact, see to it"
+                )
             self._failed = error
 
     def _write_once(self, *save: Any) -> None:
@@ -157,6 +166,23 @@ class Checkpoints:
         except StorageError as error:
             self._row += 1
             self._failed = error
+            _let_go(error)
+
+
+def _let_go(error: BaseException) -> None:
+    """Of the frames that an error and what caused it went through: they hold a copy of the state, up to the next save, and
+    torch's own hold the error in turn."""
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = None
+        todo += [one.__cause__, one.__context__]
+        if isinstance(one, CheckpointException):
+            todo += [cause for cause, _ in one.failures.values()]
 
 
 @contextmanager

@@ -1,21 +1,11 @@
 """A rank that is slow window after window is named once; a slow moment is not."""
 
-import logging
-
 import pytest
 import torch
 
-from seer.core.log import log
 from seer.engine import straggler
 from seer.engine.straggler import Stragglers
 from seer.parallel.world import World
-
-
-@pytest.fixture
-def told(caplog, monkeypatch):
-    monkeypatch.setattr(log, "propagate", True)
-    caplog.set_level(logging.WARNING, logger="seer")
-    return caplog
 
 
 @pytest.fixture
