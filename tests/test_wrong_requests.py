@@ -83,6 +83,17 @@ def test_a_corrected_word_goes_on_in_the_folder_that_the_wrong_one_left(capfd, t
     (tmp_path / "run").mkdir()
     for name, text in {"config.yaml": "seed: 5\nbatch: 3\n", "train.log": "wrong\n", "result.json": "{}"}.items():
         (tmp_path / "run" / name).write_text(text)
+    (tmp_path / "run" / ".result.json.writing").touch()  # killed while it was written
+    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=1")
+    assert seer(capfd, "pretrain", *SMALL, *words).status == 0
+
+
+def test_a_run_that_was_killed_before_its_config_was_written_starts_anew_in_its_folder(
+    capfd, tmp_path, pictures
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in (".lock", ".config.yaml.writing"):
+        (tmp_path / "run" / name).write_text("")
     words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=1")
     assert seer(capfd, "pretrain", *SMALL, *words).status == 0
 

@@ -76,9 +76,15 @@ def _end(result: dict[str, Any], rank: int, output: Path | None = None, tells: b
     if tells:
         line = json.dumps(result)
         if output is not None and output.is_dir():
-            temporary = output / ".result.json.writing"
-            temporary.write_text(line + "\n", encoding="utf-8")
-            temporary.replace(output / "result.json")
+            try:
+                temporary = output / ".result.json.writing"
+                temporary.write_text(line + "\n", encoding="utf-8")
+                temporary.replace(output / "result.json")
+            except OSError as error:
+                told = f"{output / 'result.json'} cannot be written: {error.strerror}"
+                log.log.error(told)
+                if status == 0:  # whoever asks the folder must not be told that all is done
+                    status, line = 74, json.dumps({**result, "exit": 74, "error": told})
         print(line, flush=True)
     return status
 

@@ -167,13 +167,20 @@ def _train(
         )
     except Interrupted as interrupted:
         metrics.close()
+        lines.close()
         # a bundle of many GB must not stand between the save and exit 75, without which no scheduler goes on
-        interrupted.result = ending.result(interrupted.step, bundle=not any_true(stop.hurried, world.group))
+        bundle = not any_true(stop.hurried, world.group)
+        try:
+            interrupted.result = ending.result(interrupted.step, bundle=bundle)
+        except OSError as error:
+            log.error(f"what the run leaves behind cannot be written: {error}; the checkpoint is whole")
         raise
     except BadDataError as error:
         lines.last(getattr(error, "skipped", ()))
+        lines.close()
         raise
     metrics.close()
+    lines.close()
     return ending.result(total)
 
 

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 import seer
 from seer.cli.config import flat
 from seer.core.errors import LostPeer, RequestError, StorageError
+from seer.core.lines import Lines
 from seer.core.log import keep_copy, log
 from seer.core.records import Skipped
 from seer.data.ledger import Ledger, shown
@@ -52,7 +53,8 @@ FREE = (
         "data.check_crc",
     ),
 )
-BEFORE_TRAINING = (CONFIG, "train.log", "result.json", LOCK)  # what a run that was refused leaves behind
+MAKING = (LOCK, f".{CONFIG}.writing")  # what a run leaves behind that was killed before its config was written
+BEFORE_TRAINING = (*MAKING, CONFIG, "train.log", "result.json", ".result.json.writing")  # and one that was refused
 CHECK = 10  # steps between two looks at the limits of the ledger where ranks have to talk for it
 NAMED = 20  # pictures named in the log for each kind of reason
 
@@ -78,7 +80,7 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
         for key in ("data.exclude", "data.max_bad"):
             if before.get(key) != now.get(key):
                 log.info(f"{key}: {before.get(key)} before, {now.get(key)} from here on")
-    elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+    elif folder.exists() and any(path.name not in MAKING for path in folder.iterdir()):
         raise RequestError(f"output={folder} is not empty and holds no run; give another output=")
     world.barrier()
     with ExitStack() as held:
@@ -145,7 +147,7 @@ class SkippedLines:
         if world.rank == 0:
             _undo(folder, first_step)
         world.barrier()
-        self._path = folder / (SKIPPED if world.rank == 0 else f"skipped-{world.rank:05d}.jsonl")
+        self._lines = Lines(folder / (SKIPPED if world.rank == 0 else f"skipped-{world.rank:05d}.jsonl"))
         self._limits, self._batch, self._alone, self._next = limits, batch, world.size == 1, first_step
 
         def rows() -> Iterator[dict[str, Any]]:
@@ -174,13 +176,16 @@ class SkippedLines:
         """Of a step that did not come about."""
         if not skipped:
             return
-        with open(self._path, "a", encoding="utf-8") as file:
-            for one in skipped:
-                file.write(json.dumps({"step": self._next, **asdict(one)}) + "\n")
-                self._named[one.kind] += 1
-                if self._named[one.kind] <= NAMED:
-                    more = "; more of this kind are in skipped.jsonl alone" if self._named[one.kind] == NAMED else ""
-                    log.warning(f"skipped {shown(one.member)} in {one.shard}: {shown(one.reason)}{more}")
+        self._lines.append("".join(json.dumps({"step": self._next, **asdict(one)}) + "\n" for one in skipped))
+        for one in skipped:
+            self._named[one.kind] += 1
+            if self._named[one.kind] <= NAMED:
+                more = "; more of this kind are in skipped.jsonl alone" if self._named[one.kind] == NAMED else ""
+                log.warning(f"skipped {shown(one.member)} in {one.shard}: {shown(one.reason)}{more}")
+
+    def close(self) -> None:
+        """A last try to write what storage has not taken."""
+        self._lines.close()
 
 
 def over_ranks(world: World) -> Callable[[np.ndarray], np.ndarray]:

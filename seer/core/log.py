@@ -26,8 +26,13 @@ def of_this_rank(words: str) -> None:
     log.log(_OF_A_RANK, words)
 
 
+class _Copy(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Of a disk that takes no more: people have read the line on standard error, where a traceback a line would hide it."""
+
+
 def keep_copy(path: Path) -> None:
     """Append all that is logged from now on to a file, with times."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _Copy(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)

@@ -71,6 +71,7 @@ class ReaderProcess:
         self._quiet_s = 0.0
         self._careful: set[int] = set()  # blocks to be filled one picture at a time
         self._suspects: set[tuple[int, int]] = set()  # what was read at the last deaths
+        self._device = torch.cuda.current_device() if pin else 0  # a thread would begin on the first
         self._pinned = pin and _pin(torch.frombuffer(self._memory, dtype=torch.uint8), filler.rank)
         self._pid = 0
         self._start()
@@ -135,7 +136,7 @@ class ReaderProcess:
             self._pid = 0
         if self._pinned:
             memory = torch.frombuffer(self._memory, dtype=torch.uint8)
-            waiting = threading.Thread(target=_unpin, args=(memory,), name="unpin", daemon=True)
+            waiting = threading.Thread(target=_unpin, args=(memory, self._device), name="unpin", daemon=True)
             waiting.start()
             waiting.join(END_S)  # not for ever: a collective that waits for a dead peer holds the device up
         os.close(self._file)
@@ -274,6 +275,7 @@ def _pin(memory: torch.Tensor, rank: int) -> bool:
     return code == 0
 
 
-def _unpin(memory: torch.Tensor) -> None:
-    torch.cuda.synchronize()  # copies from it may be under way
-    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+def _unpin(memory: torch.Tensor, device: int) -> None:
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()  # copies from it may be under way
+        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())

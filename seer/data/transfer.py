@@ -1,11 +1,14 @@
 """Batches on their way to a GPU while the last step still runs there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import TypeVar
 
 import torch
 
 from seer.core.records import Batch
+
+T = TypeVar("T")
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -28,10 +31,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
                 sent = host.to(device, non_blocking=True)
             return host, sent, stream.record_event()
 
-        coming = send()
-        while coming:
-            host, batch, arrived = coming
-            coming = send()
+        for host, batch, arrived in one_ahead(send):
             now = torch.cuda.current_stream(device)
             now.wait_event(arrived)
             for crop in batch.crops:
@@ -39,3 +39,22 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
             arrived.synchronize()  # it began a step ago, so it is done
             del host
             yield batch
+
+
+def one_ahead(get: Callable[[], T | None]) -> Iterator[T]:
+    """What get() gives until it gives None, each asked for before the one ahead of it is used; what it raises comes in its
+    turn, since what is ahead may never be used."""
+    coming = _outcome(get)
+    while (now := coming) is not None:
+        if isinstance(now, Exception):
+            raise now
+        coming, ready = _outcome(get), [now]
+        del now  # whoever gets it may let it go before the next is asked for
+        yield ready.pop()
+
+
+def _outcome(get: Callable[[], T | None]) -> T | Exception | None:
+    try:
+        return get()
+    except Exception as error:
+        return error

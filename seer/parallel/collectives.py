@@ -45,7 +45,8 @@ class _Waited:
         self._thread.aside = True
 
     def __enter__(self) -> None:
-        self.entered += not hasattr(self._thread, "aside")
+        if not hasattr(self._thread, "aside"):
+            self.entered += 1
         self._thread.since = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:

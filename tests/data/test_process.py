@@ -395,7 +395,7 @@ def test_what_was_skipped_before_a_run_of_bad_pictures_comes_with_the_error(tmp_
 def test_pages_that_the_device_will_not_let_go_hold_up_no_end(folder, monkeypatch):
     monkeypatch.setattr(process, "END_S", 0.5)
     released = threading.Event()
-    monkeypatch.setattr(process, "_unpin", lambda memory: released.wait(20))
+    monkeypatch.setattr(process, "_unpin", lambda memory, device: released.wait(20))
     filler = loader(folder).filler
     one = process.ReaderProcess(filler, Layout(CROP, BATCH), blocks=2, threads=1)
     one._pinned = True
