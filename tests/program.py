@@ -65,6 +65,14 @@ def wait(process: subprocess.Popen[str], limit_s: float = 300) -> Ended:
     return Ended(process.returncode, json.loads(lines[-1]) if lines else {}, err)
 
 
+def alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def losses(run: Path) -> list[float]:
     """The loss of every step that a run has logged, exactly as written."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -4,11 +4,13 @@ The real program, two ranks under torchrun: RegNetY-200MF, multi-crop, a queue t
 A share of the kills waits for a save to begin. SEER_KILLS=200 makes the long test as long as a release wants it.
 """
 
+import faulthandler
 import json
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from seer.data import sample
-from tests.program import SMALL, losses, start, wait
-from tests.test_peers import alive, workers
+from tests.program import SMALL, alive, losses, start, wait
+from tests.test_peers import workers
 
 EVERY = 4  # steps between two checkpoints
 LONG = int(os.environ.get("SEER_KILLS", 20))
@@ -33,7 +35,7 @@ class Disturbance:
     steps: int
     random: random.Random
     inside_a_save: int = 0
-    lost: list[int] = field(default_factory=list)
+    lost: list[tuple[int, bool]] = field(default_factory=list)  # steps, and whether a save was under way
     statuses: list[int] = field(default_factory=list)
 
     def start(self) -> subprocess.Popen[str]:
@@ -65,14 +67,16 @@ class Disturbance:
             except ProcessLookupError:
                 continue
         if number == signal.SIGKILL:
-            self.inside_a_save += any((self.run / "checkpoints").glob("step-*.writing"))
+            saving = any((self.run / "checkpoints").glob("step-*.writing"))
+            self.inside_a_save += saving
             if targets is ranks:
                 agent.kill()
         ended = wait(agent)
+        assert not before or f"going on from step {before}" in ended.words, ended.words
         self.statuses.append(json.loads((self.run / "result.json").read_text())["exit"] if ended.result else -number)
         assert not any(map(alive, ranks))
         if number == signal.SIGKILL:
-            self.lost.append(len(losses(self.run)) - self.last())
+            self.lost.append((len(losses(self.run)) - self.last(), saving))
         return True
 
     def last(self) -> int:
@@ -96,12 +100,12 @@ def disturbed(tmp_path: Path, times: int, numbers: tuple[int, ...]) -> Disturban
         (pictures / f"{key}.jpg").write_bytes(fields["jpg"])
     steps = EVERY * (3 * times + 2)
     quiet = Disturbance(tmp_path / "quiet", pictures, steps, random.Random(0))
-    assert wait(quiet.start(), 3600).status == 0
+    assert wait(quiet.start(), 600 + 60 * LONG).status == 0
     rough = Disturbance(tmp_path / "rough", pictures, steps, random.Random(1))
     for index in range(times):
         if not rough.disturb(numbers, in_save=index % 2 == 0):
             break
-    ended = wait(rough.start(), 3600)
+    ended = wait(rough.start(), 600 + 60 * LONG)
     assert ended.status == 0, ended.words
     assert losses(rough.run) == losses(quiet.run) and len(losses(rough.run)) == steps
     one, other = final(quiet.run), final(rough.run)
@@ -112,25 +116,31 @@ def disturbed(tmp_path: Path, times: int, numbers: tuple[int, ...]) -> Disturban
     return rough
 
 
-def _check_kills(rough: Disturbance) -> None:
-    assert max(rough.lost) <= EVERY + 1, rough.lost  # a step may pass while the thread writes
-    assert rough.inside_a_save >= len(rough.lost) / 4, (rough.inside_a_save, len(rough.lost))
+def _check_loss(rough: Disturbance) -> None:
+    """An interval, and where a kill met a save what was trained while that was written, at most up to the next save."""
+    assert all(lost <= EVERY * (1 + saving) for lost, saving in rough.lost), rough.lost
 
 
 @pytest.mark.slow
 def test_three_random_kills_lose_at_most_an_interval_and_no_bit(tmp_path):
-    rough = disturbed(tmp_path, 3, (signal.SIGKILL,))
-    assert max(rough.lost) <= EVERY + 1
+    _check_loss(disturbed(tmp_path, 3, (signal.SIGKILL,)))
+
+
+@pytest.fixture
+def patient():
+    """The limit of a test, for as many kills as are asked for."""
+    faulthandler.dump_traceback_later(1800 + 180 * LONG, exit=True, file=sys.__stderr__)
 
 
 @pytest.mark.long
-def test_many_random_kills_lose_at_most_an_interval_and_no_bit(tmp_path):
+def test_many_random_kills_lose_at_most_an_interval_and_no_bit(tmp_path, patient):
     rough = disturbed(tmp_path, LONG, (signal.SIGKILL,))
     print(f"{len(rough.lost)} kills, {rough.inside_a_save} inside a save, steps lost {sorted(rough.lost)}")
-    _check_kills(rough)
+    _check_loss(rough)
+    assert rough.inside_a_save >= len(rough.lost) / 4, (rough.inside_a_save, len(rough.lost))
 
 
 @pytest.mark.long
-def test_random_requests_to_stop_save_exit_75_and_lose_nothing(tmp_path):
+def test_random_requests_to_stop_save_exit_75_and_lose_nothing(tmp_path, patient):
     rough = disturbed(tmp_path, LONG // 2, (signal.SIGTERM, signal.SIGUSR1))
     assert set(rough.statuses) == {75}

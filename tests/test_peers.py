@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from seer.data import sample
-from tests.program import SMALL, Ended, losses, start, wait
+from tests.program import SMALL, Ended, alive, losses, start, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 LIMIT_S = 20
@@ -52,13 +53,6 @@ def saved(run: Path, limit_s: float = 180) -> None:
     raise AssertionError("no checkpoint came")
 
 
-def alive(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def told(ended: Ended) -> list[str]:
     """The messages of the program, without those of torchrun."""
     return [line for line in ended.words.splitlines() if line.startswith("seer pretrain: ")]
@@ -98,11 +92,14 @@ def test_when_the_launcher_is_killed_the_ranks_save_and_end(pictures, tmp_path):
     saved(run)
     ranks = workers(agent.pid)
     agent.kill()
-    agent.communicate()
     end = time.monotonic() + 30
     while any(map(alive, ranks)) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not any(map(alive, ranks))
+    left = [rank for rank in ranks if alive(rank)]
+    for rank in left:
+        os.kill(rank, signal.SIGKILL)
+    agent.communicate()  # ends when the ranks have, which hold its pipes
+    assert not left
     assert json.loads((run / "result.json").read_text())["exit"] == 75
     assert json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"] == len(losses(run))
 
@@ -175,7 +172,12 @@ def test_steps_are_logged_while_a_slow_disk_takes_a_checkpoint(pictures, tmp_pat
     ended = wait(begin(pictures, run, *small, fault="disk"))
     assert ended.result["exit"] == 0, ended.words
     assert len(losses(run)) == 12 and last(run) == 12
-    assert "keeps the others waiting" not in ended.words  # a rank that waits for a save is busy all the same
+    rows = [
+        [int(n) for n in line.split()] for line in (tmp_path / "rows-before-and-after-flushes").read_text().splitlines()
+    ]
+    assert sum(after > before for before, after in rows) >= 3, rows
+    # a rank that waits for a save is busy all the same
+    assert not re.search(r"rank 0 on \S+ keeps the others waiting", ended.words)
 
 
 def test_where_one_rank_can_save_nothing_all_try_again_and_end_together_after_three_failures(pictures, tmp_path):

@@ -7,8 +7,11 @@ import pytest
 import torch
 import torchvision
 
+from seer.cli.weights import load
 from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data.shards import open_shards, write_shards
+from seer.evals.features import Pictures, extract
+from seer.evals.linear import linear_top1
 from seer.models.pretrained import load_backbone
 from tests.program import SMALL, seer
 
@@ -92,7 +95,11 @@ def test_evaluate_gives_the_figure_that_the_probe_gave(run: Path, pictures: Path
     knn = seer(capfd, "evaluate", "eval=knn", "eval.k=5", f"weights={run}", *data)
     assert knn.result["knn_top1"] == json.loads((run / "result.json").read_text())["knn_top1"]
     linear = seer(capfd, "evaluate", "eval=linear", f"weights={run}", *data)
-    assert linear.status == 0 and 0 <= linear.result["linear_top1"] <= 1
+    backbone, card = load(str(run))
+    sets = [Pictures(open_shards(pictures / part), size=card["input_size"]) for part in ("train", "test")]
+    how = {"mean": tuple(card["mean"]), "std": tuple(card["std"])}
+    known, asked = (extract(backbone.eval(), one, **how) for one in sets)
+    assert linear.status == 0 and linear.result["linear_top1"] == linear_top1(*known, *asked)
 
 
 def test_the_export_loads_strictly_into_torchvision_and_gives_the_same_features(run: Path, tmp_path, capfd) -> None:

@@ -1,5 +1,6 @@
 """Stopping and going on: the losses of an interrupted run are those of one that was left alone, bit for bit."""
 
+import json
 import os
 import signal
 import time
@@ -43,7 +44,8 @@ def test_ctrl_c_saves_exits_75_and_the_same_command_continues_bit_for_bit(pictur
     assert stopped.status == 75 and stopped.result["exit"] == 75 and "Traceback" not in stopped.words
     done = len(losses(run))
     assert 5 <= done < 16
-    assert wait(start(*words, f"output={run}")).status == 0
+    again = wait(start(*words, f"output={run}"))
+    assert again.status == 0 and f"going on from step {done}" in again.words
     assert losses(run) == losses(tmp_path / "quiet") and len(losses(run)) == 16
 
 
@@ -53,9 +55,12 @@ def test_a_killed_run_continues_from_its_last_checkpoint_bit_for_bit(pictures: P
     run = tmp_path / "killed"
     process = start(*words, f"output={run}")
     _after(run, 7)
+    assert process.poll() is None
     process.kill()
     process.communicate()
-    assert wait(start(*words, f"output={run}")).status == 0
+    step = json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"]
+    again = wait(start(*words, f"output={run}"))
+    assert again.status == 0 and 4 <= step < 16 and f"going on from step {step}" in again.words
     assert losses(run) == losses(tmp_path / "quiet")
 
 

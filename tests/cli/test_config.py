@@ -89,16 +89,21 @@ def test_every_recipe_composes_and_its_keys_all_exist(recipe):
         ("steps=3", "steps", 3),
         ("schedule.peak=0.6", "schedule.peak", 0.6),
         ("precision.clip=1", "precision.clip", 1),
-        ("data.threads=null", "data.threads", None),
+        ("data.threads=3", "data.threads", 3),
         ("model=regnety_32gf", "model.name", "regnety_32gf"),
         ("log.tensorboard=false", "log.tensorboard", False),
         ("output=", "output", ""),
-        ("data.source=null", "data.source", None),
+        ("data.source=pictures", "data.source", "pictures"),
     ],
 )
 def test_a_word_sets_its_key(word, key, expected):
     found = config.flat(config.read("pretrain", [word]))[key]
     assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(("key", "value"), [("data.threads", "3"), ("data.source", "pictures")])
+def test_of_two_words_for_a_key_the_later_counts_also_where_it_takes_the_value_away(key, value):
+    assert config.flat(config.read("pretrain", [f"{key}={value}", f"{key}=null"]))[key] is None
 
 
 def test_a_choice_and_a_key_of_it_may_come_in_any_order():

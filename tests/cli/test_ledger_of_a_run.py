@@ -102,7 +102,8 @@ def test_a_run_on_two_ranks_goes_on_without_the_pictures_of_its_own_list_which_n
     assert len(known) >= 100 and not list(run.glob("skipped-*"))
     excluded = (*words, f"data.exclude={run / 'skipped.jsonl'}")
     saved = begun_on_two_ranks(source, run, *excluded)
-    while len(losses(run)) < 37 and saved.poll() is None:
+    while len(losses(run)) < 37:
+        assert saved.poll() is None
         time.sleep(0.02)
     saved.send_signal(signal.SIGTERM)
     assert not wait(saved).status == 0 and status(run) == 75

@@ -148,6 +148,7 @@ def test_shards_that_are_gone_are_told_and_passed_over(tmp_path, caplog):
     (tmp_path / "list").write_text("gone.tar\ta\ngone.tar\tb\nshard-000000.tar\tk001\n")
     with caplog.at_level("WARNING", logger="seer"):
         assert len(read_exclude(tmp_path / "list", open_shards(folder))) == 1
+    assert "2 lines name 1 shards" in caplog.text and "gone.tar" in caplog.text
 
 
 def test_a_shard_excluded_as_a_whole_is_replaced_from_the_rest_of_its_epoch(tmp_path):

@@ -51,8 +51,9 @@ def test_a_name_that_no_file_can_have_is_a_wrong_request(tmp_path, name):
 @pytest.mark.parametrize("span", ["{0..9999999999}", "{0..99999}{0..99999}", "{0..%s}" % ("9" * 5000)])
 def test_braces_that_stand_for_too_many_names_are_refused_at_once(tmp_path, monkeypatch, span, tail):
     monkeypatch.setattr("seer.data.source.MOST_NAMES", 1000, raising=False)
+    monkeypatch.setattr("seer.data.source.os.path.exists", lambda path: "{" not in path)  # all that braces stand for
     start = time.process_time()
-    with pytest.raises(RequestError, match=r"does not exist|more than 1000 names"):
+    with pytest.raises(RequestError, match="more than 1000 names"):
         expand(f"{tmp_path}/{span}{tail}")
     assert time.process_time() - start < 1
 

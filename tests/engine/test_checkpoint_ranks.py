@@ -31,7 +31,7 @@ def open_world(rank: int, ranks: int, meet: str) -> World:
     torch.set_num_threads(1)
     if ranks == 1:
         return World(0, 1, 0, torch.device("cpu"))
-    limit = datetime.timedelta(seconds=20)
+    limit = datetime.timedelta(seconds=120)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks, timeout=limit)
     side = dist.new_group(backend="gloo", timeout=limit)
     return World(rank, ranks, rank, torch.device("cpu"), dist.group.WORLD, side)

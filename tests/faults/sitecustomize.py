@@ -17,7 +17,12 @@ if FAULT == "disk" and os.environ.get("RANK") == "0":
     flush = checkpoint.flush_folder
 
     def flush_slowly(folder: Path) -> None:
+        """Of RUN/checkpoints/..: notes beside RUN how many rows of metrics there are before and after."""
+        run = next(path for path in folder.parents if (path / "metrics.jsonl").exists())
+        before = (run / "metrics.jsonl").read_text().count("\n")
         time.sleep(1)
+        with open(run.parent / "rows-before-and-after-flushes", "a") as file:
+            file.write(f"{before} {(run / 'metrics.jsonl').read_text().count(chr(10))}\n")
         flush(folder)
 
     checkpoint.flush_folder = flush_slowly

@@ -192,13 +192,13 @@ def test_init_weights_refuses_a_module_that_it_would_leave_unfilled():
 @pytest.mark.parametrize("route", ["argument", "context"])
 def test_the_ten_billion_model_is_built_on_meta_within_a_second(route):
     build("regnety_200mf", device="meta")
-    start = time.perf_counter()
+    start = time.process_time()
     if route == "argument":
         model = build("regnety_10b", device="meta")
     else:
         with torch.device("meta"):
             model = build("regnety_10b")
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert all(tensor.is_meta for tensor in model.state_dict().values())
 
 

@@ -1,5 +1,6 @@
 """Ranks that were started with other words, or whose weights differ in one bit, are found and named: three gloo processes."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -74,10 +75,10 @@ def test_any_bit_changes_the_sum(dtype):
     tensor = torch.ones(7).to(dtype)
     before = _sum_of_bits(tensor)
     words = tensor.view(torch.uint8)
-    for at in range(len(words)):
-        words[at] ^= 1
-        assert _sum_of_bits(tensor) != before
-        words[at] ^= 1
+    for at, bit in itertools.product(range(len(words)), range(1 if dtype is torch.bool else 8)):
+        words[at] ^= 1 << bit
+        assert _sum_of_bits(tensor) != before, (at, bit)
+        words[at] ^= 1 << bit
 
 
 def test_statistics_and_shards_are_not_compared():

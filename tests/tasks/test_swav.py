@@ -16,6 +16,7 @@ from seer.core.records import Batch
 from seer.data.augment import finish
 from seer.data.multicrop import MultiCrop
 from seer.data.slot import Layout
+from seer.losses.swav import used_prototypes
 from seer.models.kmeans import spherical_kmeans
 from seer.tasks.swav import SwAVTask
 
@@ -144,9 +145,17 @@ def test_every_head_gets_a_gradient_and_unit_rows_and_one_head_is_named_as_befor
     assert task().state_dict().keys() == one.state_dict().keys()
 
 
-def test_used_prototypes_is_the_mean_over_heads():
+def test_used_prototypes_is_the_mean_over_heads(monkeypatch):
+    found = []
+
+    def counted(codes, group):
+        found.append(used_prototypes(codes, group))
+        return found[-1]
+
+    monkeypatch.setattr("seer.tasks.swav.used_prototypes", counted)
     metrics = task(heads=4).loss(batch(0)).metrics
-    assert 1 <= metrics["codes/used_prototypes"] <= PROTOTYPES
+    assert len(found) == 4 and len(set(map(int, found))) > 1
+    assert metrics["codes/used_prototypes"] == sum(map(int, found)) / 4
 
 
 @pytest.mark.parametrize(
