@@ -4,6 +4,7 @@ Standard output carries one line, the result as JSON, from the first rank alone;
 output folder gets the same as `result.json`, with `exit`, since torchrun hides exit statuses behind 1.
 """
 
+import errno
 import importlib
 import json
 import os
@@ -22,6 +23,14 @@ VERBS = {
     "plan": "what a training step needs of each GPU, before a job is queued",
     "export": "a backbone that loads elsewhere, with a parity check",
 }
+STORAGE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.ESTALE,
+}  # failures that it answers for
 EXIT_HELP = "exit status: 0 done, 75 saved on request (run again), 65 bad data, 74 storage, 78 wrong request, 70 defect"
 
 
@@ -48,7 +57,10 @@ def main(words: Sequence[str] | None = None) -> int:
         result.update(exit=75, error="interrupted before anything had to be saved; run the same command again")
     except Exception as error:  # the one place where failures become statuses
         status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
-        result.update(getattr(error, "result", {}), exit=status, error=str(error) or type(error).__name__)
+        words = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.errno in STORAGE:
+            status, words = 74, f"{words}; see to the storage or make room, and run the same command again"
+        result.update(getattr(error, "result", {}), exit=status, error=words)
         tells = getattr(error, "tells", rank == 0)
         if tells and not hasattr(error, "exit_status") and status == 70:  # nobody foresaw it
             traceback.print_exc()

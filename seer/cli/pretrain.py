@@ -14,7 +14,7 @@ from seer.cli.ending import Ending
 from seer.cli.probe import Probe, labelled
 from seer.cli.schedule import Lengths, rate
 from seer.core import rng
-from seer.core.errors import BadDataError, Interrupted, LostPeer, RequestError
+from seer.core.errors import BadDataError, Interrupted, LostPeer, RequestError, StorageError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.data.ledger import Ledger
@@ -172,15 +172,15 @@ def _train(
         bundle = not any_true(stop.hurried, world.group)
         try:
             interrupted.result = ending.result(interrupted.step, bundle=bundle)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             log.error(f"what the run leaves behind cannot be written: {error}; the checkpoint is whole")
         raise
     except BadDataError as error:
         lines.last(getattr(error, "skipped", ()))
-        lines.close()
         raise
+    finally:
+        lines.close()
     metrics.close()
-    lines.close()
     return ending.result(total)
 
 

@@ -33,7 +33,8 @@ class Lines:
 
     def close(self) -> None:
         """A last try."""
-        self.append("")
+        if self._waiting:
+            self.append("")
         if self._waiting:
             of_this_rank(f"{self._waiting.count(10)} lines of {self.path} are lost")
             self._waiting = b""

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seer.core.errors import RequestError
 from seer.export import parity
-from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, check_weights, plain
+from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, check_weights, plain, write_safetensors
 from seer.models.names import TIMM
 from seer.models.pretrained import MODEL_FILE, to_names
 from seer.models.regnet import RegNet
@@ -85,7 +84,7 @@ def export(backbone: RegNet | ResNet, card: Mapping[str, Any], output: Path, pic
     unchecked = output / f".{uuid.uuid4().hex}.tmp"
     unchecked.mkdir()
     try:
-        save_file(state, unchecked / MODEL_FILE, metadata={"format": "pt"})
+        write_safetensors(state, unchecked / MODEL_FILE)
         (unchecked / CONFIG).write_text(_config(backbone, card, name), encoding="utf-8")
         difference = parity.relative_difference(parity.features(timm_model(unchecked), pictures), wanted)
         parity.require(difference, tolerance=parity.TOLERANCE, what=f"timm's {name} with the exported weights")

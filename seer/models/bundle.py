@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from seer.core.errors import StorageError
 from seer.models import zoo
 from seer.models.regnet import RegNet
 from seer.models.zoo import name_of
@@ -69,7 +70,8 @@ def write_bundle(
             heed when using them), `metrics` (name -> number).
         state_dict: the whole tensors, where the backbone itself holds only shards of them or none (meta).
 
-    Raises ValueError for an unknown or malformed entry of the card, and for weights that are not this architecture's.
+    Raises ValueError for an unknown or malformed entry of the card, and for weights that are not this architecture's;
+    StorageError or OSError for a disk that does not take it.
     """
     architecture = backbone.architecture
     weights = backbone.state_dict() if state_dict is None else state_dict
@@ -83,7 +85,7 @@ def write_bundle(
     suffix = f".{uuid.uuid4().hex}.tmp"
     new_weights, new_description = folder / (WEIGHTS + suffix), folder / (DESCRIPTION + suffix)
     try:
-        save_file(tensors, new_weights, metadata={"format": "pt", FORMAT: described})
+        write_safetensors(tensors, new_weights, {FORMAT: described})
         new_description.write_text(described, encoding="utf-8")
         _flush(new_weights)
         _flush(new_description)
@@ -95,6 +97,16 @@ def write_bundle(
         for leftover in (new_weights, new_description):
             leftover.unlink(missing_ok=True)
     return folder
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """tensors: contiguous, on any device, none sharing memory. Raises StorageError when the disk does not take them."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        raise StorageError(
+            f"weights cannot be written to {path.parent}: {error}; make room and run it again"
+        ) from error
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, Any]]:
