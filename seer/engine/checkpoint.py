@@ -253,6 +253,22 @@ class CheckpointFiles:
         return unflatten(plain, tensor)
 
 
+def let_go(error: BaseException) -> None:
+    """Of the frames that an error and what caused it went through: they hold a copy of the state, up to the next save, and
+    torch's own hold the error in turn."""
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = None
+        todo += [one.__cause__, one.__context__]
+        if isinstance(one, CheckpointException):
+            todo += [cause for cause, _ in one.failures.values()]
+
+
 def _free(folder: Path) -> str:
     try:
         return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB free"

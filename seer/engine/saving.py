@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 
 from seer.core.errors import StorageError
 from seer.core.log import log
-from seer.engine.checkpoint import CheckpointFiles
+from seer.engine.checkpoint import CheckpointFiles, let_go
 from seer.engine.retention import Keep, steps_in
 from seer.parallel.collectives import share_text, waited
 from seer.parallel.world import World
@@ -166,23 +165,7 @@ class Checkpoints:
         except StorageError as error:
             self._row += 1
             self._failed = error
-            _let_go(error)
-
-
-def _let_go(error: BaseException) -> None:
-    """Of the frames that an error and what caused it went through: they hold a copy of the state, up to the next save, and
-    torch's own hold the error in turn."""
-    todo: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while todo:
-        one = todo.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        one.__traceback__ = None
-        todo += [one.__cause__, one.__context__]
-        if isinstance(one, CheckpointException):
-            todo += [cause for cause, _ in one.failures.values()]
+            let_go(error)
 
 
 @contextmanager
