@@ -1,5 +1,6 @@
 """Shared by all tests: one thread a process, since tests share two cores with the ranks that they start."""
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -8,10 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from seer.core.log import log
 from seer.data import sample
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def told(caplog, monkeypatch):
+    """What people are told, from warnings on; libraries may speak in between."""
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.WARNING, logger="seer")
+    return caplog
 
 
 @pytest.fixture(scope="session")

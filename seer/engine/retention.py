@@ -66,10 +66,8 @@ def _may_go(path: Path) -> bool:
     except StorageError:
         try:
             os.lstat(path / MANIFEST)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            pass
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
         return False
 
 

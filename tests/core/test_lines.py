@@ -1,20 +1,9 @@
 """Lines on a disk that is full for a while: none is lost, none comes twice, nothing is raised."""
 
-import logging
 import os
 
-import pytest
-
 from seer.core.lines import Lines
-from seer.core.log import log
 from tests.engine.checkpoints import full_disk
-
-
-@pytest.fixture
-def told(caplog, monkeypatch):
-    monkeypatch.setattr(log, "propagate", True)
-    caplog.set_level(logging.WARNING, logger="seer")
-    return caplog
 
 
 def test_what_a_full_disk_does_not_take_waits_and_goes_before_the_next(tmp_path, told):
