@@ -9,9 +9,13 @@ traffic, half the memory.
 
 Surprising here:
 
-- E = exp((score - 1) / epsilon). Scores are cosines, so at most 1: the fixed shift by 1/epsilon cannot overflow, is the
-  same on every rank without asking (no all-reduce of a maximum), and a common factor of E changes nothing. A shift per
-  sample would change the values after finitely many rounds.
+- E = exp((score - 1) / epsilon) where all of it fits float32. Scores are cosines, so at most 1: the fixed shift cannot
+  overflow, is the same on every rank without asking (no all-reduce of a maximum), and a common factor of E changes nothing.
+- Below epsilon = 2 / WIDEST it does not fit: a prototype or a sample whose scores are all low would vanish, or be made
+  uniform by a floor. There E = exp((score - m - n) / epsilon), with m [K] the maximum of each prototype over the joined
+  batch (one more all-reduce) and n [B] the maximum over prototypes of what is left. Every row and every column of E then
+  has an entry of 1. The factor exp(m / epsilon) is free, like that of u; exp(n / epsilon) is not, and is where v starts:
+  a shift of samples alone would change the values after finitely many rounds.
 - The targets 1/K and 1/(B*R) never appear. The factor of u is arbitrary, because v, updated last, makes the rows sum to
   1 whatever it is; so nobody needs to know the size of the joined batch, and ranks may hold unequal shares.
 - What is left free would run away: a round multiplies v by (joined samples) / K, which in ten rounds of 8 samples and
@@ -28,13 +32,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seer.parallel.collectives import Group, all_reduce_sum
+from seer.parallel.collectives import Group, all_reduce_max, all_reduce_sum
 
 __all__ = ["harden", "residual", "sinkhorn"]
 
-# exp(-69) = 1e-30 is as good as nothing beside the rest of a row or column, and its reciprocal still fits float32. No
-# cosine gets there while epsilon >= 2/69 = 0.029; below, the floor keeps every row and column positive (never 0/0)
-LOWEST_EXPONENT = -69.0
+# exp(-80) = 2e-35 is a normal float32, with room for its reciprocal. Cosines differ by 2, so epsilon >= 2/80 = 0.025 needs
+# no maxima
+WIDEST = 80.0
 CACHED = 1 << 19  # entries that a processor keeps near itself between two products: 2 MB
 BLOCK = 512  # rows whose sum a product makes at once: one of 8192 rows, added up row by row, is 2e-5 off
 
@@ -46,7 +50,8 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: Group | 
     scores      [..., B, K], floating point, cosines (at most 1); leading dimensions are separate problems that share
                 each all-reduce. Unchanged by the call.
     epsilon     sharpness: 0.05 (SEER), 0.03 (SEER-10B); smaller is closer to one-hot
-    iterations  rounds of (prototypes, then samples); one all-reduce of the prototype sums each
+    iterations  rounds of (prototypes, then samples); one all-reduce of the prototype sums each, and one of maxima before
+                them where epsilon is below 0.025
     group       ranks whose batches form one problem; None for one process
 
     Returns codes [..., B, K], float32, detached; rows sum to 1, columns approach (joined samples) / K. Extra memory:
@@ -64,12 +69,9 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: Group | 
 
     with torch.autocast(scores.device.type, enabled=False):
         codes = scores.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        codes.sub_(1.0).mul_(1.0 / epsilon)
-        if 2.0 / epsilon > -LOWEST_EXPONENT:
-            codes.clamp_min_(LOWEST_EXPONENT)
-        plans = codes.exp_().flatten(0, -3) if codes.dim() > 2 else codes.exp_().unsqueeze(0)  # [P, B, K], views
-        samples = plans.new_ones(plans.shape[:2])  # [P, B]
+        plans = codes.flatten(0, -3) if codes.dim() > 2 else codes.unsqueeze(0)  # [P, B, K], views
         rows = min(BLOCK, max(1, CACHED // plans.shape[2])) if plans.device.type == "cpu" else plans.shape[1]
+        samples = _exponentiate(plans, epsilon, rows, group)  # [P, B]
         blocks = [list(zip(e.split(rows), v.split(rows), strict=True)) for e, v in zip(plans, samples, strict=True)]
         sums = plans.new_zeros(plans.shape[0], plans.shape[2])  # [P, K]
         for total, problem in zip(sums, blocks, strict=True):
@@ -88,6 +90,23 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: Group | 
                         total.add_(torch.mv(block.t(), v))
         plans.mul_(prototypes.unsqueeze(1)).mul_(samples.unsqueeze(2))
         return codes
+
+
+def _exponentiate(plans: Tensor, epsilon: float, rows: int, group: Group | None) -> Tensor:
+    """Turns scores [P, B, K] into E, in place and `rows` at a time, and returns the v [P, B] to start from.
+
+    The sums of E v over samples are then those of exp(scores / epsilon), but for a factor of each prototype.
+    """
+    if 2.0 / epsilon <= WIDEST:
+        plans.sub_(1.0).mul_(1.0 / epsilon).exp_()
+        return plans.new_ones(plans.shape[:2])
+    prototypes = all_reduce_max(plans.amax(1), group)  # [P, K]
+    samples = plans.new_empty(plans.shape[:2])
+    for scores, most, v in zip(plans, prototypes, samples, strict=True):
+        for block, n in zip(scores.split(rows), v.split(rows), strict=True):
+            torch.amax(block.sub_(most), 1, out=n)
+            block.sub_(n.unsqueeze(1)).mul_(1.0 / epsilon).exp_()
+    return samples.mul_(1.0 / epsilon).exp_()
 
 
 @torch.no_grad()

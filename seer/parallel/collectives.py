@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 Group = dist.ProcessGroup
 
 __all__ = [
-    *("Group", "all_gather_stack", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"),
+    *("Group", "all_gather_stack", "all_reduce_max", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"),
     *("assign_whole", "gather_text", "highest", "share_text", "waited", "whole_on_first"),
 ]
 
@@ -63,6 +63,15 @@ def all_reduce_sum(tensor: Tensor, group: Group | None) -> Tensor:
     if group is not None:
         with waited:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
+    return tensor
+
+
+@torch.no_grad()
+def all_reduce_max(tensor: Tensor, group: Group | None) -> Tensor:
+    """Takes the largest of all ranks for each entry of `tensor` [..], in place, and returns it; no gradient passes."""
+    if group is not None:
+        with waited:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return tensor
 
 

@@ -62,8 +62,8 @@ class SwAVTask:
             )
         if epsilon < 0.015:
             raise RequestError(
-                f"task.epsilon={epsilon}: at least 0.015 (SwAV 0.05, SEER-10B 0.03); below, float32 cannot hold "
-                "exp((score - 1) / epsilon) of usual scores, and codes become uniform"
+                f"task.epsilon={epsilon}: at least 0.015 (SwAV 0.05, SEER-10B 0.03), down to which codes are exact to 1e-5; "
+                "codes sharper still are task.hard_until's"
             )
         if kmeans and kmeans < prototypes:
             raise RequestError(

@@ -35,6 +35,51 @@ def published(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     return plan * samples
 
 
+def in_logarithms(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """The same procedure on logarithms, in float64: no score is too low for it. The codes do not depend on 1/K and 1/B."""
+    log_plan = scores.double() / epsilon
+    for _ in range(iterations):
+        log_plan = log_plan - log_plan.logsumexp(0, keepdim=True)
+        log_plan = log_plan - log_plan.logsumexp(1, keepdim=True)
+    return log_plan.exp()
+
+
+def low_scores(case: str, samples: int = 96, prototypes: int = 40, width: int = 32) -> Tensor:
+    """[B, K] float32: scores of which a row, a column or all lie far below 1. Each broke a simpler form of the routine."""
+    generator = torch.Generator().manual_seed(5)
+
+    def unit(*shape: int) -> Tensor:
+        return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+    images = torch.nn.functional.normalize(torch.eye(width)[0] + 0.2 * unit(samples, width), dim=1)  # cosine 0.96
+    scores = images @ unit(prototypes, width).t()
+    opposite = unit(1, width)
+    if case == "half opposite":
+        scores[: samples // 2] = -scores[: samples // 2].abs() - 0.3
+        scores[: samples // 4] = -1.0
+    if case == "one far from both sides":
+        scores = (
+            torch.cat([unit(samples - 1, width), opposite]) @ torch.cat([unit(prototypes - 1, width), -opposite]).t()
+        )
+    scores = {
+        "all equal": lambda: torch.full((samples, prototypes), 0.3),
+        "all opposite": lambda: torch.full((samples, prototypes), -1.0),
+        "one row": lambda: scores.index_fill(0, torch.tensor([3]), -1.0),
+        "one column": lambda: scores.index_fill(1, torch.tensor([3]), -1.0),
+        "row and column": lambda: scores.index_fill(0, torch.tensor([3]), -1.0).index_fill(1, torch.tensor([7]), -1.0),
+        "opposite signs": lambda: scores.sign() + 0.0 * scores,
+        "spread": lambda: 2 * torch.rand(samples, prototypes, generator=generator) - 1,
+    }.get(case, lambda: scores)()
+    return scores.clamp(-1, 1)
+
+
+CASES = (
+    *("concentrated", "half opposite", "one far from both sides", "all equal", "all opposite", "one row", "one column"),
+    *("row and column", "opposite signs", "spread"),
+)
+EPSILONS = (0.015, 0.02, 0.0249, 0.025, 0.029, 0.05, 0.1)  # on both sides of where maxima are taken
+
+
 def assert_same_codes(codes: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
     assert codes.dtype == torch.float32 and codes.shape == expected.shape
     difference = (codes.double() - expected).abs()
@@ -88,12 +133,33 @@ def test_autocast_leaves_the_computation_in_float32():
     assert not codes.requires_grad
 
 
-def test_sharp_epsilon_and_hopeless_rows_and_columns_stay_finite():
+@pytest.mark.parametrize("case", CASES)
+def test_low_scores_give_the_codes_of_logarithms_in_float64(case):
+    for epsilon in EPSILONS:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            scores = low_scores(case).to(dtype)
+            for iterations in (1, 3, 10):
+                codes = sinkhorn(scores, epsilon=epsilon, iterations=iterations)
+                assert_same_codes(codes, in_logarithms(scores, epsilon, iterations))
+
+
+@pytest.mark.parametrize("prototypes", [1, 2, 300, 16000])
+def test_low_scores_give_the_codes_of_logarithms_for_few_and_many_prototypes(prototypes):
+    for case in ("concentrated", "row and column", "opposite signs"):
+        scores = low_scores(case, samples=24, prototypes=max(prototypes, 8))[:, :prototypes]
+        for epsilon in (0.015, 0.02, 0.025):
+            codes, expected = sinkhorn(scores, epsilon=epsilon, iterations=10), in_logarithms(scores, epsilon, 10)
+            difference = (
+                codes.double() - expected
+            ).abs()  # sums of 16,000 equal float32 all round one way: 2e-5 of them
+            assert difference.max() <= TOLERANCE and difference.sum(-1).max() <= 3 * TOLERANCE
+
+
+def test_an_epsilon_below_all_that_is_asked_for_leaves_codes_finite():
     scores = torch.full((6, 4), -1.0)
-    scores[:5, :3] = cosines(5, 3)  # the last prototype has no mass, the last sample fits nothing: exp(-200)
+    scores[:5, :3] = cosines(5, 3)
     for iterations in (1, 10):
-        codes = sinkhorn(scores, epsilon=0.01, iterations=iterations)
-        assert codes.isfinite().all()
+        codes = sinkhorn(scores, epsilon=0.005, iterations=iterations)
         assert (codes.sum(-1) - 1).abs().max() <= 1e-5
     assert sinkhorn(torch.full((8, 5), -1.0), epsilon=0.005, iterations=3).allclose(torch.full((8, 5), 0.2))
 
@@ -133,7 +199,9 @@ def balance(rank: int, folder: str) -> None:
         if rank < ranks:
             mine = joined(ranks).split(SHARES[:ranks], dim=1)[rank]
             codes = sinkhorn(mine, epsilon=0.05, iterations=10, group=group)
-            torch.save((codes, residual(codes, group)), f"{folder}/{ranks}-{rank}.pt")
+            low = [low_scores(case, sum(SHARES[:ranks])).split(SHARES[:ranks])[rank] for case in CASES]
+            sharp = sinkhorn(torch.stack(low), epsilon=0.015, iterations=10, group=group)
+            torch.save((codes, residual(codes, group), sharp), f"{folder}/{ranks}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # nothing after this line is under test
@@ -150,8 +218,11 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_together_equal_one_process_on_the_joined_batch(folder, ranks):
     parts = [torch.load(folder / f"{ranks}-{rank}.pt") for rank in range(ranks)]
-    codes = torch.cat([codes for codes, _ in parts], dim=1)
+    codes = torch.cat([codes for codes, _, _ in parts], dim=1)
     for view in range(2):
         assert_same_codes(codes[view], published(joined(ranks)[view], 0.05, 10))
-    for _, deviation in parts:
+    for _, deviation, _ in parts:
         assert deviation.item() == pytest.approx(residual(codes).item(), rel=1e-4)
+    sharp = torch.cat([sharp for _, _, sharp in parts], dim=1)
+    for codes, case in zip(sharp, CASES, strict=True):
+        assert_same_codes(codes, in_logarithms(low_scores(case, sum(SHARES[:ranks])), 0.015, 10))
