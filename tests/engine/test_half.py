@@ -163,6 +163,33 @@ def test_auto_takes_bfloat16_where_a_convolution_is_not_slower_in_it():
     assert Precision(torch.device("cpu"), "auto").dtype == DTYPES[quickest(torch.device("cpu"))]
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu avx2 fma", "fp32"),
+        ("avx2 avx512f avx512bw avx512vl avx512_vnni", "fp32"),  # torch says that this one supports bfloat16
+        ("avx2 avx512f avx512_bf16 avx512_vnni", "bf16"),
+        ("avx2 avx512f amx_bf16 amx_tile", "bf16"),
+    ],
+)
+def test_auto_on_an_x86_processor_goes_by_its_flags(tmp_path, monkeypatch, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: X\nflags\t\t: {flags}\nbugs\t\t:\n\n" * 2)
+    found = precision._x86_flags(tmp_path / "cpuinfo")
+    monkeypatch.setattr(precision, "_x86_flags", lambda: found)
+    monkeypatch.setattr(precision, "_quicker_in_bf16", lambda: pytest.fail("an x86 processor was measured"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert quickest(torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize("quicker", [True, False])
+def test_auto_on_any_other_processor_goes_by_a_measurement(tmp_path, monkeypatch, quicker):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+    assert precision._x86_flags(tmp_path / "cpuinfo") is None and precision._x86_flags(tmp_path / "none") is None
+    monkeypatch.setattr(precision, "_x86_flags", lambda: None)
+    monkeypatch.setattr(precision, "_quicker_in_bf16", lambda: quicker)
+    assert quickest(torch.device("cpu")) == ("bf16" if quicker else "fp32")
+
+
 def test_a_run_goes_on_in_the_precision_it_began_with_on_a_machine_that_is_quick_in_another(
     pictures, tmp_path, capfd, monkeypatch
 ):
