@@ -30,6 +30,15 @@ SMALL = (
 )
 
 
+def last_of_each(words: tuple[str, ...]) -> list[str]:
+    """Words that say a key twice, as in `(*SMALL, "batch=8")`, with the last of them alone; the program refuses both."""
+    return [
+        w
+        for i, w in enumerate(words)
+        if "=" not in w or all(v.partition("=")[0] != w.partition("=")[0] for v in words[i + 1 :])
+    ]
+
+
 @dataclass
 class Ended:
     status: int
@@ -40,7 +49,7 @@ class Ended:
 def seer(capfd: pytest.CaptureFixture[str], *words: str) -> Ended:
     """A verb in this process."""
     capfd.readouterr()
-    status = main(list(words))
+    status = main(last_of_each(words))
     out, err = capfd.readouterr()
     return Ended(status, json.loads(out.strip().splitlines()[-1]) if out.strip() else {}, err)
 
@@ -54,7 +63,7 @@ def environment(fault: str | None = None) -> dict[str, str]:
 def start(*words: str, ranks: int = 1, folder: Path | None = None, fault: str | None = None) -> subprocess.Popen[str]:
     """A verb as a process of its own, or as several under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launcher, "-m", "seer", *words]
+    command = [sys.executable, *launcher, "-m", "seer", *last_of_each(words)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(fault), cwd=folder or ROOT)
 

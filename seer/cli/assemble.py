@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from seer.cli import run_folder
-from seer.cli.build import build
 from seer.cli.schedule import Lengths, schedule
 from seer.cli.weights import start_from
 from seer.core import rng
+from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data import sample
@@ -69,12 +69,12 @@ def task(wanted: Mapping[str, Any], crop: MultiCrop, lengths: Lengths, world: Wo
     """The task on a backbone, made from the seed or from `weights`, and the licence of these. Raises RequestError."""
     torch.manual_seed(rng.key(wanted["seed"], "weights") & 0x7FFFFFFFFFFFFFFF)
     since = {k: lengths.steps(wanted["task"][k], f"task.{k}") for k in DURATIONS if k in wanted["task"]}
-    backbone = build(wanted["model"], device=None)
+    backbone = build("model", wanted["model"], device=None)
     weights = wanted["weights"]
     licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
     for step in wanted["surgery"]["steps"]:
-        backbone = build(step, backbone)
-    return build(wanted["task"], backbone, crop, world.group, **since), licence
+        backbone = build("surgery", step, backbone)
+    return build("task", wanted["task"], backbone, crop, world.group, **since), licence
 
 
 def drawn(wanted: dict[str, Any], folder: Path, world: World) -> list[Shard]:
@@ -194,7 +194,7 @@ def training(
     if how["mode"] == "fairscale" and world.group is not None:
         task.model, optimizer = fairscale_backend.shard(task.model, parts, partial(build, wanted["optim"]), world)
     else:
-        optimizer = build(wanted["optim"], parts)
+        optimizer = build("optim", wanted["optim"], parts)
     lr, plateau = schedule(wanted["schedule"], wanted["plateau"], lengths)
     keep_steps = lengths.steps(wanted["every"]["keep_steps"], "every.keep_steps")
     return Training(task, optimizer, precision, lr, plateau, every, lengths.total, keep_steps)

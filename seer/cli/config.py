@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from seer.core.build import check_targets
 from seer.core.errors import RequestError
 
 _PATH_WORD = re.compile(r"(^|\.)(source|train|test|exclude)$|^(output|weights|run|replay)$")
@@ -82,14 +85,16 @@ def folder() -> Path:
 
 def read(verb: str, words: Sequence[str]) -> dict[str, Any]:
     """The config of a verb as plain dicts and lists. Raises RequestError."""
+    _check_once(words)
     words = [_prepared(word) for word in words]
     groups = {p.name for p in folder().iterdir() if p.is_dir()}
     choices = [w for w in words if w.split("=", 1)[0] in groups]
     for group, _, choice in (w.partition("=") for w in choices):
-        _check_choice(group, choice)  # Hydra would take `optim={}`, `optim=null` and `model=../task/swav`
+        _check_choice(verb, group, choice)  # Hydra would take `optim={}`, `optim=null` and `model=../task/swav`
     base = _compose(verb, choices, groups, known=None)
     full = _compose(verb, words, groups, known=base)
     _check_types(verb, base, full, [w.split("=", 1)[0] for w in words])
+    check_targets(full)
     missing = sorted(key for key, value in flat(full).items() if value == "???")
     if missing:
         raise RequestError(f"{verb} needs {', '.join(f'{key}=…' for key in missing)}")
@@ -103,6 +108,18 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return {
         k: v for name, value in config.items() for k, v in flat(value, f"{prefix}.{name}" if prefix else name).items()
     }
+
+
+def _check_once(words: Sequence[str]) -> None:
+    """Raises RequestError for a key given twice: the last would win, and a shell makes eleven words of `source={000..010}.tar`."""
+    keys = [word.partition("=")[0] for word in words if "=" in word]
+    for key, times in Counter(keys).items():
+        if times > 1:
+            given = [word for word in words if word.partition("=")[0] == key]
+            remedy = "give it once"
+            if _PATH_WORD.search(key):
+                remedy += f", several paths separated by commas; braces in quotes, or the shell makes words of them: '{key}={{…}}'"
+            raise RequestError(f"{key} is given {times} times ({given[0]} … {given[-1]}); {remedy}")
 
 
 def _prepared(word: str) -> str:
@@ -160,11 +177,33 @@ def _explained(error: Exception, words: Sequence[str], groups: set[str], known: 
             keys = sorted(set(flat(known)) | {k.rsplit(".", 1)[0] for k in flat(known) if "." in k})
             if key not in keys:
                 return f"unknown key {key!r}{_nearest(key, keys + sorted(groups))}"
+        if not _readable(word):
+            return (
+                f"{word!r} cannot be read: inside a list or a rule, text with other signs than letters, digits and /._- goes in "
+                "quotes of its own, like \"groups=[{pattern: '^head', frozen_steps: 1ep}]\""
+            )
     return str(error).strip().splitlines()[0]
 
 
-def _check_choice(group: str, choice: str) -> None:
-    there = sorted(p.stem for p in (folder() / group).glob("*.yaml"))
+def _readable(word: str) -> bool:
+    """Whether Hydra's grammar takes a word by itself."""
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:  # OverrideParseException, or what its lexer raises
+        return False
+    return True
+
+
+def choices_of(verb: str, group: str) -> list[str]:
+    """Returns what a group may be for a verb. Surprising: the probe of `pretrain`, and what `evaluate` runs, share `eval`."""
+    files = sorted((folder() / group).glob("*.yaml"))
+    if group == "eval":
+        files = [p for p in files if ("_target_" in p.read_text(encoding="utf-8")) == (verb == "evaluate")]
+    return [p.stem for p in files]
+
+
+def _check_choice(verb: str, group: str, choice: str) -> None:
+    there = choices_of(verb, group)
     if choice not in there:
         raise RequestError(f"{group}={choice}: no such choice{_nearest(choice, there)}; there are {', '.join(there)}")
 

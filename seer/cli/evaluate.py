@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from seer.cli import config
-from seer.cli.build import build
 from seer.cli.probe import labelled
 from seer.cli.weights import load
+from seer.core.build import build
 from seer.core.log import log
 from seer.engine.precision import DTYPES
 from seer.parallel.world import open_world
@@ -28,6 +28,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     threads = wanted["threads"] or len(os.sched_getaffinity(0))
     with open_world(wanted["device"]) as world:
         evaluator = build(
+            "eval",
             wanted["eval"],
             train,
             test,

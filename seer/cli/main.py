@@ -107,11 +107,11 @@ def _help() -> str:
 
 
 def _verb_help(verb: str) -> str:
-    from seer.cli.config import folder  # Hydra costs half a second, which a wrong verb need not wait for
+    from seer.cli.config import choices_of, folder  # Hydra costs half a second, which a wrong verb need not wait for
 
     root = folder()
     groups = [
-        f"  {path.name}: {', '.join(sorted(p.stem for p in path.glob('*.yaml')))}"
+        f"  {path.name}: {', '.join(choices_of(verb, path.name))}"
         for path in sorted(root.iterdir())
         if path.is_dir() and f"- {path.name}:" in (root / f"{verb}.yaml").read_text(encoding="utf-8")
     ]

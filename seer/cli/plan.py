@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from seer.cli import assemble, config
-from seer.cli.build import build
 from seer.cli.schedule import Lengths
+from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.engine.precision import DTYPES
@@ -34,14 +34,14 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
         raise RequestError(f"gpus={gpus}: at least one")
     if batch % gpus:
         raise RequestError(f"batch={batch} over gpus={gpus}: the batch is a multiple of the GPUs; give batch=…")
-    crop, world = build(wanted["augment"]), World(0, 1, 0, torch.device("cpu"))
+    crop, world = build("augment", wanted["augment"]), World(0, 1, 0, torch.device("cpu"))
     lengths = Lengths(wanted["steps"], batch, PICTURES)
     with torch.device("meta"):
         task, _ = assemble.task({**wanted, "weights": None}, crop, lengths, world)
         moments = 2 if "betas" in wanted["optim"] else 1
     asked = wanted["precision"]["dtype"]
     if asked not in (*DTYPES, "auto"):
-        build(wanted["precision"], world.device)  # says which there are
+        build("precision", wanted["precision"], world.device)  # says which there are
     dtype = DTYPES.get(asked, torch.bfloat16)  # auto: that of a GPU of such a size
     sharded = wanted["parallel"]["mode"] == "fsdp" and gpus > 1
     shapes = [(v * batch // gpus, 3, side, side) for v, side in zip(crop.counts, crop.sizes, strict=True)]

@@ -9,11 +9,11 @@ import torch
 
 from seer.cli import assemble, config, replay, requests, run_folder
 from seer.cli.assemble import Data, Training
-from seer.cli.build import build
 from seer.cli.ending import Ending
 from seer.cli.probe import Probe, labelled
 from seer.cli.schedule import Lengths, rate
 from seer.core import rng
+from seer.core.build import build
 from seer.core.errors import BadDataError, Interrupted, LostPeer, RequestError, StorageError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
@@ -67,7 +67,7 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path], stop: StopReq
     folder = Path(wanted["output"])
     if wanted["precision"]["dtype"] == "auto":
         wanted["precision"]["dtype"] = run_folder.begun_with(folder, "precision.dtype") or quickest(world.device)
-    crop, precision = build(wanted["augment"]), build(wanted["precision"], world.device)
+    crop, precision = build("augment", wanted["augment"]), build("precision", wanted["precision"], world.device)
     batch = wanted["batch"]
     if batch < world.size or batch % world.size:
         raise RequestError(

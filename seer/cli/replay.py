@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from seer.cli import assemble
-from seer.cli.build import build
 from seer.cli.schedule import Lengths
+from seer.core.build import build, check_targets
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.shards import open_shards
@@ -34,6 +34,7 @@ def run(words: dict[str, Any]) -> dict[str, Any]:
     except (ValueError, pickle.UnpicklingError, RuntimeError) as error:
         raise RequestError(f"replay={folder} is damaged: {error}") from error
     wanted, step = card["config"], int(card["step"])
+    check_targets(wanted)  # whoever wrote it
     wanted["parallel"]["mode"] = "auto"  # the capture holds whole tensors
     source = words["data"]["source"] or wanted["data"]["source"]
     with open_world(words["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world:
@@ -41,9 +42,12 @@ def run(words: dict[str, Any]) -> dict[str, Any]:
             raise RequestError(f"replay={folder} is of {card['ranks']} ranks, started are {world.size}: start as many")
         seen = torch.load(folder / f"rank-{world.rank:05d}.pt", map_location="cpu", weights_only=True)
         shards = open_shards(source or folder.parent / "pictures" / "train")
-        crop, lengths = build(wanted["augment"]), Lengths(wanted["steps"], wanted["batch"], sum(map(len, shards)))
+        crop, lengths = (
+            build("augment", wanted["augment"]),
+            Lengths(wanted["steps"], wanted["batch"], sum(map(len, shards))),
+        )
         task, _ = assemble.task({**wanted, "weights": None}, crop, lengths, world)
-        precision = build(wanted["precision"], world.device)
+        precision = build("precision", wanted["precision"], world.device)
         training = assemble.training(wanted, task, lengths, world, precision)
         data = assemble.data(wanted, shards, crop, world)
         kept = {name: tensor for name, tensor in seen.items() if name.startswith("queue.")}

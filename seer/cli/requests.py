@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from seer.cli import assemble, run_folder
-from seer.cli.build import build
 from seer.cli.config import flat
 from seer.cli.schedule import Lengths, schedule
+from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.data.ledger import share
 from seer.data.order import Plan, choose_lanes
@@ -62,7 +62,7 @@ def check_parts(
     Keep(wanted["every"]["keep"], kept, wanted["every"]["keep_hours"])
     schedule(wanted["schedule"], wanted["plateau"], lengths)
     assemble.groups(wanted, task, lengths)
-    build(wanted["optim"], [nn.Parameter(torch.zeros(1))])
+    build("optim", wanted["optim"], [nn.Parameter(torch.zeros(1))])
     if wanted["optim"].get("differentiable"):
         raise RequestError("optim.differentiable=true: nothing here goes back through a step; leave it false")
     if wanted["optim"].get("capturable") and world.device.type == "cpu":

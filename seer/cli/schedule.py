@@ -7,8 +7,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from seer.cli.build import find
 from seer.core import durations
+from seer.core.build import find
 from seer.core.errors import RequestError
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule, scaled_peak
@@ -51,7 +51,7 @@ def schedule(node: Mapping[str, Any], plateau: Mapping[str, Any], lengths: Lengt
         numbers["halved_at"] = [lengths.steps(one, "schedule.halved_at") for one in node["halved_at"]]
         patience = lengths.steps(plateau["patience"], "plateau.patience")
         watcher = Plateau(patience, plateau["threshold"], numbers["halved_at"], after=numbers["warmup"])
-    made = functools.partial(find(node["_target_"]), **numbers)
+    made = functools.partial(find("schedule", node["_target_"]), **numbers)
     made(0)
     return made, watcher
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from seer.core.errors import RequestError
 from seer.models.names import RESNET_BLOCK
 
+RESNET_OUT = 256  # channels of layer1 in every ResNet and ResNeXt of bottlenecks (arXiv 1512.03385, table 1)
 _BLOCK = re.compile(r"stage(\d{1,4})\.block(\d{1,6})\.([a-z]+\.[a-z]+)\.([a-z_]+)")
 
 
@@ -85,6 +86,13 @@ def resnet_architecture_of(tensors: Mapping[str, Any], *, what: str) -> dict[str
             f"{what} does not tell its architecture: layer1.0.conv2.weight is missing or damaged. Give the whole file"
         )
     width, each = middle.shape[:2]
+    out = tensors["layer1.0.conv3.weight"].shape[0]
+    if out != RESNET_OUT:
+        times = out / RESNET_OUT
+        raise RequestError(
+            f"{what} is a ResNet whose stages are {times:g} times as wide (layer1 gives {out} channels, not {RESNET_OUT}), like "
+            "SwAV's ResNet-50w2; the ResNets read are those of the usual width, ResNet-50, -101, -152 and ResNeXt"
+        )
     return {"family": "resnet", "depths": depths, "groups": width // each, "width_per_group": each}
 
 

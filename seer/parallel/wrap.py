@@ -12,6 +12,7 @@ parameters travel narrow and their gradients are summed in float32; batch norms,
 head with its prototypes stay float32 throughout, as SEER's did.
 """
 
+import inspect
 import warnings
 from collections.abc import Sequence
 
@@ -70,7 +71,10 @@ def parallelize(
     if sharded:
         return _shard(model, world, dtype)
     devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, process_group=world.group, broadcast_buffers=False)
+    # batch statistics of groups differ between ranks; newer torch has another word for it, which syncs once, when all are new
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    unsynced = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids=devices, process_group=world.group, **unsynced)  # type: ignore[arg-type]
 
 
 def check_mode(mode: str, remat: str | Sequence[str], compiled: bool) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from seer.cli import config
-from seer.cli.build import find
+from seer.core.build import find
 from seer.core.errors import RequestError
 from seer.models.zoo import names
 
@@ -44,7 +44,7 @@ def refused(*words: str, verb: str = "pretrain") -> str:
 def test_the_yaml_lists_every_argument_of_its_target_and_no_other(path):
     whole = yaml.safe_load(path.read_text())
     for node in whole.get("steps", [whole]):
-        parameters = inspect.signature(find(node["_target_"])).parameters
+        parameters = inspect.signature(find(path.parent.name, node["_target_"])).parameters
         assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
         assert set(node) - {"_target_"} == set(parameters) - GIVEN[path.parent.name]
         assert GIVEN[path.parent.name] <= set(parameters), "a name that the program gives is not taken"
@@ -101,11 +101,6 @@ def test_a_word_sets_its_key(word, key, expected):
     assert found == expected and type(found) is type(expected)
 
 
-@pytest.mark.parametrize(("key", "value"), [("data.threads", "3"), ("data.source", "pictures")])
-def test_of_two_words_for_a_key_the_later_counts_also_where_it_takes_the_value_away(key, value):
-    assert config.flat(config.read("pretrain", [f"{key}={value}", f"{key}=null"]))[key] is None
-
-
 def test_a_choice_and_a_key_of_it_may_come_in_any_order():
     for words in (["optim=sgd", "optim.nesterov=true"], ["optim.nesterov=true", "optim=sgd"]):
         assert config.read("pretrain", words)["optim"]["nesterov"] is True
@@ -147,7 +142,7 @@ def test_an_unknown_key_names_the_nearest_right_one(word, right):
 def test_an_unknown_choice_lists_the_choices(word):
     said = refused(word)
     group, _, choice = word.partition("=")
-    there = sorted(p.stem for p in (FOLDER / group).glob("*.yaml"))
+    there = config.choices_of("pretrain", group)
     assert (
         f"{group}={choice}" in said.replace("''", "") and all(name in said for name in there) and "did you mean" in said
     )
@@ -189,15 +184,36 @@ def test_numbers_that_are_none_are_refused(word):
         ("optim@:_global_=sgd", "packages"),
         ("hydra.run.dir=x", "unknown key"),
         ("hydra/launcher=basic", "unknown key"),
-        ("task._target_=os.system", ""),
+        ("task._target_=os.system", "os.system"),
+        ("optim._target_=seer.cli.export.run", "seer.cli.export.run"),
+        ("surgery.steps=[{_target_: seer.data.writing.write_manifest}]", "write_manifest"),
+        ("groups=[{pattern: ^head\\.prototypes, frozen_steps: 1}]", "quotes"),
+        ("eval=knn", "probe"),
     ],
 )
 def test_words_that_would_change_the_shape_of_the_config_are_refused(word, reason):
-    if word.startswith("task._target_"):
-        with pytest.raises(RequestError):
-            find(config.read("pretrain", [word])["task"]["_target_"])
-    else:
-        assert reason in refused(word)
+    assert reason in refused(word)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data.source=t/000.tar", "data.source=t/001.tar"),  # what a shell makes of data.source=t/{000..001}.tar
+        ("batch=8", "batch=8"),
+        ("recipe=cifar", "seed=1", "recipe=sample"),
+    ],
+)
+def test_a_key_given_twice_is_refused(words):
+    said = refused(*words)
+    assert words[-1].partition("=")[0] in said and "2" in said
+
+
+def test_of_the_group_eval_a_verb_offers_what_it_can_run():
+    assert config.choices_of("pretrain", "eval") == ["probe"]
+    assert config.choices_of("evaluate", "eval") == ["knn", "linear", "rankme"]
+    assert "knn" in refused("eval=lowshot", verb="evaluate") and "'probe'" not in refused(
+        "eval=lowshot", verb="evaluate"
+    )
 
 
 @pytest.mark.parametrize("separate", ["1,2", "[64,32],[32,16]"])
