@@ -60,7 +60,7 @@ setup(
         "test": ["fairscale==0.4.13", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.15", "mypy>=1.19", "setuptools>=77"]
         + ["timm>=1.0.15"],
     },
-    entry_points={"console_scripts": ["seer = seer.cli.main:entry"]},
+    entry_points={"console_scripts": ["seer = seer.__main__:entry"]},
     classifiers=[
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",

@@ -1,6 +1,19 @@
-"""`python -m seer` is the console script, so that torchrun can start it: `torchrun … -m seer pretrain …`."""
+"""`python -m seer` is the console script, so that torchrun can start it: `torchrun … -m seer pretrain …`.
 
-from seer.cli.main import entry
+Surprising: it listens for signals before it imports anything else. Importing torch takes seconds, and one that came
+meanwhile would end the process without a word and with a status after which no scheduler queues the job again.
+"""
+
+from seer.core.signals import listener
+
+
+def entry() -> None:
+    """Runs the program and ends the process with its exit status."""
+    listener.listen()
+    from seer.cli.main import entry as run
+
+    run()
+
 
 if __name__ == "__main__":
     entry()

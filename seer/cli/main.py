@@ -11,10 +11,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from seer.core import log
+from seer.core.signals import listener
 
 VERBS = {
     "pretrain": "train a backbone from pictures that nobody labelled",
@@ -31,6 +33,7 @@ STORAGE = {
     errno.EROFS,
     errno.ESTALE,
 }  # failures that it answers for
+GONE = {errno.EPIPE, errno.EIO}  # of standard output: whoever read it, or the terminal; a disk would say more
 EXIT_HELP = "exit status: 0 done, 75 saved on request (run again), 65 bad data, 74 storage, 78 wrong request, 70 defect"
 
 
@@ -52,10 +55,16 @@ def main(words: Sequence[str] | None = None) -> int:
     tells = rank == 0  # whether this rank speaks; of failures the one that failed first, or the lowest that is left
     output: list[Path] = []  # the verb appends its output folder as soon as it owns it
     try:
-        result.update(importlib.import_module(f"seer.cli.{verb}").run(words, output))
-    except KeyboardInterrupt:
-        result.update(exit=75, error="interrupted before anything had to be saved; run the same command again")
+        module = importlib.import_module(f"seer.cli.{verb}")
+        listener.owns(output, unwinds=verb != "pretrain")  # which writes nothing before it owns its folder
+        result.update(module.run(words, output))
+        listener.settle()
+    except KeyboardInterrupt as asked:
+        listener.settle()
+        by = f" by {asked.args[0]}" if asked.args else ""
+        result.update(exit=75, error=f"interrupted{by} before anything had to be saved; run the same command again")
     except Exception as error:  # the one place where failures become statuses
+        listener.settle()
         status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
         words = str(error) or type(error).__name__
         if isinstance(error, OSError) and error.errno in STORAGE:
@@ -63,25 +72,36 @@ def main(words: Sequence[str] | None = None) -> int:
         result.update(getattr(error, "result", {}), exit=status, error=words)
         tells = getattr(error, "tells", rank == 0)
         if tells and not hasattr(error, "exit_status") and status == 70:  # nobody foresaw it
-            traceback.print_exc()
+            with suppress(OSError):  # the terminal was closed
+                traceback.print_exc()
     return _end(result, rank, output[0] if output else None, tells)
 
 
 def entry() -> None:
-    """The console script: ends the process with the status of `main`.
+    """Runs the program and ends the process with the status of `main`.
 
     Of several ranks, at once: threads of gloo may abort while the interpreter unwinds ("terminate called without an active
     exception"), which would turn a finished run into a failed one. All that matters is on the disk by then.
     """
-    status = main()
+    listener.listen()  # scripts of older installations come here first
+    try:
+        status = main()
+    except KeyboardInterrupt as asked:  # in the few lines around what `main` catches
+        listener.end(str(asked) or "SIGINT")
+        raise
+    listener.over()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # closed by whoever read it; at its end the interpreter would try again, and make the status 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
     raise SystemExit(status)
 
 
 def _end(result: dict[str, Any], rank: int, output: Path | None = None, tells: bool | None = None) -> int:
+    listener.settle()
     status, tells = int(result["exit"]), rank == 0 if tells is None else tells
     if "error" in result and tells:
         log.log.error(f"seer {result['verb']}: {f'rank {rank}: ' if rank else ''}{result['error']}")
@@ -97,7 +117,12 @@ def _end(result: dict[str, Any], rank: int, output: Path | None = None, tells: b
                 log.log.error(told)
                 if status == 0:  # whoever asks the folder must not be told that all is done
                     status, line = 74, json.dumps({**result, "exit": 74, "error": told})
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            log.log.error(f"the result cannot be printed: {error.strerror}")
+            if status == 0 and error.errno not in GONE:
+                status = 74
     return status
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from seer.core.errors import RequestError, StorageError
+from seer.core.signals import SIGNALS
 
 Entry = dict[str, Any]
 Work = Callable[[int, Callable[[], None]], Entry]  # (number of the piece, to be called for each picture)
@@ -75,6 +76,7 @@ def run_pieces(
             progress(ticks - told)
             told = ticks
     except BrokenProcessPool as error:
+        time.sleep(0.2)  # a request to stop that was sent to all processes of a job, and not yet heard here, is the cause
         raise StorageError(
             "a writing process died (killed, or out of memory); run the same command again to go on, with fewer processes="
         ) from error
@@ -98,8 +100,9 @@ def _tick() -> None:
 
 
 def _begin(parent: int) -> None:
-    """In each child. Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In each child. Requests to stop are the parent's to handle; SIGTERM is how it ends a child."""
+    for number in set(SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""Being asked to stop, by SIGINT, SIGTERM or SIGUSR1, at any moment of a run.
+"""Being asked to stop, by one of `core.signals.SIGNALS`, at any moment of a run.
 
 While it trains (`held`) that is a flag, read at the end of each step, which asks for one checkpoint and exit 75. Before
 and after there is nothing to save, and it ends the run at once, whatever it is at, as Ctrl-C ends any program of Python:
@@ -10,23 +10,23 @@ terminal and again from torchrun). Only SIGINT, which a person sent, is answered
 the ranks that are left when one has failed, and their words should be of that.
 """
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from seer.core.log import log
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-HURRIED = ("SIGTERM", "SIGUSR1")  # those who send these may kill soon
-TWICE_S = 2.0
+from seer.core.signals import CLEAN_S, SIGNALS, TWICE_S, again, listened_for, listener
 
 
 class StopRequest:
     """A context. `asked` names the signal, None while all is quiet.
 
-    Handlers are put back at its end, after a request those of a signal that comes again once TWICE_S have gone.
+    Signals that are ignored stay so. Handlers are put back at its end, after a request those of a signal that comes again
+    once TWICE_S have gone. It takes over from `core.signals`, with a request that is open there.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,11 @@ class StopRequest:
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in SIGNALS:
+        for number in filter(listened_for, SIGNALS):
             self._old[number] = signal.signal(number, self._hear)
+        if name := listener.taken():
+            self._put_back()
+            raise KeyboardInterrupt(name)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,8 +54,8 @@ class StopRequest:
 
     @property
     def hurried(self) -> bool:
-        """Whether only what must be done should be."""
-        return self.asked in HURRIED
+        """Whether only what must be done should be: all but a person at the keyboard may kill soon."""
+        return self.asked not in (None, "SIGINT")
 
     @contextmanager
     def held(self) -> Iterator["StopRequest"]:
@@ -65,19 +68,38 @@ class StopRequest:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            if time.monotonic() - self._asked_at <= TWICE_S:
+            if not again(number, self._asked_at):
                 return
             if self._over:
                 self._put_back()
                 signal.raise_signal(number)
                 return
             if self._held or self._ending:
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
+                _end_at_once(number)
+                return
         self._asked_at = time.monotonic()
         self.asked = signal.Signals(number).name
         if not self._held:
             self._ending = True
+            if listener.heard:
+                listener.ask(self.asked, CLEAN_S)  # should the exception vanish, as those in a finalizer do
             raise KeyboardInterrupt(self.asked)
         if number == signal.SIGINT:
-            log.info(f"\n{self.asked}: saving at the end of this step; once more ends at once")
+            _answer()
+
+
+def _end_at_once(number: int) -> None:
+    if listener.heard:
+        listener.end(signal.Signals(number).name)
+        return  # the result is being told
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def _answer() -> None:
+    """To a person. From a thread: the step that was interrupted may be in the middle of a line of the log."""
+    with suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\n")  # behind the ^C of the terminal
+    words = f"SIGINT: saving at the end of this step; once more, {TWICE_S:.0f} s from now or later, ends at once"
+    threading.Thread(target=log.info, args=(words,), daemon=True).start()

@@ -31,6 +31,7 @@ import torch.distributed as dist
 
 from seer.core.errors import Interrupted, LostPeer
 from seer.core.log import log
+from seer.core.signals import listened_for, listener
 from seer.parallel.collectives import waited
 
 BEAT_S = 1.0  # between two beats
@@ -239,14 +240,12 @@ def _news_of(failed: dict[str, Any]) -> LostPeer | Interrupted:
 
 
 def _end_soon_on_sigterm() -> None:
-    """A run catches the signal itself (`engine.stop`); elsewhere, this holds."""
+    """A run catches the signal itself (`engine.stop`); elsewhere, this holds, and leaves time to hear why a peer has failed."""
 
     def end(*_: object) -> None:
-        timer = threading.Timer(LOST_S + 4, lambda: os._exit(75))
-        timer.daemon = True
-        timer.start()
+        listener.ask("SIGTERM", LOST_S + 4)
 
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and listened_for(signal.SIGTERM):
         signal.signal(signal.SIGTERM, end)
 
 

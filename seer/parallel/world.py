@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from seer.core.errors import RequestError
+from seer.core.signals import listener
 from seer.parallel.watch import Watch
 
 
@@ -65,13 +66,15 @@ def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
         yield World(0, 1, 0, place)
         return
     limit = datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=limit)
-    # a connection of its own: that of the process group may be waiting for something
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+    with listener.heard_in_calls():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=limit)
+        # a connection of its own: that of the process group may be waiting for something
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
     with Watch(rank, size, store, timeout_s) as watch:
         try:
-            side = dist.new_group(backend="gloo", timeout=limit)
+            with listener.heard_in_calls():
+                side = dist.new_group(backend="gloo", timeout=limit)
             assert isinstance(side, dist.ProcessGroup)
             yield World(rank, size, local, place, dist.group.WORLD, side, watch)
         except (Exception, KeyboardInterrupt) as error:
