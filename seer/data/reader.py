@@ -68,10 +68,10 @@ class Reader:
                 )
         excluded = probes - len(skipped)
         if probes == self.plan.total:
-            last = f", the last {shown(skipped[-1].member)}: {skipped[-1].reason}" if skipped else ""
+            why = f", the last {shown(skipped[-1].member)}: {skipped[-1].reason}" if skipped else ""
             raise BadDataError(
                 f"none of the {probes} images of data.source can be used: {len(skipped)} are bad and {excluded} excluded"
-                f"{last}; look at the data, or at data.exclude",
+                f"{why}; look at the data, or at data.exclude",
                 skipped,
             )
         raise BadDataError(

@@ -85,7 +85,7 @@ def test_the_same_bad_row_of_the_next_epoch_is_not_a_second_one_of_its_shard():
 
 def test_a_row_that_is_due_twice_in_a_step_over_the_end_of_an_epoch_is_one_bad_row_of_its_shard():
     ledger = Ledger(shards(40), "100%")
-    for step in range(6):  # 32 of 40: each step but the first goes over an end
+    for _ in range(6):  # 32 of 40: each step but the first goes over an end
         ledger.add(32, [bad(0, r) for r in [*range(20), *range(10)]])
         ledger.check()
     assert sum(ledger.by_kind.values()) == 6 * 30  # looked at, and let pass
