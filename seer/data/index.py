@@ -137,10 +137,13 @@ def split(name: str) -> tuple[str, str]:
 
 
 class mapped:
-    """A file mapped for reading; an empty file maps to no bytes. Anything but a plain file raises StorageError."""
+    """A file mapped for reading; an empty file maps to no bytes. Anything but a plain file raises StorageError.
 
-    def __init__(self, path: Path):
-        self.path = path
+    few: little of it will be looked at, so storage need not read ahead.
+    """
+
+    def __init__(self, path: Path, *, few: bool = False):
+        self.path, self._few = path, few
 
     def __enter__(self) -> memoryview:
         try:
@@ -148,6 +151,8 @@ class mapped:
             try:
                 size = os.fstat(file).st_size
                 self._map = mmap.mmap(file, 0, access=mmap.ACCESS_READ) if size else None
+                if self._map is not None and self._few:
+                    self._map.madvise(mmap.MADV_RANDOM)
             finally:
                 os.close(file)
         except OSError as error:
