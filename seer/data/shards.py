@@ -26,6 +26,7 @@ from zlib_ng.zlib_ng import crc32
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
+from seer.data import archives
 from seer.data import index as indexes
 from seer.data.folder import FolderShard, listed_in, these
 from seer.data.index import INDEX_SUFFIX, MOST_SAMPLE, PICTURES, build_index, mapped, read_index, split
@@ -90,6 +91,7 @@ class Opened:
         self._archives: OrderedDict[str, _Archive] = OrderedDict()
         self._indexes: OrderedDict[str, np.ndarray] = OrderedDict()
         self._indexed = 0  # bytes
+        self.inside: list[str] = []  # archives in the tars that were walked, as TAR/NAME
         self._lock = threading.Lock()
 
     def get(self, shard: "TarShard") -> tuple[_Archive, np.ndarray]:
@@ -159,7 +161,9 @@ class TarShard:
             self._count, self._size, self._checksum = entry["count"], entry["bytes"], entry["index"]
         else:
             if not os.path.exists(self.sidecar):
-                self._own, self._check_crc = build_index(self.path, data=False), False
+                inside: list[str] = []
+                self._own, self._check_crc = build_index(self.path, data=False, inside=inside), False
+                self._opened.inside += [f"{self.name}/{name}" for name in inside]
             index = self.load_index()
             self._count, self._size, self._checksum = len(index) - 1, int(index[-1]["offset"]), indexes.checksum(index)
 
@@ -327,6 +331,7 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
         if len(shard) == 0:
             raise RequestError(f"no pictures in {shard.path}; looked for {', '.join(sorted(PICTURES))}")
         shards.append(shard)
+    archives.tell("archives in tars", opened.inside)
     return shards
 
 
