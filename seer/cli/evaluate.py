@@ -12,6 +12,7 @@ from seer.cli.weights import load
 from seer.core.build import build
 from seer.core.log import log
 from seer.engine.precision import DTYPES
+from seer.evals.features import Pictures
 from seer.parallel.world import open_world
 
 
@@ -43,7 +44,14 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     return {
         **values,
         "weights": str(wanted["weights"]),
-        "train": len(train),
-        "test": len(test),
+        **counts(train, test),
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def counts(train: Pictures, test: Pictures) -> dict[str, int]:
+    """Returns the number of classes of train, how many images there were a figure of, and how many had no label."""
+    told = {"classes": len(train.classes)}
+    told |= {name: len(one) - len(one.broken) for name, one in (("train", train), ("test", test))}
+    unlabelled = train.unlabelled + test.unlabelled
+    return {**told, "unlabelled": unlabelled} if unlabelled else told

@@ -12,7 +12,10 @@ from seer.evals.knn import KNN, baselines
 
 
 def labelled(wanted: Mapping[str, Any], size: int) -> tuple[Pictures, Pictures]:
-    """Train and test pictures of a node with train, test, labels, size, resize, most; classes are those of train."""
+    """Train and test pictures of a node with train, test, labels, size, resize, most. Classes are matched by name.
+
+    Raises RequestError where there are no labels, or none in common.
+    """
     how = {
         "size": wanted["size"] or size,
         "resize": wanted["resize"],
@@ -20,7 +23,7 @@ def labelled(wanted: Mapping[str, Any], size: int) -> tuple[Pictures, Pictures]:
         "most": wanted["most"],
     }
     train = Pictures(open_shards(wanted["train"]), **how)
-    test = Pictures(open_shards(wanted["test"]), classes=train.classes, **how)
+    test = Pictures(open_shards(wanted["test"]), like=train, **how)
     return train, test
 
 

@@ -27,8 +27,11 @@ _ENDINGS = tuple(ending.encode() for ending in ENDINGS)
 class FolderShard:
     """Raises StorageError for a picture that is gone, TarError for one that is no plain file or too large.
 
+    classes: none, since what lies in folders is named by them.
     names: of pictures, in short lists; those in the folder itself when they are not given. base: what they begin from.
     """
+
+    classes: tuple[str, ...] | None = None
 
     def __init__(self, path: Path, names: Iterable[list[bytes]] | None = None, base: Path | None = None):
         self.path, self._base = path, str(path if base is None else base)
@@ -83,6 +86,9 @@ class FolderShard:
 
     def iter_keys(self) -> Iterator[str]:
         return (self.key(row) for row in range(len(self)))
+
+    def iter_labels(self, rows: Iterable[int]) -> Iterator[tuple[str | None, bytes | None]]:
+        return ((self.key(row), None) for row in rows)
 
     def keys(self) -> list[str]:
         return list(self.iter_keys())

@@ -17,10 +17,13 @@ from typing import Literal
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-from seer.core.errors import StorageError
+from seer.core.errors import RequestError, StorageError
+from seer.data import archives
 from seer.data.tar import TarError, walk
 
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
+_ARCHIVES = (".tar", *archives.ENDINGS)
+_LAST = frozenset(ending.rpartition(".")[2] for ending in _ARCHIVES)  # which `split` has found already
 INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 INDEX_SUFFIX = ".index.npy"
 _MAGIC = b"\x93NUMPY\x01\x00"
@@ -28,45 +31,64 @@ _HEADER = len(_MAGIC) + 2  # the two bytes give the length of the description th
 MOST_SAMPLE = 256 << 20  # bytes of one sample; what is larger costs its row and is never read
 
 
-def build_index(path: Path, data: bool = True) -> np.ndarray:
-    """Walk a tar once. INDEX [rows + 1]; the last record holds the archive's size. Raises TarError, StorageError.
+def build_index(path: Path, data: bool = True, inside: list[str] | None = None) -> np.ndarray:
+    """Walk a tar once. INDEX [rows + 1]; the last record holds the archive's size. Raises TarError, StorageError, and
+    RequestError for what is an archive of another kind.
 
     data: read all bytes for their CRC; otherwise headers alone are read, and `crc` is that of each sample's headers: it
-    tells other names and sizes, but rows cannot be checked by it.
+    tells other names and sizes, but rows cannot be checked by it. inside: receives names of archives in the tar.
     """
+    with mapped(path) as buffer:
+        try:
+            return _indexed(buffer, data, [] if inside is None else inside)
+        except TarError as error:
+            what = None if _begins(buffer) else archives.what_it_is(path, bytes(buffer[:512]))
+            if what is None:
+                raise
+            raise RequestError(what) from error
+
+
+def _begins(buffer: memoryview) -> bool:
+    """Whether the first header is that of a tar."""
+    try:
+        return next(walk(buffer), None) is not None
+    except TarError:
+        return False
+
+
+def _indexed(buffer: memoryview, data: bool, inside: list[str]) -> np.ndarray:
     records: list[tuple[int, int, int]] = []
     seen: set[str] = set()
-    with mapped(path) as buffer:
-        group: list[tuple[int, int, int, str]] = []  # first byte, first byte of data, end, extension
-        group_key: str | None = None
+    group: list[tuple[int, int, int, str]] = []  # first byte, first byte of data, end, extension
+    group_key: str | None = None
 
-        def close() -> None:
-            pictures = sum(extension in PICTURES for *_, extension in group)
-            if pictures > 1:
-                raise TarError(f"sample {group_key!r} at byte {group[0][0]} has {pictures} pictures; one is allowed")
-            if pictures:
-                assert group_key is not None
-                if group_key in seen:
-                    raise TarError(f"sample {group_key!r} occurs again at byte {group[0][0]}; names must be unique")
-                seen.add(group_key)
-                first, last = group[0][0], group[-1][2]
-                if last - first > 0xFFFFFFFF:
-                    raise TarError(
-                        f"sample {group_key!r} at byte {first} holds {last - first} bytes; 4 GiB are too many"
-                    )
-                crc = 0
-                for start, inside in ((first, last),) if data else ((one[0], one[1]) for one in group):
-                    crc = crc32(buffer[start:inside], crc)
-                records.append((first, last - first, crc))
+    def close() -> None:
+        pictures = sum(extension in PICTURES for *_, extension in group)
+        if pictures > 1:
+            raise TarError(f"sample {group_key!r} at byte {group[0][0]} has {pictures} pictures; one is allowed")
+        if pictures:
+            assert group_key is not None
+            if group_key in seen:
+                raise TarError(f"sample {group_key!r} occurs again at byte {group[0][0]}; names must be unique")
+            seen.add(group_key)
+            first, last = group[0][0], group[-1][2]
+            if last - first > 0xFFFFFFFF:
+                raise TarError(f"sample {group_key!r} at byte {first} holds {last - first} bytes; 4 GiB are too many")
+            crc = 0
+            for start, end in ((first, last),) if data else ((one[0], one[1]) for one in group):
+                crc = crc32(buffer[start:end], crc)
+            records.append((first, last - first, crc))
 
-        for member in walk(buffer):
-            key, extension = split(member.name)
-            if key != group_key:
-                close()
-                group, group_key = [], key
-            group.append((member.start, member.data, member.end, extension))
-        close()
-        records.append((len(buffer), 0, 0))
+    for member in walk(buffer):
+        key, extension = split(member.name)
+        if extension in _LAST and member.name.lower().endswith(_ARCHIVES):
+            inside.append(member.name)
+        if key != group_key:
+            close()
+            group, group_key = [], key
+        group.append((member.start, member.data, member.end, extension))
+    close()
+    records.append((len(buffer), 0, 0))
     return np.array(records, dtype=INDEX)
 
 
@@ -137,10 +159,13 @@ def split(name: str) -> tuple[str, str]:
 
 
 class mapped:
-    """A file mapped for reading; an empty file maps to no bytes. Anything but a plain file raises StorageError."""
+    """A file mapped for reading; an empty file maps to no bytes. Anything but a plain file raises StorageError.
 
-    def __init__(self, path: Path):
-        self.path = path
+    few: little of it will be looked at, so storage need not read ahead.
+    """
+
+    def __init__(self, path: Path, *, few: bool = False):
+        self.path, self._few = path, few
 
     def __enter__(self) -> memoryview:
         try:
@@ -148,6 +173,8 @@ class mapped:
             try:
                 size = os.fstat(file).st_size
                 self._map = mmap.mmap(file, 0, access=mmap.ACCESS_READ) if size else None
+                if self._map is not None and self._few:
+                    self._map.madvise(mmap.MADV_RANDOM)
             finally:
                 os.close(file)
         except OSError as error:

@@ -2,7 +2,8 @@
 
 A run stops when more than `max_bad` of the last WINDOW pictures were bad (and at least LEAST), or when more than half of
 one shard was (and at least LEAST_IN_SHARD). Only the picture that was due counts, not a stand-in that failed as well, so
-shares are shares of the data and do not depend on where stand-ins happened to look.
+shares are shares of the data and do not depend on where stand-ins happened to look. A row of a shard counts once, though
+it may be due twice in the steps of an epoch: a step may go over its end, and lanes of unequal length end it one by one.
 
 Legend: S shards, K kinds of reasons.
 """
@@ -56,6 +57,7 @@ class Ledger:
         self._number = {path: n for n, path in enumerate(self._paths)}
         self._rows = np.array([len(s) for s in shards], dtype=np.int64)  # [S]
         self._bad = np.zeros(len(shards), dtype=np.int64)  # [S], this rank, this epoch
+        self._rows_bad: set[tuple[int, int]] = set()  # what `_bad` counts; about 150 bytes for each
         self._new = np.zeros(len(KINDS) + 2, dtype=np.int64)  # [K] by kind, then bad ones that were due, then alarms
         self._pictures, self._consumed = 0, 0  # since the last check; of the whole run
         self._window: deque[tuple[int, int]] = deque()  # (pictures, bad) of all ranks
@@ -73,7 +75,7 @@ class Ledger:
                 recent[row["step"] - step + steps] += 1
             number = self._number.get(row["shard"])
             if counts_shards and number is not None and self._of_epoch((row["step"] + 1) * batch) == epoch:
-                self._bad[number] += 1
+                self._count(number, row.get("row", -1))
         self._consumed = step * batch
         for bad in recent.tolist():
             self._push(batch, bad)
@@ -82,13 +84,14 @@ class Ledger:
         """One step: how many pictures it took over all ranks, and what this rank skipped."""
         if self._of_epoch(self._consumed) != self._of_epoch(self._consumed + pictures):  # of the last picture of a step
             self._bad[:] = 0
+            self._rows_bad.clear()
         self._consumed += pictures
         self._pictures += pictures
         for one in skipped:
             self._new[KINDS.index(one.kind)] += 1
             if one.attempt == 0:
                 self._new[-2] += 1
-                self._bad[self._number[one.shard]] += 1
+                self._count(self._number[one.shard], one.row)
 
     def check(self) -> None:
         """Raises BadDataError on every rank alike when a limit is passed. All ranks call it at the same step."""
@@ -109,12 +112,31 @@ class Ledger:
         if new[-1]:
             total = self._over_ranks(self._bad.copy())
             over = (2 * total > self._rows) & (total >= LEAST_IN_SHARD)
+            for shard in np.flatnonzero(over).tolist():  # the same on all ranks
+                total[shard] = self._distinct(shard)
+            over = (2 * total > self._rows) & (total >= LEAST_IN_SHARD)
             if over.any():
                 worst = int(np.argmax(np.where(over, total / self._rows, 0)))
                 raise BadDataError(
                     f"{total[worst]} of the {self._rows[worst]} pictures in {self._paths[worst]} are bad, more than half; "
                     + self._advice()
                 )
+
+    def _count(self, shard: int, row: int) -> None:
+        """row: -1 in the list of a run of long ago, which did not tell it, so that it counts each time."""
+        if row < 0 or (shard, row) not in self._rows_bad:
+            self._rows_bad.add((shard, row))
+            self._bad[shard] += 1
+
+    def _distinct(self, shard: int) -> int:
+        """Returns how many rows of a shard are bad over all ranks, of which two may have met the same one: 8 bytes a
+        row are summed, where the sum of their counts is over the limit alone."""
+        rows = np.zeros(int(self._rows[shard]) + 1, dtype=np.int64)
+        known = [row for number, row in self._rows_bad if number == shard and 0 <= row < self._rows[shard]]
+        rows[known] = 1
+        rows[-1] = self._bad[shard] - len(known)  # those whose row is not known
+        rows = self._over_ranks(rows)
+        return int(min(np.count_nonzero(rows[:-1]) + rows[-1], self._rows[shard]))
 
     def _advice(self) -> str:
         counts = ", ".join(f"{kind} {count}" for kind, count in self.by_kind.items() if count)

@@ -26,7 +26,7 @@ _CHUNK = 8192  # shards permuted at a time
 _AHEAD = 8192  # rows located at a time, of batches to come: numpy's price is per call, not per row
 _EPOCHS = 16  # but no further ahead than this, since each epoch has its price, too
 _TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
-TRIES = 8  # stand-ins for one position from its own block
+TRIES = 8  # stand-ins for one position from its own block at the most
 
 
 @dataclass(frozen=True)
@@ -94,34 +94,63 @@ class Plan:
                 np.arange(first, first + max(1, ahead) * each, dtype=np.int64),
                 indexing="ij",
             )
-            found = self._locate(lane.ravel(), position.ravel(), None)
+            found = self._locate(lane.ravel(), position.ravel())
             columns = np.stack([getattr(found, one.name).reshape(lane.shape) for one in fields(Places)])
             known = self._located = whom, first, columns
         at = first - known[1]
         return Places(*known[2][:, :, at : at + each].reshape(5, -1))
 
     def stand_in(self, lane: int, position: int, attempt: int) -> Places:
-        """Another row of the same block for a position whose row cannot be used. attempt counts from 1. [1]
+        """Returns another row for a position whose row cannot be used. attempt is from 1 to total - 1. [1]
 
-        Attempts above TRIES look anywhere in the epoch: a block may be bad or excluded as a whole.
+        The first TRIES come from the block of the position (fewer where it holds fewer), the others from anywhere in the
+        epoch, since a block may be bad or excluded as a whole. No row comes twice, and the row that was due never.
         """
-        return self._locate(np.array([lane]), np.array([position]), attempt)
+        if not 1 <= attempt < self.total:
+            raise ValueError(f"attempt {attempt} of {self.total - 1} stand-ins")
+        lanes, positions = np.array([lane]), np.array([position])
+        epoch, first, size, due = (int(one[0]) for one in self._blocks(lanes, positions))
+        tried = [due]
+        for one in range(1, min(attempt, TRIES, size - 1) + 1):
+            key = rng.sub_keys(rng.key(self.seed, "stand-in", one), lanes, positions)
+            inside = int(rng.uniforms(key, 1)[0, 0] * size)
+            while inside in tried:
+                inside = (inside + 1) % size
+            tried.append(inside)
+        begin = int(self.lane_start[lane]) + first
+        line = begin + tried[-1] if attempt < len(tried) else self._elsewhere(lane, position, attempt, begin, tried)
+        return self._rows(lanes, positions, np.array([epoch]), np.array([line]))
 
-    def _locate(self, lane: np.ndarray, position: np.ndarray, attempt: int | None) -> Places:
+    def _elsewhere(self, lane: int, position: int, attempt: int, begin: int, tried: Sequence[int]) -> int:
+        """Returns a place in the line of the epoch, none of those tried before: begin + tried.
+
+        A keyed permutation of the line, in which places that were tried before its tail give way to those of the tail
+        that were not: so no list of earlier attempts is needed, and the price is the same for each.
+        """
+        used = [begin + one for one in tried]
+        head = self.total - len(used)
+        index = np.array([attempt - len(used), *range(head, self.total)])
+        key = rng.sub_keys(rng.key(self.seed, "stand-in from anywhere"), np.array([lane]), np.array([position]))
+        place, *tail = permute(index, np.full(len(index), self.total), np.repeat(key, len(index))).tolist()
+        gone = [one for one in used if one not in tail]
+        return [one for one in tail if one not in used][gone.index(place)] if place in gone else place
+
+    def _locate(self, lane: np.ndarray, position: np.ndarray) -> Places:
+        epoch, first, _, inside = self._blocks(lane, position)
+        return self._rows(lane, position, epoch, self.lane_start[lane] + first + inside)
+
+    def _blocks(self, lane: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Epochs, first rows of the blocks in their lanes, their sizes, and which row inside is due. int64 [n] each."""
         length = self.lane_start[lane + 1] - self.lane_start[lane]
         epoch, offset = position // length, position % length
         block = offset // self.block
         first = block * self.block
         size = np.minimum(self.block, length - first)
-        if attempt is None:
-            keys = rng.sub_keys(rng.key(self.seed, "block"), epoch, lane, block)
-            inside = permute(offset - first, size, keys)
-        else:
-            keys = rng.sub_keys(rng.key(self.seed, "stand-in", attempt), lane, position)
-            inside = (rng.uniforms(keys, 1)[:, 0] * (size if attempt <= TRIES else self.total)).astype(np.int64)
-        line = self.lane_start[lane] + first + inside
-        if attempt is not None and attempt > TRIES:
-            line %= self.total
+        keys = rng.sub_keys(rng.key(self.seed, "block"), epoch, lane, block)
+        return epoch, first, size, permute(offset - first, size, keys)
+
+    def _rows(self, lane: np.ndarray, position: np.ndarray, epoch: np.ndarray, line: np.ndarray) -> Places:
+        """Places in the line of an epoch -> shards and rows."""
         shard, row = np.empty_like(line), np.empty_like(line)
         for one in np.unique(epoch):
             chosen = epoch == one

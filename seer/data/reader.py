@@ -1,8 +1,9 @@
 """Places in the plan to pictures. What cannot be used is replaced by a row of the same block and told, never hidden.
 
 The stand-in is chosen by a key (`order.Plan.stand_in`), so a restart and another number of ranks choose the same one;
-storage that fails is not a bad picture and stops the run. After MOST_BAD bad rows in a row the run stops too: then it is
-the data, not a picture. An excluded row takes the same way as a bad one, but is not read, told or counted.
+for one place no row is tried twice. Storage that fails is not a bad picture and stops the run. After MOST_BAD bad rows in
+a row the run stops too, or after all rows where there are fewer: then it is the data, not a picture. An excluded row takes
+the same way as a bad one, but is not read, told or counted.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +48,8 @@ class Reader:
         `keys`), and what was skipped on the way. scratch: as in `decode`. Raises BadDataError, which holds what was skipped."""
         skipped: list[Skipped] = []
         lane, position = int(places.lane[i]), int(places.position[i])
-        for attempt in range(MOST_PROBES):
+        probes = min(MOST_PROBES, self.plan.total)
+        for attempt in range(probes):
             if attempt:
                 places, i = self.plan.stand_in(lane, position, attempt), 0
             shard, row, epoch = int(places.shard[i]), int(places.row[i]), int(places.epoch[i])
@@ -64,8 +66,16 @@ class Reader:
                     "skipped.jsonl in the run folder names them: look at the data before going on",
                     skipped,
                 )
+        excluded = probes - len(skipped)
+        if probes == self.plan.total:
+            why = f", the last {shown(skipped[-1].member)}: {skipped[-1].reason}" if skipped else ""
+            raise BadDataError(
+                f"none of the {probes} images of data.source can be used: {len(skipped)} are bad and {excluded} excluded"
+                f"{why}; look at the data, or at data.exclude",
+                skipped,
+            )
         raise BadDataError(
-            f"{MOST_PROBES} places tried for one picture of lane {lane}, {MOST_PROBES - len(skipped)} of them excluded; "
+            f"{probes} places tried for one picture of lane {lane}, {excluded} of them excluded; "
             f"data.exclude names {len(self.exclude)} pictures: leave whole shards out of data.source instead",
             skipped,
         )

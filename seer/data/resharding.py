@@ -23,6 +23,7 @@ import numpy as np
 from seer.core import rng
 from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.records import Skipped
+from seer.data import archives
 from seer.data.decode import Undecodable, reencoded
 from seer.data.folder import FolderShard
 from seer.data.index import INDEX_SUFFIX, PICTURES, build_index, checksum, fits, read_index, write_index
@@ -279,8 +280,9 @@ def _index(
     def work(number: int, tick: Callable[[], None]) -> Entry:
         path, name = Path(paths[number]), names[number]
         sidecar = output / name.get("sidecar", name["name"] + INDEX_SUFFIX)
+        inside: list[str] = []
         try:
-            index = build_index(path)
+            index = build_index(path, inside=inside)
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(index) == 1:
@@ -298,9 +300,11 @@ def _index(
             ) from error
         tick()
         size = int(index[-1]["offset"])
-        return {**name, "count": len(index) - 1, "bytes": size, "sha256": digest, "index": checksum(index)}
+        entry = {**name, "count": len(index) - 1, "bytes": size, "sha256": digest, "index": checksum(index)}
+        return {**entry, "inside": [f"{path}/{one}" for one in inside]} if inside else entry
 
     entries = run_pieces(work, len(paths), journal, request, processes=processes, progress=progress)
+    archives.tell("archives in tars", [one for entry in entries for one in entry.pop("inside", ())])
     return write_manifest(output, entries, {"request": request, "skipped": 0})
 
 

@@ -26,6 +26,7 @@ from zlib_ng.zlib_ng import crc32
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
+from seer.data import archives
 from seer.data import index as indexes
 from seer.data.folder import FolderShard, listed_in, these
 from seer.data.index import INDEX_SUFFIX, MOST_SAMPLE, PICTURES, build_index, mapped, read_index, split
@@ -40,13 +41,18 @@ MOST_INDEXED = 256 << 20  # bytes of indexes in memory: 16 million rows
 
 
 class Shard(Protocol):
-    """Rows of samples. `identity` names the content for fingerprints; `read` may be called from any thread."""
+    """Rows of samples. `identity` names the content for fingerprints; `read` may be called from any thread. classes: what
+    the numbers in `cls` members mean, where a manifest tells. iter_labels: the key and the `cls` of each of some rows,
+    with no image read; a key of None where the headers of a row are damaged."""
 
     @property
     def path(self) -> Path: ...
 
     @property
     def identity(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
 
     def __len__(self) -> int: ...
 
@@ -55,6 +61,8 @@ class Shard(Protocol):
     def key(self, row: int) -> str: ...
 
     def iter_keys(self) -> Iterator[str]: ...
+
+    def iter_labels(self, rows: Iterable[int]) -> Iterator[tuple[str | None, bytes | None]]: ...
 
     def keys(self) -> list[str]: ...
 
@@ -83,6 +91,7 @@ class Opened:
         self._archives: OrderedDict[str, _Archive] = OrderedDict()
         self._indexes: OrderedDict[str, np.ndarray] = OrderedDict()
         self._indexed = 0  # bytes
+        self.inside: list[str] = []  # archives in the tars that were walked, as TAR/NAME
         self._lock = threading.Lock()
 
     def get(self, shard: "TarShard") -> tuple[_Archive, np.ndarray]:
@@ -128,10 +137,11 @@ def _most_open() -> int:
 class TarShard:
     """One tar file. Reads by `pread`, so threads and forked processes share a descriptor without a lock.
 
-    entry: what the manifest says of it. Raises TarError, StorageError. There may be 100,000, hence strings and slots.
+    entry: what the manifest says of it; classes: what it names for all. Raises TarError, StorageError. There may be
+    100,000, hence strings and slots.
     """
 
-    __slots__ = ("_check_crc", "_checksum", "_count", "_opened", "_own", "_sidecar", "_size", "name")
+    __slots__ = ("_check_crc", "_checksum", "_count", "_opened", "_own", "_sidecar", "_size", "classes", "name")
 
     def __init__(
         self,
@@ -140,8 +150,10 @@ class TarShard:
         *,
         entry: Mapping[str, Any] | None = None,
         opened: Opened | None = None,
+        classes: tuple[str, ...] | None = None,
     ):
         self.name, self._check_crc, self._opened = str(path), check_crc, opened or Opened()
+        self.classes = classes
         self._own: np.ndarray | None = None  # the index of a tar without a sidecar
         self._checksum: str | None = None
         self._sidecar: str | None = entry.get("sidecar") if entry else None  # where it does not lie beside the tar
@@ -149,7 +161,9 @@ class TarShard:
             self._count, self._size, self._checksum = entry["count"], entry["bytes"], entry["index"]
         else:
             if not os.path.exists(self.sidecar):
-                self._own, self._check_crc = build_index(self.path, data=False), False
+                inside: list[str] = []
+                self._own, self._check_crc = build_index(self.path, data=False, inside=inside), False
+                self._opened.inside += [f"{self.name}/{name}" for name in inside]
             index = self.load_index()
             self._count, self._size, self._checksum = len(index) - 1, int(index[-1]["offset"]), indexes.checksum(index)
 
@@ -244,6 +258,24 @@ class TarShard:
             for record in self.index:
                 yield _key(buffer, record)
 
+    def iter_labels(self, rows: Iterable[int]) -> Iterator[tuple[str | None, bytes | None]]:
+        """Reads headers and the bytes of `cls`: some microseconds a row, whatever the images weigh."""
+        index = self.index
+        with mapped(self.path, few=True) as buffer:
+            for row in rows:
+                offset, size, _ = index.item(row)
+                key: str | None = None
+                cls: bytes | None = None
+                try:
+                    for member in walk(buffer[offset : offset + size], whole=False):
+                        name, extension = split(member.name)
+                        key = name if key is None else key
+                        if extension == "cls":
+                            cls = bytes(buffer[offset + member.data : offset + member.data + member.size])
+                    yield key, cls
+                except TarError:
+                    yield None, None
+
     def keys(self) -> list[str]:
         return list(self.iter_keys())
 
@@ -267,9 +299,10 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
     sources = [source] if isinstance(source, str | Path) else list(source)
     paths: list[str] = []
     entries: dict[str, Mapping[str, Any] | None] = {}
+    classes: dict[str, tuple[str, ...]] = {}  # by path
     for one in sources:
         found = expand(str(one))
-        named = {path: entry for folder in found.manifests for path, entry in _manifest(folder).items()}
+        named = {path: entry for folder in found.manifests for path, entry in _manifest(folder, classes).items()}
         paths += _all_named(found, named) if named else found.paths
         entries.update(named)
     if len(set(paths)) < len(paths):
@@ -278,7 +311,7 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
     for folder in dict.fromkeys(path[: path.rfind("/") + 1] for path in paths if path not in entries):
         if os.path.exists(folder + JOURNAL):
             refuse_unfinished(folder)
-        entries.update(_manifest(folder))
+        entries.update(_manifest(folder, classes))
     shards: list[Shard] = []
     opened = Opened()
     for path in _joined(paths):
@@ -292,12 +325,13 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
             elif entry is None and is_list(path):
                 shard = listed_in(Path(path))
             else:
-                shard = TarShard(path, check_crc, entry=entry, opened=opened)
+                shard = TarShard(path, check_crc, entry=entry, opened=opened, classes=classes.get(path))
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(shard) == 0:
             raise RequestError(f"no pictures in {shard.path}; looked for {', '.join(sorted(PICTURES))}")
         shards.append(shard)
+    archives.tell("archives in tars", opened.inside)
     return shards
 
 
@@ -360,19 +394,25 @@ def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
     return found.paths + elsewhere
 
 
-def _manifest(folder: str) -> dict[str, Mapping[str, Any] | None]:
+def _manifest(folder: str, classes: dict[str, tuple[str, ...]]) -> dict[str, Mapping[str, Any] | None]:
     """Entries by path, or None for one without the checksum of its index; nothing where there is no manifest.
 
-    folder: with its slash. A name may be the whole path of a tar that lies elsewhere.
+    folder: with its slash. A name may be the whole path of a tar that lies elsewhere. classes: receives, by path, the
+    names of the classes where the manifest has them.
     """
     try:
         with open(folder + MANIFEST, encoding="utf-8") as file:
-            shards = json.load(file)["shards"]
-        return {
-            one["name"] if one["name"].startswith("/") else folder + one["name"]: _entry(folder, one) for one in shards
+            manifest = json.load(file)
+        entries: dict[str, Mapping[str, Any] | None] = {
+            one["name"] if one["name"].startswith("/") else folder + one["name"]: _entry(folder, one)
+            for one in manifest["shards"]
         }
+        names = manifest.get("classes")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # a file of this name that is not ours; the indexes say the same
+    if isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names):
+        classes.update(dict.fromkeys(entries, tuple(names)))
+    return entries
 
 
 def _entry(folder: str, one: dict[str, Any]) -> dict[str, Any] | None:

@@ -5,8 +5,8 @@ before any of them. Odd names that are
 on disk are names before they are patterns. No other URL is read here, and nothing ever reaches a shell.
 
 A folder is whole or refused: shards that `seer shard` has not finished, and tars with loose pictures beside them, of
-which one kind would be left out in silence, are told. Paths are strings, and of a folder's entries those of tars alone
-are kept: it may hold millions of loose pictures.
+which one kind would be left out in silence, are refused; archives of other kinds beside them are told. Paths are strings,
+and of a folder's entries those of tars and archives alone are kept: it may hold millions of loose pictures.
 """
 
 import glob
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seer.core.errors import RequestError, StorageError
+from seer.data import archives
 from seer.data.folder import ENDINGS
 from seer.data.writing import JOURNAL, MANIFEST
 
@@ -59,6 +60,7 @@ def _search(folder: str) -> Found:
     """Tars in a folder and those below, by their path's parts; hidden files and links to folders are passed over."""
     tars: list[str] = []
     manifests: list[str] = []
+    unread: list[str] = []
     loose: str | None = None
     todo = ["" if folder == "." else folder.rstrip("/") + "/"]
     while todo:
@@ -79,6 +81,8 @@ def _search(folder: str) -> Found:
                     elif name.endswith(".tar"):
                         if not entry.is_dir():
                             tars.append(prefix + name)
+                    elif name.lower().endswith(archives.ENDINGS):
+                        unread.append(prefix + name)
                     elif loose is None and name.lower().endswith(ENDINGS):
                         loose = prefix + name
         except OSError as error:
@@ -88,6 +92,7 @@ def _search(folder: str) -> Found:
             f"source {folder} holds {len(tars)} tars, like {min(tars)}, and loose pictures, like {loose}; give one "
             f"kind of them: {folder}/*.tar, or a folder of each kind"
         )
+    archives.tell(folder, unread)
     return Found(sorted(tars, key=lambda path: path.replace("/", "\0")), sorted(manifests), loose)
 
 

@@ -12,19 +12,22 @@ import torch
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.core.protocols import Backbone
-from seer.core.records import Labelled, Picture, Sample
+from seer.core.records import Labelled, Picture
 from seer.data.augment import normalise
 from seer.data.decode import Undecodable, decode
+from seer.data.ledger import shown
 from seer.data.multicrop import resize
-from seer.data.shards import Shard, class_names, folder_of, picture_of
+from seer.data.shards import Shard, picture_of
 from seer.data.tar import TarError
+from seer.evals.labels import UNLABELLED, Labels, find, match
 
 
 class Pictures:
     """Labelled pictures for evaluation. labels: member (`cls` of each sample), folder (its folder's name), or auto.
 
     size: side of the centre cut; resize: length of the shorter side before it, by default size * 256 / 224, or the size
-    itself below 64 pixels. most: use so many pictures at the most, spread evenly over the whole (0 = all).
+    itself below 64 pixels. most: use so many pictures at the most, spread evenly over the whole (0 = all). like: those
+    whose classes these are matched with by name (`labels.match`). Those without a label are left out.
     Raises RequestError when there are no labels.
     """
 
@@ -36,21 +39,28 @@ class Pictures:
         resize: int | None = None,
         labels: str = "auto",
         most: int = 0,
-        classes: Sequence[str] | None = None,
+        like: "Pictures | None" = None,
     ):
         if labels not in ("auto", "member", "folder"):
             raise RequestError(f"labels={labels}: one of auto, member, folder")
         self.shards, self.size = shards, size
         self.short = resize or (size if size < 64 else round(size * 256 / 224))
-        first = shards[0].read(0, 0)
-        by_member = labels == "member" or (labels == "auto" and "cls" in first.fields)
-        if by_member and "cls" not in first.fields:
-            raise RequestError(f"{shards[0].path} has no `cls` members; write shards with labels=folder")
-        self.classes = None if by_member else list(classes or class_names(shards))
-        if self.classes is not None and len(self.classes) < 2:
-            raise RequestError(f"{shards[0].path}: no `cls` members and no class folders, so there are no labels")
         rows = [(s, r) for s, shard in enumerate(shards) for r in range(len(shard))]
-        self.rows = [rows[i * len(rows) // most] for i in range(most)] if 0 < most < len(rows) else rows
+        rows = [rows[i * len(rows) // most] for i in range(most)] if 0 < most < len(rows) else rows
+        found = find(shards, rows, labels)
+        if like is None and found.named and len(found.names) < 2:
+            raise RequestError(
+                f"{shards[0].path}: one class alone, {shown(found.names[0])}, so all labels are the same"
+            )
+        self.labels: Labels = found if like is None else match(like.labels, found)
+        self.rows = [(s, r) for s, r in rows if found.of[s][r] >= 0]
+        self.unlabelled = sum(int(found.of[s][r] == UNLABELLED) for s, r in rows)
+        self.broken: set[tuple[int, int]] = set()  # rows that could not be read so far
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in the order of the labels; numbers, where nothing names the classes."""
+        return self.labels.names
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,25 +78,11 @@ class Pictures:
             sample = self.shards[place[0]].read(*place)
             picture = decode(picture_of(sample))
         except (Undecodable, TarError) as error:
-            log.warning(f"{self.shards[place[0]].path} row {place[1]} is left out: {error}")
+            if place not in self.broken:
+                log.warning(f"{self.shards[place[0]].path} row {place[1]} is left out: {error}")
+            self.broken.add(place)
             return None
-        if self.classes is None:
-            label = self._member(sample)
-        else:
-            name = folder_of(sample.key)
-            if name not in self.classes:
-                raise RequestError(f"class folder {name!r} of {sample.key} is not among the {len(self.classes)} known")
-            label = self.classes.index(name)
-        return centre(picture, self.short, self.size), label
-
-    def _member(self, sample: Sample) -> int:
-        text = sample.fields.get("cls", b"").strip()
-        if not text.isdigit():
-            raise RequestError(
-                f"{sample.key} in {self.shards[sample.ref.shard].path}: `cls` is {text!r}, not the number of a class; "
-                "write shards with labels=folder"
-            )
-        return int(text)
+        return centre(picture, self.short, self.size), int(self.labels.of[place[0]][place[1]])
 
 
 def centre(picture: Picture, short: int, size: int) -> torch.Tensor:

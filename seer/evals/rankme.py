@@ -27,7 +27,7 @@ def rankme(features: torch.Tensor) -> float:
 
 
 class RankMe:
-    """Evaluator: features of `most` pictures of train, spread evenly, then `rankme`. Labels are not looked at."""
+    """Evaluator: features of `most` pictures of train, spread evenly, then `rankme`. What their labels are makes no difference."""
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """When a run has seen too many bad pictures, and when it has not; the counts are those of a plain recount."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,6 +83,67 @@ def test_the_same_bad_row_of_the_next_epoch_is_not_a_second_one_of_its_shard():
     assert sum(ledger.by_kind.values()) == 50  # looked at, and let pass
 
 
+def test_a_row_that_is_due_twice_in_a_step_over_the_end_of_an_epoch_is_one_bad_row_of_its_shard():
+    ledger = Ledger(shards(40), "100%")
+    for _ in range(6):  # 32 of 40: each step but the first goes over an end
+        ledger.add(32, [bad(0, r) for r in [*range(20), *range(10)]])
+        ledger.check()
+    assert sum(ledger.by_kind.values()) == 6 * 30  # looked at, and let pass
+    ledger.add(32, [bad(0, r) for r in [*range(21), *range(15)]])
+    with pytest.raises(BadDataError, match="21 of the 40"):
+        ledger.check()
+
+
+def check_together(ledgers: list[Ledger]) -> list[str]:
+    """All ranks look at their limits at once, each sum in turn over all of them, as an all-reduce does it."""
+    ranks = len(ledgers)
+    barrier, total, raised = threading.Barrier(ranks), {}, []
+
+    def over(rank):
+        calls = iter(range(9))
+
+        def reduce(counts):
+            call = next(calls)
+            total.setdefault(call, {})[rank] = counts
+            barrier.wait(10)
+            return np.sum(list(total[call].values()), axis=0)
+
+        return reduce
+
+    def one(rank, ledger):
+        ledger._over_ranks = over(rank)
+        try:
+            ledger.check()
+        except BadDataError as error:
+            raised.append(str(error))
+
+    threads = [threading.Thread(target=one, args=(r, x)) for r, x in enumerate(ledgers)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert len(raised) in (0, ranks) and len(set(raised)) <= 1  # all or none, with one message
+    return raised
+
+
+def test_a_row_that_two_ranks_met_is_one_bad_row_of_its_shard():
+    ranks = [Ledger(shards(40), "100%", ranks=2) for _ in range(2)]
+    for rows, message in (((range(15), range(10, 20)), None), (([], [20]), "21 of the 40")):  # 25 told, 20 rows
+        for ledger, own in zip(ranks, rows, strict=True):
+            ledger.add(16, [bad(0, r) for r in own])
+        raised = check_together(ranks)
+        assert len(raised) == (2 if message else 0) and all(message in one for one in raised)
+
+
+def test_restored_rows_are_those_that_come_again():
+    rows = [{"step": 0, "shard": "s1.tar", "kind": "empty", "attempt": 0, "row": r} for r in range(10)]
+    ledger = Ledger(shards(980, 20), "100%")
+    ledger.restore(rows, 1, 100)
+    ledger.add(100, [bad(1, r) for r in range(10)])
+    ledger.check()
+    ledger.add(100, [bad(1, 10)])
+    with pytest.raises(BadDataError, match="11 of the 20"):
+        ledger.check()
+
+
 def test_stand_ins_that_fail_are_counted_by_reason_and_not_against_the_limits():
     ledger = Ledger(MANY, "1%")
     ledger.add(1000, [bad(1, r, "checksum", attempt=1 + r % 8) for r in range(6000)])
@@ -113,33 +175,7 @@ def test_four_ranks_stop_at_the_step_of_one_process_wherever_the_bad_ones_fell(r
         return None
 
     def together(ledgers: list[Ledger]) -> None:
-        """Each sum in turn over all ranks, as an all-reduce does it."""
-        import threading
-
-        barrier, total, raised = threading.Barrier(4), {}, []
-
-        def over(rank):
-            calls = iter(range(9))
-
-            def reduce(counts):
-                call = next(calls)
-                total.setdefault(call, {})[rank] = counts
-                barrier.wait(10)
-                return np.sum(list(total[call].values()), axis=0)
-
-            return reduce
-
-        def one(rank, ledger):
-            ledger._over_ranks = over(rank)
-            try:
-                ledger.check()
-            except BadDataError as error:
-                raised.append(str(error))
-
-        threads = [threading.Thread(target=one, args=(r, x)) for r, x in enumerate(ledgers)]
-        [t.start() for t in threads]
-        [t.join() for t in threads]
-        assert len(raised) in (0, 4) and len(set(raised)) <= 1  # all or none, with one message
+        raised = check_together(ledgers)
         if raised:
             raise BadDataError(raised[0])
 

@@ -187,10 +187,33 @@ def test_32_bad_pictures_in_a_row_stop_the_run_and_all_are_named(tmp_path):
     assert [s.attempt for s in error.value.skipped] == list(range(32))
 
 
+@pytest.mark.parametrize(("total", "batch", "lanes"), [(3, 2, 1), (3, 6, 3), (5, 4, 4)])
+def test_one_good_picture_among_bad_ones_stands_in_for_all_and_each_bad_one_is_told_once_a_place(
+    tmp_path, total, batch, lanes
+):
+    write(tmp_path, broken=range(1, total), total=total)
+    one = loader(tmp_path, batch=batch, lanes=lanes)
+    due = {f"k{i:03d}" for i in range(1, total)}
+    for step in range(6):
+        places = one.reader.plan.places(step * batch, batch)
+        for i in range(batch):
+            picture, _, skipped = one.reader.picture(places, i)
+            assert picture.shape and len({s.member for s in skipped}) == len(skipped) <= len(due)
+            assert {s.member for s in skipped} <= due and [s.attempt for s in skipped] == list(range(len(skipped)))
+
+
+def test_a_few_pictures_that_are_all_bad_are_each_told_once_and_end_with_65(tmp_path):
+    write(tmp_path, broken=range(3), total=3)
+    with pytest.raises(BadDataError, match="none of the 3") as error:
+        take(loader(tmp_path, batch=2, lanes=1), 1)
+    assert error.value.exit_status == 65
+    assert sorted(s.member for s in error.value.skipped) == ["k000", "k001", "k002"]
+
+
 @pytest.mark.slow
 def test_half_of_all_pictures_bad_is_no_reason_to_stop_before_the_limits_say_so(tmp_path):
-    write(tmp_path, broken=range(0, 700, 2), total=700)
-    batches = take(loader(tmp_path), 200)  # ten bad ones in a row come three times in as many pictures
+    write(tmp_path, broken=[i for i in range(700) if i // 20 % 2], total=700)  # every other shard: whole blocks
+    batches = take(loader(tmp_path), 200)
     assert max(s.attempt for b in batches for s in b.skipped) > 8
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from seer.core import rng
 from seer.core.errors import RequestError
-from seer.data.order import choose_lanes, permute, plan
+from seer.data.order import TRIES, choose_lanes, permute, plan
 
 # counts of the shards, batch, lanes, block
 CASES = {
@@ -130,23 +130,66 @@ def test_neighbouring_batches_mix_shards_when_there_are_many_lanes():
     assert len(set(p.places(0, 64).shard.tolist())) == 20
 
 
-def test_stand_ins_are_the_same_each_time_and_stay_in_the_block_of_the_position():
-    p, again = (plan([40, 60, 21], seed=0, lanes=8, block=5) for _ in range(2))
+def due_at(p, lane: int, position: int) -> tuple[int, int]:
+    found = p._locate(np.array([lane]), np.array([position]))
+    return int(found.shard[0]), int(found.row[0])
+
+
+def stand_ins(p, lane: int, position: int, last: int) -> list[tuple[int, int]]:
+    found = [p.stand_in(lane, position, attempt) for attempt in range(1, last + 1)]
+    assert {int(one.epoch[0]) for one in found} <= {position // int(p.lane_start[lane + 1] - p.lane_start[lane])}
+    return [(int(one.shard[0]), int(one.row[0])) for one in found]
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 9, 40])
+def test_stand_ins_are_the_same_each_time_and_come_from_the_block_of_the_position_first(block):
+    p, again = (plan([40, 60, 21], seed=0, lanes=8, block=block) for _ in range(2))
     length = p.lane_start[1:] - p.lane_start[:-1]
     for lane in range(8):
         for position in range(0, 40, 3):
             epoch, offset = divmod(position, int(length[lane]))
-            first = offset // 5 * 5
-            block = {
-                (int(w.shard[0]), int(w.row[0]))
-                for o in range(first, min(first + 5, int(length[lane])))
-                for w in [p._locate(np.array([lane]), np.array([epoch * int(length[lane]) + o]), None)]
-            }
-            for attempt in range(1, 9):
-                one, two = p.stand_in(lane, position, attempt), again.stand_in(lane, position, attempt)
-                where = (int(one.shard[0]), int(one.row[0]))
-                assert where == (int(two.shard[0]), int(two.row[0]))
-                assert where in block and int(one.epoch[0]) == epoch
+            first, start = offset // block * block, epoch * int(length[lane])
+            size = min(block, int(length[lane]) - first)
+            inside = {due_at(p, lane, start + first + i) for i in range(size)}
+            found, due = stand_ins(p, lane, position, 30), due_at(p, lane, position)
+            assert found == stand_ins(again, lane, position, 30)
+            near = min(TRIES, size - 1)
+            assert set(found[:near]) <= inside - {due} and len(set(found[:near])) == near
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_stand_ins_of_a_position_are_all_other_rows_once_each(case):
+    """A row neither stands in for itself nor comes again: with replacement, the only row of a block did so eight times."""
+    counts, _, lanes, block = CASES[case]
+    p, total = plan(counts, seed=3, lanes=lanes, block=block), sum(counts)
+    rows = sorted((s, r) for s, n in enumerate(counts) for r in range(n))
+    for lane in range(lanes):
+        for position in (0, 1, 5, 1000):
+            assert sorted([due_at(p, lane, position), *stand_ins(p, lane, position, total - 1)]) == rows
+            for attempt in (0, total):
+                with pytest.raises(ValueError, match="attempt"):
+                    p.stand_in(lane, position, attempt)
+
+
+def test_far_stand_ins_are_as_likely_from_anywhere():
+    n, times = 12, 3000
+    p = plan([n], seed=0, lanes=n)  # lanes of one row: all stand-ins are from elsewhere
+    found = np.array([stand_ins(p, 5, position, 2) for position in range(times)])[..., 1]
+    due = np.array([due_at(p, 5, position)[1] for position in range(times)])
+    for nth in range(2):
+        share = np.bincount((found[:, nth] - due) % n, minlength=n)[1:] / times * (n - 1)
+        assert np.abs(share - 1).max() < 0.25  # 4 deviations of 273 are 0.24
+
+
+def test_what_stood_in_in_a_large_block_when_draws_were_with_replacement_still_does():
+    p, changed = plan([20_000], seed=4, lanes=2, block=8192), 0
+    for position in range(60):
+        keys = [
+            rng.sub_keys(rng.key(4, "stand-in", a), np.array([1]), np.array([position])) for a in range(1, TRIES + 1)
+        ]
+        inside = [int(rng.uniforms(key, 1)[0, 0] * (8192 if position < 8192 else 1808)) for key in keys]
+        changed += sum(a != (0, 10_000 + b) for a, b in zip(stand_ins(p, 1, position, TRIES), inside, strict=True))
+    assert changed <= 2
 
 
 def test_stand_ins_differ_by_attempt_and_position():
