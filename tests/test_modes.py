@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from seer.cli.weights import state
 from seer.data import sample
 from seer.data.shards import write_shards
 from seer.models.bundle import read_bundle
@@ -83,6 +84,19 @@ def test_every_mode_gives_the_losses_and_the_backbone_of_one_process(runs, how):
     assert losses(runs[how]) == pytest.approx(truth, abs=1e-4)
     assert norms(runs[how]) == pytest.approx(norms(runs[ONE]), rel=5e-3)  # 0.27 % by rounding with AVX2 alone
     assert float((weights(runs[how]) - weights(runs[ONE])).norm()) < 1e-3 * float(weights(runs[ONE]).norm())
+
+
+@pytest.mark.parametrize("how", SAVED, ids=str)
+def test_the_backbone_is_read_from_the_checkpoint_of_any_mode_by_one_process(runs, how):
+    """Bit by bit what the bundle of that step has; of step 10 there is no bundle."""
+    found = state(str(runs[how] / "checkpoints" / "last"))
+    bundle = read_bundle(runs[how] / "bundle")[0].state_dict()
+    assert found.kind == "checkpoint" and found.backbone.state_dict().keys() == bundle.keys()
+    assert all(torch.equal(tensor, bundle[name]) for name, tensor in found.backbone.state_dict().items())
+    earlier = state(str(runs[how] / "checkpoints" / "step-00000010"))
+    assert earlier.step == 10 and not torch.equal(
+        earlier.backbone.state_dict()["stem.conv.weight"], bundle["stem.conv.weight"]
+    )
 
 
 @pytest.mark.parametrize(("saved", "goes_on"), PAIRS)

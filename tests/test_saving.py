@@ -1,11 +1,18 @@
 """What a run does when storage refuses a checkpoint: it goes on, tells, tries anew, and ends when that is hopeless."""
 
+import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from seer.cli import ending
+from seer.cli.weights import state
 from seer.data import sample
 from seer.engine import checkpoint
+from seer.engine.manifest import read_manifest
 from tests.program import SMALL, losses, seer
 
 pytestmark = pytest.mark.slow
@@ -59,3 +66,80 @@ def test_the_last_save_must_succeed(capfd, tmp_path, pictures, refused):
     refused += [1]
     ended = seer(capfd, *WORDS, f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=4")
     assert ended.status == 74 and "step 4 could not be written" in ended.result["error"]
+
+
+@pytest.fixture
+def bundles(monkeypatch) -> list[tuple[int, int]]:
+    """(step of a bundle that is written, step of the newest whole checkpoint at that moment)."""
+    found: list[tuple[int, int]] = []
+    write = ending.write_bundle
+
+    def note(folder: Path, *args, **kwargs) -> Path:
+        newest = (folder.parent / "checkpoints" / "last").resolve()
+        found.append((kwargs["card"]["step"], read_manifest(newest)["step"]))
+        return write(folder, *args, **kwargs)
+
+    monkeypatch.setattr(ending, "write_bundle", note)
+    return found
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_a_small_backbones_bundle_comes_with_every_checkpoint_once_that_is_whole(
+    capfd, tmp_path, pictures, refused, bundles, background
+):
+    refused += [1]  # of step 4
+    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=7", f"every.background={background}")
+    assert seer(capfd, *WORDS, *words).status == 0
+    assert bundles == [(2, 2), (6, 6), (7, 7), (7, 7)]  # and at the end with its figures
+    figures = json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["provenance"]["metrics"]
+    assert figures["steps"] == 7 and "loss" in figures
+
+
+def test_what_trains_on_meanwhile_does_not_reach_the_bundle(capfd, tmp_path, pictures, monkeypatch):
+    """It is written late, by another thread: its weights are those of its step, as the checkpoint's are."""
+    pairs, write = [], ending.write_bundle
+
+    def late(folder: Path, *args, **kwargs) -> Path:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.3)  # several steps
+            taken = state(str(folder.parent / "checkpoints" / f"step-{kwargs['card']['step']:08d}"))
+            pairs.append((kwargs["state_dict"], taken.backbone.state_dict()))
+        return write(folder, *args, **kwargs)
+
+    monkeypatch.setattr(ending, "write_bundle", late)
+    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=9", "every.checkpoint=4", "every.keep=9")
+    assert seer(capfd, *WORDS, *words).status == 0
+    assert len(pairs) == 3
+    for weights, taken in pairs:
+        assert weights.keys() == taken.keys() and all(torch.equal(weights[name], taken[name]) for name in taken)
+    assert not torch.equal(pairs[0][0]["stem.conv.weight"], pairs[1][0]["stem.conv.weight"])
+
+
+def test_a_large_backbone_has_its_bundle_at_the_end_alone_and_a_full_disk_for_one_is_only_told(
+    capfd, tmp_path, pictures, bundles, monkeypatch
+):
+    words = (f"data.source={pictures}", "steps=4")
+    with monkeypatch.context() as large:
+        large.setattr(ending, "SMALL", 100_000)
+        assert seer(capfd, *WORDS, *words, f"output={tmp_path / 'large'}").status == 0
+    assert [step for step, _ in bundles] == [4]
+    wrote = ending.write_bundle
+
+    def full(folder: Path, *args, **kwargs) -> Path:
+        if kwargs["card"]["step"] == 2:
+            raise OSError(28, "No space left on device")
+        return wrote(folder, *args, **kwargs)
+
+    monkeypatch.setattr(ending, "write_bundle", full)
+    ended = seer(capfd, *WORDS, *words, f"output={tmp_path / 'run'}")
+    assert ended.status == 0 and "bundle of step 2 cannot be written" in ended.words
+    assert len(losses(tmp_path / "run")) == 4
+
+
+def test_what_a_kill_left_of_a_bundle_is_removed_by_the_next_start(capfd, tmp_path, pictures):
+    words = (*WORDS, f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=2")
+    assert seer(capfd, *words).status == 0
+    (tmp_path / "run" / "result.json").unlink()
+    leftover = tmp_path / "run" / "bundle" / "backbone.safetensors.0123.tmp"
+    leftover.write_bytes(b"half")
+    assert seer(capfd, *words).status == 0 and not leftover.exists()

@@ -114,6 +114,7 @@ def test_a_signal_after_training_leaves_the_last_checkpoint_and_the_next_start_e
     capfd, tmp_path, monkeypatch, signalled
 ):
     words = (*WORDS, "data.source=null", "data.drawn=32", f"output={tmp_path / 'run'}")
+    monkeypatch.setattr(ending, "SMALL", 0)
     with monkeypatch.context():
         signalled(ending, "write_bundle")
         ended = seer(capfd, *words)
@@ -123,10 +124,16 @@ def test_a_signal_after_training_leaves_the_last_checkpoint_and_the_next_start_e
 
 
 @pytest.mark.parametrize(
-    ("number", "bundle"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGUSR1, False)]
+    ("number", "small", "bundle"),
+    [
+        (signal.SIGINT, 0, True),
+        (signal.SIGTERM, 0, False),
+        (signal.SIGUSR1, 0, False),
+        (signal.SIGTERM, ending.SMALL, True),
+    ],
 )
-def test_between_the_last_save_and_exit_75_a_bundle_is_written_only_for_people(
-    capfd, tmp_path, monkeypatch, number, bundle
+def test_between_the_last_save_and_exit_75_a_bundle_is_written_only_for_people_or_where_it_is_small(
+    capfd, tmp_path, monkeypatch, number, small, bundle
 ):
     """Whoever sends SIGTERM or SIGUSR1 may kill soon, and queues the run again only if it has ended with 75 by then."""
     after_step = SwAVTask.after_step
@@ -137,6 +144,7 @@ def test_between_the_last_save_and_exit_75_a_bundle_is_written_only_for_people(
             signal.raise_signal(number)
 
     monkeypatch.setattr(SwAVTask, "after_step", strike)
+    monkeypatch.setattr(ending, "SMALL", small)
     ended = seer(capfd, *WORDS, "data.source=null", "data.drawn=32", f"output={tmp_path / 'run'}")
     assert ended.status == 75 and ended.result["steps"] == 1 and "saved; run again to go on" in ended.result["error"]
     assert (tmp_path / "run" / "bundle").exists() == bundle == ("bundle" in ended.result)

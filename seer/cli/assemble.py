@@ -71,7 +71,7 @@ def task(wanted: Mapping[str, Any], crop: MultiCrop, lengths: Lengths, world: Wo
     since = {k: lengths.steps(wanted["task"][k], f"task.{k}") for k in DURATIONS if k in wanted["task"]}
     backbone = build("model", wanted["model"], device=None)
     weights = wanted["weights"]
-    licence = start_from(weights, backbone, mean=crop.mean, std=crop.std) if weights else None
+    licence = start_from(weights, backbone, mean=crop.mean, std=crop.std, group=world.group) if weights else None
     for step in wanted["surgery"]["steps"]:
         backbone = build("surgery", step, backbone)
     return build("task", wanted["task"], backbone, crop, world.group, **since), licence

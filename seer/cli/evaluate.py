@@ -8,7 +8,7 @@ from typing import Any
 
 from seer.cli import config
 from seer.cli.probe import labelled
-from seer.cli.weights import load
+from seer.cli.weights import state
 from seer.core.build import build
 from seer.core.log import log
 from seer.engine.precision import DTYPES
@@ -20,7 +20,8 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns the figures for the JSON line. Raises RequestError for weights or labels that are not there."""
     wanted = config.read("evaluate", words)
     start = time.monotonic()
-    backbone, card = load(wanted["weights"])
+    weights = state(wanted["weights"])
+    backbone, card = weights.backbone, weights.card
     if wanted["output"]:
         folder = Path(wanted["output"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +45,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     return {
         **values,
         "weights": str(wanted["weights"]),
+        **weights.told,
         **counts(train, test),
         "seconds": round(time.monotonic() - start, 1),
     }

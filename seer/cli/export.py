@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from seer.cli import config
-from seer.cli.weights import load
+from seer.cli.weights import state
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data import sample
@@ -46,19 +46,22 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
         raise RequestError(f"to={wanted['to']}: one of {', '.join(TARGETS)}, all")
     if wanted["pictures"] < 1:
         raise RequestError(f"pictures={wanted['pictures']}: at least one for the parity check")
-    backbone, card = load(wanted["weights"])
+    weights = state(wanted["weights"])
+    backbone, card = weights.backbone, weights.card
     if wanted["licence"]:
         card["licence"] = wanted["licence"]
     pictures = _pictures(wanted["source"], wanted["pictures"], card)
     if wanted["to"] == "all":
-        return _all(backbone, card, Path(wanted["output"]), pictures)
+        return _all(backbone, card, Path(wanted["output"]), pictures, weights.told)
     written = TARGETS[wanted["to"]](backbone, card, Path(wanted["output"]), pictures)
     log.info(f"{written['file']}: {_parity(written)}")
-    return {"to": wanted["to"], **_shown(written), "pictures": len(pictures)}
+    return {"to": wanted["to"], **_shown(written), "pictures": len(pictures), **weights.told}
 
 
-def _all(backbone: RegNet, card: dict[str, Any], folder: Path, pictures: torch.Tensor) -> dict[str, Any]:
-    """Every target into a folder of its own name in `folder`."""
+def _all(
+    backbone: RegNet, card: dict[str, Any], folder: Path, pictures: torch.Tensor, weights: dict[str, Any]
+) -> dict[str, Any]:
+    """Every target into a folder of its own name in `folder`. weights: what is told of them in the result."""
     rows: dict[str, dict[str, Any]] = {}
     statuses: list[int] = []
     for name, target in TARGETS.items():
@@ -72,7 +75,7 @@ def _all(backbone: RegNet, card: dict[str, Any], folder: Path, pictures: torch.T
     for name, row in rows.items():
         told = f"FAILED: {row['error']}" if "error" in row else _parity(row)
         print(f"{name:<14}{told}", file=sys.stderr)
-    result = {"to": "all", "targets": rows, "pictures": len(pictures)}
+    result = {"to": "all", "targets": rows, "pictures": len(pictures), **weights}
     failed = [f"{name}: {row['error']}" for name, row in rows.items() if "error" in row]
     if failed:
         message = f"{len(failed)} of {len(rows)} targets failed, the others are written. {' | '.join(failed)}"

@@ -9,7 +9,7 @@ import torch
 
 from seer.cli import assemble, config, replay, requests, run_folder
 from seer.cli.assemble import Data, Training
-from seer.cli.ending import Ending
+from seer.cli.ending import Bundles, Ending
 from seer.cli.probe import Probe, labelled
 from seer.cli.schedule import Lengths, rate
 from seer.core import rng
@@ -110,10 +110,12 @@ def _train(
     stop: StopRequest,
 ) -> dict[str, Any]:
     batch, total, task = wanted["batch"], training.total_steps, training.task
-    checkpoints = _checkpoints(wanted, folder, training, world)
-    facts = {"data": fingerprint(data.shards), "plan": data.plan.fingerprint, "batch": batch}
+    facts: dict[str, Any] = {"data": fingerprint(data.shards), "plan": data.plan.fingerprint, "batch": batch}
     group = wanted["parallel"]["batch_norm_group"]
-    facts["batch_norm_images"] = batch // statistics_groups(world, group)
+    statistics = statistics_groups(world, group)
+    facts |= {"batch_norm_images": batch // statistics, "licence": training.licence}
+    bundles = Bundles(wanted, folder / "bundle", training, crop, world, facts["data"], batch, statistics)
+    checkpoints = _checkpoints(wanted, folder, training, world, bundles)
     first = _resume(checkpoints, training, facts, world, group)
     if first >= total and (done := run_folder.finished(folder)):
         log.info(f"{folder} is complete; give another output=, or delete it to train again")
@@ -130,7 +132,7 @@ def _train(
     metrics = Metrics([*_sinks(wanted, folder, world, total, first, task.chance_loss), recorder])
     if probe and first == 0:
         metrics.add(0, probe.baselines())
-    ending = Ending(wanted, folder, training, crop, world, batch, checkpoints, recorder, facts)
+    ending = Ending(folder, bundles, world, batch, recorder)
     limits = Ledger(data.shards, wanted["data"]["max_bad"], run_folder.over_ranks(world), world.size)
 
     def pictures(step: int) -> list[dict[str, Any]]:
@@ -204,11 +206,20 @@ def _seed_prototypes(seed: int, data: Data, training: Training) -> None:
             task.seed_prototypes(batches, rng.key(seed, "prototypes") & 0x7FFFFFFFFFFFFFFF)
 
 
-def _checkpoints(wanted: Mapping[str, Any], folder: Path, training: Training, world: World) -> Checkpoints:
+def _checkpoints(
+    wanted: Mapping[str, Any], folder: Path, training: Training, world: World, bundles: Bundles
+) -> Checkpoints:
     """Raises StorageError when the disk cannot hold them."""
-    often, groups = wanted["every"], statistics_groups(world, wanted["parallel"]["batch_norm_group"])
+    often = wanted["every"]
     keep = Keep(often["keep"], training.keep_steps, often["keep_hours"])
-    checkpoints = Checkpoints(folder / "checkpoints", world, keep, statistics=groups, background=often["background"])
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        world,
+        keep,
+        statistics=bundles.statistics,
+        background=often["background"],
+        beside=bundles.beside,
+    )
     each = training.optimizer.defaults
     slots = 2 if "betas" in each else 1  # moments of a parameter
     parameters = sum(p.numel() for group in training.optimizer.param_groups for p in group["params"])

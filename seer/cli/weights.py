@@ -4,42 +4,65 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seer.cli import run_weights
+from seer.cli.run_weights import BUNDLE, State
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, card_of, read_bundle
+from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, card_of, read_bundle, step_of
 from seer.models.names import VISSL
-from seer.models.pretrained import load_with_origin
+from seer.models.pretrained import load_with_origin, tell_age
 from seer.models.regnet import RegNet
 from seer.models.zoo import name_of
+from seer.parallel.collectives import Group, gather_text
 
 
 def load(path: str) -> tuple[RegNet, dict[str, Any]]:
-    """The backbone of a run, a bundle or a file of weights, and its card (ImageNet's normalisation where none is told).
+    """The backbone and the card of `state`."""
+    found = state(path)
+    return found.backbone, found.card
+
+
+def state(path: str) -> State:
+    """The backbone of a run, a checkpoint, a bundle or a file of weights, its card (ImageNet's normalisation where none is
+    told), and the step that it is of.
 
     The licence of foreign weights stands in no file, so the card says that, and what is known of VISSL's.
     """
-    for folder in (Path(path), Path(path) / "bundle"):
+    place = Path(path)
+    if found := run_weights.of(place):
+        return found
+    for folder in (place, place / BUNDLE):
         if (folder / WEIGHTS).is_file():
             backbone, described = read_bundle(folder)
-            return backbone, card_of(described)  # type: ignore[return-value]
+            tell_age(folder, described)
+            return State(backbone, card_of(described), step_of(described), "bundle")  # type: ignore[arg-type]
     loaded, origin = load_with_origin(path)
     if origin.caution:
         log.warning(f"{path}: {origin.caution}")
-    licence = f"imported from {Path(path).name} in names of {origin.library}, which states none"
+    licence = f"imported from {place.name} in names of {origin.library}, which states none"
     if origin.library == VISSL.library:
         licence += "; Meta published its SEER weights for non-commercial use only"
     card = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "input_size": 224, "licence": licence}
     card["caution"] = origin.caution
-    return loaded, card  # type: ignore[return-value]
+    return State(loaded, card)  # type: ignore[arg-type]
 
 
-def start_from(path: str, backbone: RegNet, *, mean: Sequence[float], std: Sequence[float]) -> str | None:
+def start_from(
+    path: str, backbone: RegNet, *, mean: Sequence[float], std: Sequence[float], group: Group | None = None
+) -> str | None:
     """Copies the weights into a backbone that will be trained on, in place; returns the licence they came with.
 
     Raises RequestError, with nothing copied, for weights of another shape than the backbone's. The stem's stride may
-    differ: the same weights serve both.
+    differ: the same weights serve both. group: of all ranks, which must have found the same state of a run that is going.
     """
-    loaded, card = load(path)
+    found = state(path)
+    loaded, card = found.backbone, found.card
+    steps = gather_text(f"{found.kind} of step {found.step}", group)
+    if len(set(steps)) > 1:
+        raise RequestError(
+            f"weights={path} is a run that goes on: ranks have read {', '.join(sorted(set(steps)))}; give one of its "
+            "checkpoints that stays, like checkpoints/step-00001000"
+        )
     shapes = [{key: value for key, value in b.architecture.items() if key != "stem_stride"} for b in (loaded, backbone)]
     if shapes[0] != shapes[1]:
         held, wanted = (name_of(b.architecture) or b.architecture for b in (loaded, backbone))

@@ -21,7 +21,7 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -195,16 +195,7 @@ class CheckpointFiles:
                 manifest = read_manifest(path)
             except StorageError as error:
                 return str(error)
-            if STATE not in manifest["files"]:
-                return f"{MANIFEST} names no {STATE}"
-            for name in sorted(manifest["files"])[self.world.rank :: self.world.size]:
-                file = path / name
-                try:
-                    if not file.is_file() or described(file) != manifest["files"][name]:
-                        return f"{name} is missing or differs from its checksum"
-                except OSError as error:
-                    return f"{name} cannot be read: {error.strerror or error}"
-            return ""
+            return _damage(path, manifest, self.world.rank, self.world.size)
 
         problems = [p for p in gather_text(problem(), self.world.group) if p]
         if problems:
@@ -225,10 +216,7 @@ class CheckpointFiles:
             nonlocal plain
             try:
                 plain = read_json(path / STATE)
-                saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
-                for name in names(plain):
-                    for key in [_set(s, name) for s in sets] if _is_statistic(name) else [name]:
-                        targets[key] = _target(saved[key].size, saved[key].properties.dtype, like, key)
+                targets.update(_targets(names(plain), sets, reader, like))
             except StorageError as error:
                 return str(error)
             except UNREADABLE as error:
@@ -248,9 +236,60 @@ class CheckpointFiles:
                 return targets[name]
             if len(sets) == self.statistics:
                 return targets[_set(self._group_of_statistics(), name)]
-            return mean_of_sets(torch.stack([targets[_set(s, name)] for s in sets]))
+            return _mean(targets, name, sets)
 
         return unflatten(plain, tensor)
+
+
+def read_part(path: Path, prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Returns the tensors of a checkpoint whose names begin so, without the prefix, whole and on the CPU, and its manifest.
+
+    For whoever only looks at a run, which may be going: this process alone, without a lock, and nothing is written. Running
+    statistics of several groups come as their mean. path: the folder. Raises StorageError when it is not whole, does not
+    have its name, or is deleted meanwhile.
+    """
+    manifest = read_manifest(path)
+    if damage := _damage(path, manifest):
+        raise StorageError(damage)
+    sets = range(manifest["statistics"])
+    try:
+        reader = HuggingFaceStorageReader(str(path))
+        wanted = [name for name in names(read_json(path / STATE)) if name.startswith(prefix)]
+        targets = _targets(wanted, sets, reader, {})
+        dcp.load(targets, storage_reader=reader, no_dist=True)
+    except UNREADABLE as error:
+        raise StorageError(f"its tensors cannot be read: {_cause(error)}") from error
+    found = {name: _mean(targets, name, sets) if _is_statistic(name) else targets[name] for name in wanted}
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}, manifest
+
+
+def _damage(path: Path, manifest: Mapping[str, Any], rank: int = 0, ranks: int = 1) -> str:
+    """What is wrong with this rank's share of the files; "" when they are what the manifest says."""
+    if STATE not in manifest["files"]:
+        return f"{MANIFEST} names no {STATE}"
+    for name in sorted(manifest["files"])[rank::ranks]:
+        file = path / name
+        try:
+            if not file.is_file() or described(file) != manifest["files"][name]:
+                return f"{name} is missing or differs from its checksum"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
+    return ""
+
+
+def _targets(
+    wanted: Iterable[str], sets: range, reader: HuggingFaceStorageReader, like: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What these tensors of a state are read to, by their names in the files, where each group's statistics stand."""
+    saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    keys = [key for name in wanted for key in ([_set(s, name) for s in sets] if _is_statistic(name) else [name])]
+    return {key: _target(saved[key].size, saved[key].properties.dtype, like, key) for key in keys}
+
+
+def _mean(tensors: Mapping[str, torch.Tensor], name: str, sets: range) -> torch.Tensor:
+    """A running statistic of all groups as one: of a single group that itself, bit by bit."""
+    each = [tensors[_set(s, name)] for s in sets]
+    return each[0] if len(each) == 1 else mean_of_sets(torch.stack(each))
 
 
 def let_go(error: BaseException) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from seer.core.errors import RequestError, StorageError
 from seer.engine.manifest import MANIFEST, read_manifest
 
-_NAME = re.compile(r"step-(\d{8,})$")
+NAME = re.compile(r"step-(\d{8,})$")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Keep:
 
 def steps_in(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, whole or not, in order."""
-    found = [_NAME.match(path.name) for path in folder.glob("step-*")]
+    found = [NAME.match(path.name) for path in folder.glob("step-*")]
     return sorted(int(match[1]) for match in found if match)
 
 

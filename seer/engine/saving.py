@@ -6,13 +6,15 @@ Surprising here:
   and the ranks' threads talk over a group of their own. There is never more than one save under way.
 - A save that storage refuses does not end the run: it is told at once, and the next one tries anew. The last one must
   succeed (`settle`), and TRIES failures on end are enough.
+- What is small enough may be written beside every checkpoint (`beside`), by the first rank, once that is whole: its failure
+  is told and no failure of the save.
 - Loading falls back from a damaged checkpoint to the one before it, one by one, saying why.
 """
 
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,26 @@ from seer.parallel.collectives import share_text, waited
 from seer.parallel.world import World
 
 TRIES = 3
+# (step, copied) -> what the first rank writes when the checkpoint of that step is whole, or None. Called by all ranks
+# together, between steps, with `copied` when training goes on before it is written.
+Beside = Callable[[int, bool], Callable[[], None] | None]
 
 
 class Checkpoints:
     """folder: made when missing. keep: which stay. statistics: how many groups of ranks share batch statistics, each
-    with a set of its own. background: write while training goes on."""
+    with a set of its own. background: write while training goes on. beside: see above."""
 
     def __init__(
-        self, folder: Path, world: World, keep: Keep | None = None, *, statistics: int = 1, background: bool = False
+        self,
+        folder: Path,
+        world: World,
+        keep: Keep | None = None,
+        *,
+        statistics: int = 1,
+        background: bool = False,
+        beside: Beside | None = None,
     ):
+        self.beside = beside
         self.folder, self.world, self.keep = folder, world, keep or Keep()
         self.statistics, self.background = statistics, background
         self.files = CheckpointFiles(folder, world, self.keep, statistics)
@@ -74,13 +87,14 @@ class Checkpoints:
             self.settle()
         self._failed, self._told = None, False
         tensors, plain = self.files.share(state, copied=self.background)
+        after = self.beside(step, self.background) if self.beside else None
         if self.background:
             self._writing = threading.Thread(
-                target=self._try, args=(step, tensors, plain, facts), name="checkpoint", daemon=True
+                target=self._try, args=(after, step, tensors, plain, facts), name="checkpoint", daemon=True
             )
             self._writing.start()
         else:
-            self._write_once(step, tensors, plain, facts, self.world.group)
+            self._write_once(after, step, tensors, plain, facts, self.world.group)
             self.look()
         return self.files.path(step)
 
@@ -142,12 +156,12 @@ class Checkpoints:
         if thread is not None:
             thread.join(limit_s)
 
-    def _try(self, *save: Any) -> None:
+    def _try(self, after: Callable[[], None] | None, *save: Any) -> None:
         """The thread's body; what is no failure of storage waits for the next call, too."""
         waited.aside()
         try:
             with _stream_of_its_own(self.world.device):
-                self._write_once(*save, self.world.side)
+                self._write_once(after, *save, self.world.side)
         except BaseException as error:  # CheckpointException is none of Exception
             if isinstance(error, RuntimeError) and "timed out" in str(error).lower():
                 self._useless = True
@@ -157,8 +171,8 @@ class Checkpoints:
                 )
             self._failed = error
 
-    def _write_once(self, *save: Any) -> None:
-        """Keeps what storage refuses."""
+    def _write_once(self, after: Callable[[], None] | None, *save: Any) -> None:
+        """Keeps what storage refuses. after: what comes once the checkpoint is whole."""
         try:
             self.files.write(*save)
             self._row = 0
@@ -166,6 +180,9 @@ class Checkpoints:
             self._row += 1
             self._failed = error
             let_go(error)
+            return
+        if after is not None:
+            after()
 
 
 @contextmanager

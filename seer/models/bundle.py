@@ -14,7 +14,7 @@ bundle.json, version 1:
      "architecture": {"name": zoo name or null, "widths", "depths", "group_widths", "se_ratio", "stem_width",
                       "stem_stride"}, or {"name", "family": "resnet", "depths", "groups", "width_per_group"},
      "feature_dim", "input_size", "normalisation": {"mean": [3], "std": [3]},
-     "provenance": {"recipe", "data_fingerprint", "commit", "images_seen", "licence", "caution", "metrics"}}
+     "provenance": {"recipe", "data_fingerprint", "commit", "step", "images_seen", "licence", "caution", "metrics"}}
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seer.core.errors import StorageError
@@ -49,7 +50,7 @@ DESCRIPTION = "bundle.json"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-PROVENANCE = ("recipe", "data_fingerprint", "commit", "images_seen", "licence", "caution", "metrics")
+PROVENANCE = ("recipe", "data_fingerprint", "commit", "step", "images_seen", "licence", "caution", "metrics")
 CARD = ("mean", "std", "input_size", *PROVENANCE)
 
 
@@ -66,8 +67,8 @@ def write_bundle(
         folder: made when missing.
         backbone: a `RegNet` or `ResNet`, on any device.
         card: any of `mean`, `std` (three numbers for RGB in [0, 1]; ImageNet's when absent), `input_size` (224),
-            `recipe`, `data_fingerprint`, `commit`, `images_seen`, `licence` (of imported weights), `caution` (what to
-            heed when using them), `metrics` (name -> number).
+            `recipe`, `data_fingerprint`, `commit`, `step` and `images_seen` (of the training that made it), `licence`
+            (of imported weights), `caution` (what to heed when using them), `metrics` (name -> number).
         state_dict: the whole tensors, where the backbone itself holds only shards of them or none (meta).
 
     Raises ValueError for an unknown or malformed entry of the card, and for weights that are not this architecture's;
@@ -116,40 +117,44 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, Any
     do not fit it (the first five keys named).
     """
     folder = Path(folder)
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}; a bundle is a folder with {WEIGHTS} and {DESCRIPTION}")
+    _must_hold_weights(folder)
     weights, described = read_safetensors(folder / WEIGHTS)
-    beside = None
-    if (folder / DESCRIPTION).is_file():
-        text = (folder / DESCRIPTION).read_text(encoding="utf-8")
-        beside = _parse(text, what=str(folder / DESCRIPTION))
-    if described is None or (beside is not None and beside.get("written") == described.get("written")):
-        described = beside
-    if described is None:
-        raise ValueError(
-            f"{folder} has no {DESCRIPTION}; load {folder / WEIGHTS} itself to infer the shape from the weights"
-        )
+    described = _which(folder, described)
     with torch.device("meta"):
         backbone = zoo.of(_architecture(described, what=str(folder)))
     return fill(backbone, weights, what=str(folder / WEIGHTS)), described
+
+
+def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """A bundle's description alone, without its tensors. Raises as `read_bundle` does."""
+    folder = Path(folder)
+    _must_hold_weights(folder)
+    with _opened(folder / WEIGHTS) as opened:
+        return _which(folder, _described_in(opened, folder / WEIGHTS))
+
+
+def step_of(description: Mapping[str, Any]) -> int | None:
+    """The training step that a bundle is of; None where it does not say, as when it was not written by a run."""
+    provenance = description.get("provenance") or {}
+    step = provenance.get("step")
+    if step is None:  # bundles of the first version have it among the figures of the run's end
+        step = (provenance.get("metrics") or {}).get("steps")
+    return int(step) if isinstance(step, int | float) else None
 
 
 def card_of(description: Mapping[str, Any]) -> dict[str, Any]:
     """The card that `write_bundle` was given, out of a bundle's description: to export or write it again."""
     normalisation = description["normalisation"]
     card = {"mean": normalisation["mean"], "std": normalisation["std"], "input_size": description["input_size"]}
-    return card | {key: description["provenance"].get(key) for key in PROVENANCE}
+    kept = {key: description["provenance"].get(key) for key in PROVENANCE}
+    return card | kept | {"step": step_of(description)}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Tensors by name, and the description inside the file if it is ours. Raises ValueError for a broken file."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            text = (opened.metadata() or {}).get(FORMAT)
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or a cut one: {error}") from error
-    return weights, None if text is None else _parse(text, what=f"the metadata of {path}")
+    with _opened(path) as opened:  # once: a run that goes on may put another file in its place
+        described = _described_in(opened, path)
+        return {name: opened.get_tensor(name) for name in opened.keys()}, described
 
 
 def stem_stride_of(description: Mapping[str, Any] | None, *, what: str) -> int:
@@ -224,6 +229,42 @@ def _describe(architecture: dict[str, Any], feature_dim: int, card: Mapping[str,
         "normalisation": colours,
         "provenance": {key: card.get(key) for key in PROVENANCE} | {"metrics": metrics},
     }
+
+
+def _must_hold_weights(folder: Path) -> None:
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}; a bundle is a folder with {WEIGHTS} and {DESCRIPTION}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises ValueError for a broken one."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            yield opened
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or a cut one: {error}") from error
+
+
+def _described_in(opened: Any, path: Path) -> dict[str, Any] | None:
+    """The description in the metadata of a weights file, if it has one of ours."""
+    text = (opened.metadata() or {}).get(FORMAT)
+    return None if text is None else _parse(text, what=f"the metadata of {path}")
+
+
+def _which(folder: Path, inside: dict[str, Any] | None) -> dict[str, Any]:
+    """The description that holds: that in the weights, unless `bundle.json` is of the same writing, or the only one."""
+    beside = None
+    if (folder / DESCRIPTION).is_file():
+        text = (folder / DESCRIPTION).read_text(encoding="utf-8")
+        beside = _parse(text, what=str(folder / DESCRIPTION))
+    if inside is not None and (beside is None or beside.get("written") != inside.get("written")):
+        return inside
+    if beside is None:
+        raise ValueError(
+            f"{folder} has no {DESCRIPTION}; load {folder / WEIGHTS} itself to infer the shape from the weights"
+        )
+    return beside
 
 
 def _parse(text: str, *, what: str) -> dict[str, Any]:

@@ -20,8 +20,18 @@ import torch
 from torch import Tensor
 
 from seer.core.errors import RequestError
+from seer.core.log import log
 from seer.models import zoo
-from seer.models.bundle import DESCRIPTION, WEIGHTS, check_weights, fill, read_bundle, read_safetensors, stem_stride_of
+from seer.models.bundle import (
+    DESCRIPTION,
+    WEIGHTS,
+    check_weights,
+    fill,
+    read_bundle,
+    read_safetensors,
+    stem_stride_of,
+    step_of,
+)
 from seer.models.checkpoints import read_checkpoint
 from seer.models.names import LIBRARIES, OURS, RESNET_HEADS, TORCHVISION, Names, is_resnet, recognise, unwrapped
 from seer.models.regnet import RegNet
@@ -63,11 +73,13 @@ def load_with_origin(path_or_run: str | os.PathLike[str]) -> tuple[Backbone, Ori
     if path.is_dir():
         for folder in (path, path / "bundle"):
             if (folder / WEIGHTS).is_file():
-                return read_bundle(folder)[0], Origin(OURS.library, "bundle")
+                backbone, card = read_bundle(folder)
+                tell_age(folder, card)
+                return backbone, Origin(OURS.library, "bundle")
         if not (path / MODEL_FILE).is_file():
             raise FileNotFoundError(
-                f"{path} is neither a bundle ({WEIGHTS} with {DESCRIPTION}) nor a run that holds bundle/; a run writes its "
-                f"bundle at its end and on Ctrl-C, so give it a file of weights or let the run end. A model folder "
+                f"{path} is neither a bundle ({WEIGHTS} with {DESCRIPTION}) nor a run that holds bundle/. Of a run without one, "
+                f"`seer export to=safetensors weights={path} output=…` makes it from the newest checkpoint. A model folder "
                 f"of timm or Hugging Face would hold {MODEL_FILE}"
             )
         path = path / MODEL_FILE
@@ -80,6 +92,17 @@ def load_with_origin(path_or_run: str | os.PathLike[str]) -> tuple[Backbone, Ori
     else:
         state, container = read_checkpoint(path)
     return _from_state(state, container, stem_stride=stem_stride_of(described, what=str(path)), what=str(path))
+
+
+def tell_age(bundle: Path, described: Mapping[str, Any]) -> None:
+    """Warns when the run that a bundle lies in has a newer checkpoint, which is not read here."""
+    step, names = step_of(described), [path.name for path in (bundle.parent / "checkpoints").glob("step-*")]
+    newest = max((int(name[5:]) for name in names if name[5:].isdecimal()), default=0)
+    if step is not None and newest > step:
+        log.warning(
+            f"{bundle} is of step {step}, the run's newest checkpoint of step {newest}: "
+            f"`seer export to=safetensors weights={bundle.parent} output=…` takes that"
+        )
 
 
 def to_names(names: Names, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

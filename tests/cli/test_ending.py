@@ -1,6 +1,7 @@
 """The result of a run, by its own arithmetic: pictures are steps times the batch, losses are counted where they are named."""
 
 import json
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -19,9 +20,9 @@ def test_a_stop_between_two_logged_steps_tells_the_pictures_and_the_losses_up_to
         {"step": 9, "kind": "format", "undone": True},
     ]
     (tmp_path / "skipped.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lost))
-    unused = cast(Any, None)
     alone = World(0, 1, 0, torch.device("cpu"))
-    ending = Ending({}, tmp_path, unused, unused, alone, 16, unused, FlightRecorder(1.0, 3), {})
+    none = cast(Any, SimpleNamespace(newest=-1))
+    ending = Ending(tmp_path, none, alone, 16, FlightRecorder(1.0, 3))
     result = ending.result(5, bundle=False)
     assert (result["steps"], result["images"], result["loss"]) == (5, 80, 4.0)
     assert result["skipped"] == 2 and result["skipped_by_reason"] == {"truncated": 1, "format": 1}

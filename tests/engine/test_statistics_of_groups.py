@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
+from seer.cli.weights import state
 from seer.data import sample
 from seer.data.shards import write_shards
 from seer.engine.loop import _evaluate
@@ -87,6 +88,14 @@ def test_a_bundle_holds_the_mean_of_the_statistics_that_the_checkpoint_keeps_of_
         differing += not torch.equal(one, other)
         assert torch.equal(bundle[name], ((one.double() + other.double()) / 2).float()), name
     assert differing > 10
+
+
+def test_the_backbone_read_from_the_checkpoint_is_the_bundles_with_the_mean_of_the_statistics(runs):
+    found = state(str(runs[0] / "checkpoints" / "last"))
+    bundle = load_file(runs[0] / "bundle" / "backbone.safetensors")
+    read = found.backbone.state_dict()
+    assert found.kind == "checkpoint" and read.keys() == bundle.keys()
+    assert all(torch.equal(read[name], bundle[name]) for name in bundle)
 
 
 def test_looking_at_the_features_after_every_step_changes_no_bit_of_training(runs):

@@ -1,0 +1,202 @@
+"""The newest whole backbone that a run folder holds, whether the run is going, stopped, killed or done.
+
+A bundle is there once the run has written one; a checkpoint, which holds the same weights, may be newer. Then the tensors
+come from the checkpoint, and what a bundle says besides from RUN/config.yaml and the checkpoint's manifest.
+
+Surprising:
+- The run may be going: no lock is taken and nothing written. A checkpoint that retention deletes while it is read, or that
+  is damaged, is passed over with a word, and the folder is looked at anew, as a newer one may have come.
+- The config is a stranger's word. It may name networks and surgery of `seer.models` and the one kind of crop, nothing else.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from seer.cli.config import flat
+from seer.cli.run_folder import CONFIG
+from seer.core.build import build
+from seer.core.errors import RequestError, StorageError
+from seer.core.log import log
+from seer.data.multicrop import MultiCrop
+from seer.engine.checkpoint import read_part
+from seer.engine.manifest import MANIFEST
+from seer.engine.retention import NAME, steps_in
+from seer.models import zoo
+from seer.models.bundle import PROVENANCE, WEIGHTS, card_of, fill, read_bundle, read_description, step_of
+from seer.models.regnet import RegNet
+
+CHECKPOINTS, BUNDLE = "checkpoints", "bundle"
+BACKBONE = "task/backbone."  # how names of its tensors begin in a checkpoint
+MOST_TRIES = 20  # states of a run that were damaged, or gone by the time they were read
+
+
+@dataclass(frozen=True)
+class State:
+    """A backbone and its card. step: None where that is not known. kind: "bundle", "checkpoint", or "file" for others."""
+
+    backbone: RegNet
+    card: dict[str, Any]
+    step: int | None = None
+    kind: str = "file"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """For the result of a verb."""
+        return {"weights_step": self.step, "weights_from": self.kind}
+
+
+def of(path: Path) -> State | None:
+    """What `weights=` takes from a run folder, its `checkpoints/`, one of these, or a file of one; None for all else.
+
+    Raises RequestError for a step that is not there and for a config that is refused, StorageError where nothing is whole.
+    """
+    if path.is_file() and (path.parent / MANIFEST).is_file() and NAME.match(path.parent.resolve().name):
+        path = path.parent
+    among = path.absolute().parent.name == CHECKPOINTS
+    if (among and path.name == "last") or (NAME.match(path.resolve().name) and (among or (path / MANIFEST).is_file())):
+        return _one(path)
+    run = path.absolute().parent if path.name == CHECKPOINTS else path
+    if (run / CHECKPOINTS).is_dir() or ((run / CONFIG).is_file() and not (run / WEIGHTS).is_file()):
+        return _newest(run)
+    return None
+
+
+def _newest(run: Path) -> State:
+    passed: dict[Path, str] = {}
+    while len(passed) < MOST_TRIES:
+        there = [(step, place) for step, place in _states(run) if place not in passed]
+        if not there:
+            break
+        place = max(there, key=lambda one: (one[0], one[1].name == BUNDLE))[1]
+        try:
+            state = _bundle(place) if place.name == BUNDLE else _checkpoint(run, place)
+        except StorageError as error:
+            passed[place] = str(error)
+            log.warning(f"weights={run}: {place.name} is passed over: {error}")
+            continue
+        told = f"{state.kind} of step {'?' if state.step is None else state.step}"
+        for step, other in there:
+            if other.name == BUNDLE and other != place:
+                told += (
+                    f"; the bundle is of step {step}" if step >= 0 else "; which step the bundle is of cannot be told"
+                )
+        log.info(f"weights={run}: {told}")
+        return state
+    if passed:
+        first = next(f"{place.name}: {problem}" for place, problem in passed.items())
+        raise StorageError(
+            f"weights={run}: none of its {len(passed)} states that were tried is whole ({first}); restore one"
+        )
+    raise RequestError(
+        f"weights={run} is a run that has saved nothing yet: wait for its first checkpoint (every.checkpoint=, "
+        "every.minutes=), or let it end"
+    )
+
+
+def _states(run: Path) -> Iterator[tuple[int, Path]]:
+    """(step, folder) of what a run has saved, whole or not; -1 for a bundle that does not say its step."""
+    for step in steps_in(run / CHECKPOINTS):
+        yield step, run / CHECKPOINTS / f"step-{step:08d}"
+    if (run / BUNDLE / WEIGHTS).is_file():
+        try:
+            of_bundle = step_of(read_description(run / BUNDLE))
+        except (OSError, ValueError):  # told when it is its turn to be read
+            of_bundle = None
+        yield -1 if of_bundle is None else of_bundle, run / BUNDLE
+
+
+def _one(path: Path) -> State:
+    """The checkpoint that was asked for by name, and no other; `last` is whatever it points to when it is read."""
+    for left in reversed(range(3)):
+        folder = path.resolve()
+        if not folder.is_dir():
+            there = ", ".join(map(str, steps_in(path.absolute().parent))) or "none"
+            raise RequestError(f"weights={path}: there is no such checkpoint; there are those of steps {there}")
+        try:
+            state = _checkpoint(folder.parent.parent, folder)
+        except StorageError as error:
+            if left and path.resolve() != folder:  # the run has saved another one meanwhile
+                continue
+            raise StorageError(f"weights={path}: {error}; give its run folder to take the newest whole one") from error
+        log.info(f"weights={path}: checkpoint of step {state.step}")
+        return state
+    raise AssertionError
+
+
+def _bundle(folder: Path) -> State:
+    try:
+        backbone, described = read_bundle(folder)
+    except (OSError, ValueError) as error:
+        raise StorageError(str(error)) from error
+    return State(backbone, card_of(described), step_of(described), "bundle")  # type: ignore[arg-type]
+
+
+def _checkpoint(run: Path, folder: Path) -> State:
+    tensors, manifest = read_part(folder, BACKBONE)
+    wanted = _config(run)
+    return State(_filled(wanted, tensors, folder), _card(wanted, manifest, run), manifest["step"], "checkpoint")
+
+
+def _config(run: Path) -> dict[str, Any]:
+    """Raises RequestError when there is none, or no readable one."""
+    try:
+        wanted = OmegaConf.to_container(OmegaConf.load(run / CONFIG))
+    except FileNotFoundError as error:
+        raise RequestError(
+            f"{run / CONFIG} is missing, which says what network its checkpoints are of: leave them in their run folder"
+        ) from error
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RequestError(f"{run / CONFIG} cannot be read: {error}") from error
+    if not isinstance(wanted, dict) or not all(isinstance(wanted.get(key), dict) for key in ("model", "augment")):
+        raise RequestError(f"{run / CONFIG} is no config of a run: it lacks model or augment")
+    return {str(key): value for key, value in wanted.items()}
+
+
+def _filled(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> RegNet:
+    """The backbone that was trained, as a plain network of its shape: what merely freezes it has no bearing on reading."""
+    with torch.device("meta"):
+        model = build("model", wanted["model"], device=None)
+        for step in (wanted.get("surgery") or {}).get("steps") or []:
+            model = build("surgery", step, model)
+        if not isinstance(model, nn.Module) or not isinstance(getattr(model, "architecture", None), dict):
+            raise RequestError(f"{wanted['model'].get('_target_')} of the run's {CONFIG} is no backbone")
+        plain = zoo.of(model.architecture)  # type: ignore[arg-type]
+    return fill(plain, tensors, what=str(folder))
+
+
+def _card(wanted: Mapping[str, Any], manifest: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """What the bundle of this step says, but for figures."""
+    crop = build("augment", wanted["augment"])
+    if not isinstance(crop, MultiCrop):
+        raise RequestError(f"augment of {run / CONFIG} is no MultiCrop")
+    return {
+        **dict.fromkeys(PROVENANCE),
+        "mean": list(crop.mean),
+        "std": list(crop.std),
+        "input_size": (wanted.get("eval") or {}).get("size") or crop.sizes[0],
+        "recipe": json.dumps(flat(dict(wanted))),
+        "data_fingerprint": manifest.get("data"),
+        "step": manifest["step"],
+        "images_seen": manifest.get("images"),
+        "licence": manifest["licence"] if "licence" in manifest else _licence(wanted, run),
+        "metrics": {},
+    }
+
+
+def _licence(wanted: Mapping[str, Any], run: Path) -> str | None:
+    """Of the weights that the run started from, where its checkpoints do not say, as those of earlier versions."""
+    if not wanted.get("weights"):
+        return None
+    try:
+        return read_description(run / BUNDLE)["provenance"].get("licence")
+    except (OSError, ValueError, KeyError):
+        return f"training started from {Path(str(wanted['weights'])).name}, whose licence its checkpoints do not state"
