@@ -41,6 +41,7 @@ setup(
         "webdataset>=1.0",
         "hydra-core>=1.3.7,<1.4",  # what a _target_ may name: holes closed in 1.3.4 and 1.3.7; 1.4 changes the API
         "omegaconf>=2.3,<2.4",  # what hydra-core 1.3 is written for
+        "PyYAML>=6",  # a run's config.yaml; comes with omegaconf
         "numpy>=2.0",
         "pillow>=13.0",  # fixes of out-of-bounds accesses in decoders came in 12.2, 12.3 and 13.0
         "simplejpeg>=1.9",  # sound JPEGs 1.4 times as fast, same pixels (MIT, 1 MB; libjpeg-turbo inside)

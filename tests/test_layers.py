@@ -20,10 +20,11 @@ LEVELS = [
     {"losses", "optim"},
     {"tasks", "engine"},
     {"evals", "export"},
+    {"run"},
     set(),  # additions: every folder not named here
     {"cli", "configs"},
 ]
-ADDITIONS = 5
+ADDITIONS = 6
 DRAWERS = {"utils", "helpers", "common", "misc", "base"}
 MAKES_GROUPS = {
     "init_process_group",

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from seer.cli.weights import state
 from seer.data import sample
 from seer.data.shards import write_shards
 from seer.models.bundle import read_bundle
+from seer.run.weights import state
 from tests.program import SMALL, Ended, losses, start, wait
 
 pytestmark = pytest.mark.slow

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torchvision
 
-from seer.cli.weights import load
 from seer.data import sample
 from seer.data.shards import open_shards, write_shards
 from seer.evals.features import Pictures, extract
 from seer.evals.linear import linear_top1
 from seer.models.pretrained import load_backbone
+from seer.run.weights import load
 from tests.program import SMALL, seer
 
 pytestmark = pytest.mark.slow

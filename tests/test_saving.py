@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from seer.cli import ending
-from seer.cli.weights import state
 from seer.data import sample
 from seer.engine import checkpoint
 from seer.engine.manifest import read_manifest
+from seer.run import finish as ending
+from seer.run.weights import state
 from tests.program import SMALL, losses, seer
 
 pytestmark = pytest.mark.slow

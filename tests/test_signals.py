@@ -20,7 +20,7 @@ import pytest
 
 from seer.core.signals import SIGNALS
 from seer.data import sample
-from tests.program import ROOT, SMALL, Ended, environment, losses, wait
+from tests.program import ROOT, SMALL, Ended, environment, last_of_each, losses, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 START = ("-m", "seer")
@@ -39,7 +39,9 @@ def begin() -> Iterator[Begin]:
         ear, mouth = os.pipe()
         names = {**environment(), "SEER_STARTED_FD": str(mouth), **(names or {})}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT, **more}
-        process = subprocess.Popen([sys.executable, *how, *words], text=True, env=names, pass_fds=[mouth], **streams)
+        process = subprocess.Popen(
+            [sys.executable, *how, *last_of_each(words)], text=True, env=names, pass_fds=[mouth], **streams
+        )
         started.append(process)
         os.close(mouth)
         assert os.read(ear, 1) == b"."

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from seer.cli import assemble, ending, pretrain
+from seer.cli import pretrain
 from seer.engine import loop
+from seer.run import assemble
+from seer.run import finish as ending
 from seer.tasks.swav import SwAVTask
 from tests.program import SMALL, Ended, seer, start, wait
 from tests.test_peers import told, workers

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seer.core.build import check_targets
+from seer.core.config import flat
 from seer.core.errors import RequestError
 
 _PATH_WORD = re.compile(r"(^|\.)(source|train|test|exclude)$|^(output|weights|run|replay)$")
@@ -99,15 +100,6 @@ def read(verb: str, words: Sequence[str]) -> dict[str, Any]:
     if missing:
         raise RequestError(f"{verb} needs {', '.join(f'{key}=…' for key in missing)}")
     return full
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value}; lists are leaves."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    return {
-        k: v for name, value in config.items() for k, v in flat(value, f"{prefix}.{name}" if prefix else name).items()
-    }
 
 
 def _check_once(words: Sequence[str]) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from seer.cli import config
-from seer.cli.probe import labelled
-from seer.cli.weights import state
 from seer.core.build import build
 from seer.core.log import log
 from seer.engine.precision import DTYPES
 from seer.evals.features import Pictures
+from seer.evals.probe import labelled
 from seer.parallel.world import open_world
+from seer.run.weights import state
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from seer.cli import config
-from seer.cli.weights import state
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data import sample
@@ -22,6 +21,7 @@ from seer.data.shards import open_shards, picture_of
 from seer.evals.features import centre
 from seer.export import to_safetensors, to_timm, to_torchvision
 from seer.models.regnet import RegNet
+from seer.run.weights import state
 
 TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
     "torchvision": to_torchvision.export,

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seer.cli import assemble, config
-from seer.cli.schedule import Lengths
+from seer.cli import config
 from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.log import log
@@ -21,6 +20,8 @@ from seer.engine.precision import DTYPES
 from seer.parallel.memory import step_memory
 from seer.parallel.remat import stages_of
 from seer.parallel.world import World
+from seer.run import assemble
+from seer.run.schedule import Lengths
 
 LEFT = 0.1  # of the memory, for libraries and allocators
 PICTURES = 10**9  # durations are given meaning by these; they change no byte

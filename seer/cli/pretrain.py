@@ -7,11 +7,7 @@ from typing import Any
 
 import torch
 
-from seer.cli import assemble, config, replay, requests, run_folder
-from seer.cli.assemble import Data, Training
-from seer.cli.ending import Bundles, Ending
-from seer.cli.probe import Probe, labelled
-from seer.cli.schedule import Lengths, rate
+from seer.cli import config
 from seer.core import rng
 from seer.core.build import build
 from seer.core.errors import BadDataError, Interrupted, LostPeer, RequestError, StorageError
@@ -31,9 +27,16 @@ from seer.engine.retention import Keep, steps_in
 from seer.engine.saving import Checkpoints
 from seer.engine.stop import StopRequest
 from seer.evals.features import Pictures
+from seer.evals.probe import Probe, labelled
 from seer.evals.rankme import RankMe
 from seer.parallel.collectives import any_true
 from seer.parallel.world import World, open_world, same_statistics, statistics_groups
+from seer.run import assemble, replay
+from seer.run import folder as run_folder
+from seer.run import validate as requests
+from seer.run.assemble import Data, Training
+from seer.run.finish import Bundles, Ending
+from seer.run.schedule import Lengths, rate
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
-from seer.cli.weights import state
 from seer.data import sample
 from seer.data.shards import write_shards
 from seer.engine.loop import _evaluate
 from seer.parallel.world import World
+from seer.run.weights import state
 from tests.program import SMALL, losses, start, wait
 
 pytestmark = pytest.mark.slow

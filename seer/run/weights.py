@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seer.cli import run_weights
-from seer.cli.run_weights import BUNDLE, State
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, card_of, read_bundle, step_of
@@ -14,6 +12,8 @@ from seer.models.pretrained import load_with_origin, tell_age
 from seer.models.regnet import RegNet
 from seer.models.zoo import name_of
 from seer.parallel.collectives import Group, gather_text
+from seer.run import newest as run_weights
+from seer.run.newest import BUNDLE, State
 
 
 def load(path: str) -> tuple[RegNet, dict[str, Any]]:

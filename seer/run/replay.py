@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from seer.cli import assemble
-from seer.cli.schedule import Lengths
 from seer.core.build import build, check_targets
 from seer.core.errors import RequestError
 from seer.core.log import log
@@ -21,6 +19,8 @@ from seer.data.shards import open_shards
 from seer.engine import replay as engine
 from seer.engine.numerics import CARD, WEIGHTS
 from seer.parallel.world import open_world
+from seer.run import assemble
+from seer.run.schedule import Lengths
 
 
 def run(words: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from seer.cli.weights import start_from
 from seer.core.errors import RequestError
 from seer.data import sample
 from seer.data.shards import write_shards
 from seer.models.bundle import read_bundle, write_bundle
 from seer.models.names import VISSL
 from seer.models.zoo import build
+from seer.run.weights import start_from
 from tests.program import SMALL, seer
 
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

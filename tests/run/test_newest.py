@@ -12,17 +12,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from seer.cli import run_weights
-from seer.cli.weights import state
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import setup
 from seer.data import sample
 from seer.data.shards import write_shards
 from seer.models.bundle import card_of, read_bundle
 from seer.models.regnet import RegNet
+from seer.run import newest as run_weights
+from seer.run.weights import state
 from seer.tasks.swav import SwAVTask
 from tests.engine.checkpoints import flip
-from tests.program import ROOT, SMALL, Ended, seer
+from tests.program import ROOT, SMALL, Ended, last_of_each, seer
 
 pytestmark = pytest.mark.slow
 WORDS = ("pretrain", *SMALL, "model=regnety_tiny", "steps=6", "every.checkpoint=1", "every.keep=9")
@@ -53,14 +53,14 @@ def made(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for step, number in ((2, signal.SIGINT), (4, signal.SIGTERM)):
             patch.setattr(SwAVTask, "after_step", struck(step, number))
-            assert main(words) == 75
+            assert main(last_of_each(words)) == 75
             patch.undo()
             if number == signal.SIGINT:  # as it was before small bundles came with every checkpoint
                 shutil.copytree(folder / "run" / "bundle", folder / "of-step-2")
         shutil.rmtree(folder / "run" / "bundle", ignore_errors=True)
         shutil.copytree(folder / "of-step-2", folder / "run" / "bundle")
         shutil.copytree(folder / "run", folder / "done", symlinks=True)
-        assert main([word.replace(str(folder / "run"), str(folder / "done")) for word in words]) == 0
+        assert main([word.replace(str(folder / "run"), str(folder / "done")) for word in last_of_each(words)]) == 0
     return folder
 
 

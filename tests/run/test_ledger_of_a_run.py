@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from seer.cli import run_folder
 from seer.data import sample
 from seer.data.shards import write_shards
+from seer.run import folder as run_folder
 from tests.program import SMALL, losses, seer, start, wait
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from seer.cli import assemble, run_folder
-from seer.cli.config import flat
-from seer.cli.schedule import Lengths, schedule
 from seer.core.build import build
+from seer.core.config import flat
 from seer.core.errors import RequestError
 from seer.data.ledger import share
 from seer.data.order import Plan, choose_lanes
@@ -22,6 +20,9 @@ from seer.engine.retention import Keep
 from seer.parallel.remat import chosen
 from seer.parallel.world import World
 from seer.parallel.wrap import check_mode
+from seer.run import assemble
+from seer.run import folder as run_folder
+from seer.run.schedule import Lengths, schedule
 from seer.tasks.swav import SwAVTask
 
 LEAST = {

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from seer.cli import config, run_folder
-from seer.cli.assemble import Training
+from seer.core.config import flat
 from seer.core.errors import StorageError
 from seer.core.log import log
 from seer.data.multicrop import MultiCrop
@@ -25,6 +24,8 @@ from seer.models.bundle import write_bundle
 from seer.parallel.batchnorm import mean_statistics
 from seer.parallel.collectives import whole_on_first
 from seer.parallel.world import World
+from seer.run import folder as run_folder
+from seer.run.assemble import Training
 
 # Bytes of a backbone whose bundle comes with every checkpoint: 1.6GF has 43 MB, for which a step waits 10 to 20 ms longer (the
 # copy) and the saving thread 0.1 to 0.2 s (measured on two busy cores); 4GF has 79 MB and takes 0.3 s
@@ -83,7 +84,7 @@ class Bundles:
             "mean": list(self.crop.mean),
             "std": list(self.crop.std),
             "input_size": self.wanted["eval"]["size"] or self.crop.sizes[0],
-            "recipe": json.dumps(config.flat(dict(self.wanted))),
+            "recipe": json.dumps(flat(dict(self.wanted))),
             "data_fingerprint": self.data,
             "step": step,
             "images_seen": step * self.batch,

@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from seer.cli import run_folder
-from seer.cli.schedule import Lengths, schedule
-from seer.cli.weights import start_from
 from seer.core import rng
 from seer.core.build import build
 from seer.core.errors import RequestError
@@ -35,6 +32,9 @@ from seer.parallel.cores import own_cores
 from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
+from seer.run import folder as run_folder
+from seer.run.schedule import Lengths, schedule
+from seer.run.weights import start_from
 from seer.tasks.swav import SwAVTask
 
 STORAGE_SHARE = (

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+import yaml
 
-import seer
-from seer.cli.config import flat
+from seer.core.config import flat
 from seer.core.errors import LostPeer, RequestError, StorageError
 from seer.core.lines import Lines
 from seer.core.log import keep_copy, log
@@ -69,7 +68,7 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
     """
     kept = folder / CONFIG
     if kept.exists():
-        before = flat(OmegaConf.to_container(OmegaConf.load(kept)))
+        before = flat(read_config(folder))
         now = flat(dict(wanted))
         differ = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
         if differ and any(path.name not in BEFORE_TRAINING for path in folder.iterdir()):
@@ -90,7 +89,9 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(RunLock(folder))
                 temporary = folder / f".{CONFIG}.writing"
-                OmegaConf.save(OmegaConf.create(dict(wanted)), temporary)
+                temporary.write_text(
+                    yaml.safe_dump(dict(wanted), sort_keys=False, allow_unicode=True), encoding="utf-8"
+                )
                 temporary.replace(kept)
                 keep_copy(folder / "train.log")
                 gather(folder)
@@ -108,10 +109,21 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
                     gather(folder)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the config of the run in this folder, as plain values. Raises OSError, and ValueError for what is none."""
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} holds no keys")
+    return {str(key): value for key, value in config.items()}
+
+
 def begun_with(folder: Path, key: str) -> Any:
     """What the run in this folder has for a key; None where there is no run."""
     try:
-        return flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG))).get(key)
+        return flat(read_config(folder)).get(key)
     except FileNotFoundError:
         return None
 
@@ -119,7 +131,7 @@ def begun_with(folder: Path, key: str) -> Any:
 def same_everywhere(wanted: Mapping[str, Any], data: str, world: World) -> None:
     """Raises RequestError when ranks were started with other words, code, libraries or pictures."""
     code = hashlib.sha256()
-    for path in sorted(Path(seer.__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(path.read_bytes())
     libraries = {"torch": torch.__version__, "Python": platform.python_version()}
     words = {key: str(value) for key, value in flat(dict(wanted)).items()}

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import torch
 
-from seer.cli.ending import Ending
 from seer.engine.recorder import FlightRecorder
 from seer.parallel.world import World
+from seer.run.finish import Ending
 
 
 def test_a_stop_between_two_logged_steps_tells_the_pictures_and_the_losses_up_to_the_stop(tmp_path):

@@ -16,14 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from seer.cli.config import flat
-from seer.cli.run_folder import CONFIG
 from seer.core.build import build
+from seer.core.config import flat
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.data.multicrop import MultiCrop
@@ -33,6 +29,7 @@ from seer.engine.retention import NAME, steps_in
 from seer.models import zoo
 from seer.models.bundle import PROVENANCE, WEIGHTS, card_of, fill, read_bundle, read_description, step_of
 from seer.models.regnet import RegNet
+from seer.run.folder import CONFIG, read_config
 
 CHECKPOINTS, BUNDLE = "checkpoints", "bundle"
 BACKBONE = "task/backbone."  # how names of its tensors begin in a checkpoint
@@ -149,16 +146,16 @@ def _checkpoint(run: Path, folder: Path) -> State:
 def _config(run: Path) -> dict[str, Any]:
     """Raises RequestError when there is none, or no readable one."""
     try:
-        wanted = OmegaConf.to_container(OmegaConf.load(run / CONFIG))
+        wanted = read_config(run)
     except FileNotFoundError as error:
         raise RequestError(
             f"{run / CONFIG} is missing, which says what network its checkpoints are of: leave them in their run folder"
         ) from error
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError) as error:
         raise RequestError(f"{run / CONFIG} cannot be read: {error}") from error
-    if not isinstance(wanted, dict) or not all(isinstance(wanted.get(key), dict) for key in ("model", "augment")):
+    if not all(isinstance(wanted.get(key), dict) for key in ("model", "augment")):
         raise RequestError(f"{run / CONFIG} is no config of a run: it lacks model or augment")
-    return {str(key): value for key, value in wanted.items()}
+    return wanted
 
 
 def _filled(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> RegNet:
