@@ -112,7 +112,7 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
         prefetch=how["prefetch"],
         most_bytes=how["prefetch_gb"] * 1e9,
         pin=pin,
-        paint=crop.device == "cpu" or world.device.type == "cpu",
+        painted=crop.device == "cpu" or world.device.type == "cpu",
         patience_s=STORAGE_SHARE * wanted["parallel"]["timeout_s"],
     )
     return Data(shards, plan, loader, threads, partial(exclude.holds, known_as(shards)))

@@ -54,6 +54,8 @@ class SwAVTask:
         queue_from: int = 0,
         kmeans: int = 0,
     ):
+        if crop.views < 2:
+            raise RequestError("augment.counts: SwAV predicts one view from another, so it needs two views or more")
         if not assign or max(assign) >= crop.counts[0] or min(assign) < 0 or len(set(assign)) != len(assign):
             raise RequestError(f"task.assign={list(assign)}: distinct views among the {crop.counts[0]} largest, from 0")
         if temperature <= 0 or epsilon <= 0 or iterations < 1:
@@ -82,10 +84,9 @@ class SwAVTask:
         self.chance_loss = math.log(prototypes)  # what a model that predicts nothing scores
 
     def loss(self, batch: Batch) -> StepOutput:
-        with torch.no_grad(), torch.autocast(batch.crops[0].device.type, enabled=False):
-            views = [
-                finish(x, c, self.crop.mean, self.crop.std) for x, c in zip(batch.crops, batch.colours, strict=True)
-            ]
+        device = batch.fields[f"views/{self.crop.sizes[0]}"].device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            views = [finish(batch.fields, size, self.crop.mean, self.crop.std) for size in self.crop.sizes]
         every_view, scores = self.model(views)  # [V*B, D], [V*B, H*K]
         embeddings = every_view.detach().unflatten(0, (self.crop.views, -1))[list(self.assign)]  # [A, B, D]
         by_head = scores.unflatten(0, (self.crop.views, -1)).split(self.prototypes, dim=2)  # H of [V, B, K]
@@ -122,7 +123,7 @@ class SwAVTask:
         while sum(map(len, rows)) < self.kmeans:
             batch = next(batches).to(device)
             with torch.autocast(device.type, enabled=False):
-                views = finish(batch.crops[0], batch.colours[0], self.crop.mean, self.crop.std)  # [v*B, 3, S, S]
+                views = finish(batch.fields, self.crop.sizes[0], self.crop.mean, self.crop.std)  # [v*B, 3, S, S]
             embeddings = self.model([views])[0].unflatten(0, (self.crop.counts[0], -1))[0]  # [B, D]
             rows.append(all_gather_stack(embeddings.contiguous(), self.group).flatten(0, 1))  # [R*B, D]
         joined = torch.cat(rows)[: self.kmeans].float()
