@@ -55,7 +55,8 @@ KINDS = {
     **dict.fromkeys(("weights", "replay", "output"), replace(_PATH, null=True)),
     **dict.fromkeys(("data.source", "data.exclude", "eval.train", "eval.test", "source"), replace(_PATHS, null=True)),
     **dict.fromkeys(("data.train", "data.test"), _PATHS),
-    **dict.fromkeys(("labels", "licence"), replace(_TEXT, null=True)),
+    **dict.fromkeys(("labels", "licence", "data.image", "image"), replace(_TEXT, null=True)),
+    **dict.fromkeys(("data.fields", "fields"), Kind("a rule like {mask: png}", (dict,), _TEXT, null=True)),
     **dict.fromkeys(("schedule.total", "model.device"), _GIVEN),
     **dict.fromkeys(
         ("every.log", "every.evaluate", "every.checkpoint", "every.compare", "every.keep_steps"),
@@ -214,9 +215,11 @@ def _check_types(verb: str, base: dict[str, Any], full: dict[str, Any], keys: Se
             raise RequestError(f"{key}={value} is not a finite number")
         if not any(key == k or key.startswith(k + ".") for k in keys):
             continue
-        if key not in before:
+        rule = KINDS.get(key.rpartition(".")[0])  # whose keys are its user's own
+        if key not in before and (rule is None or dict not in rule.types or rule.each is None):
             raise RequestError(f"unknown key {key!r}{_nearest(key, sorted(before))}")
-        kind = KINDS.get(key) or _like(before[key])
+        kind = KINDS.get(key) or (_like(before[key]) if key in before else rule.each)  # type: ignore[union-attr]
+        assert kind is not None
         if key in REQUIRED.get(verb, ()):
             kind = replace(kind, null=False)
         if not _is(value, kind):

@@ -78,8 +78,8 @@ def _run(wanted: dict[str, Any], world: World, output: list[Path], stop: StopReq
             "at least"
         )
     source = wanted["data"]["source"]
-    check = {"check_crc": wanted["data"]["check_crc"]}
-    shards = open_shards(source, **check) if source else None  # a wrong path must not leave a run folder behind
+    named = {key: wanted["data"][key] for key in ("check_crc", "image", "fields")}
+    shards = open_shards(source, **named) if source else None  # a wrong path must not leave a run folder behind
     probed = _probed(wanted, crop)
     pictures = sum(map(len, shards)) if shards is not None else wanted["data"]["drawn"]
     lengths = Lengths(wanted["steps"], batch, pictures)

@@ -41,7 +41,8 @@ def run(words: dict[str, Any]) -> dict[str, Any]:
         if world.size != card["ranks"]:
             raise RequestError(f"replay={folder} is of {card['ranks']} ranks, started are {world.size}: start as many")
         seen = torch.load(folder / f"rank-{world.rank:05d}.pt", map_location="cpu", weights_only=True)
-        shards = open_shards(source or folder.parent / "pictures" / "train")
+        named = {key: wanted["data"].get(key) for key in ("image", "fields")}
+        shards = open_shards(source or folder.parent / "pictures" / "train", **named)
         crop, lengths = (
             build("augment", wanted["augment"]),
             Lengths(wanted["steps"], wanted["batch"], sum(map(len, shards))),
