@@ -58,11 +58,20 @@ class Endings:
     def split(self, name: str) -> tuple[str, str]:
         """Returns the key of the sample that a member belongs to, and its ending in lower case."""
         key, ending = split(name)
-        if self.companions:
+        if ending in self._last_parts:
             stem, dot, word = key.rpartition(".")
             if dot and stem and stem[-1] != "/" and (whole := f"{word.lower()}.{ending}") in self._taken_off:
                 return stem, whole
         return key, ending
+
+    @cached_property
+    def _last_parts(self) -> frozenset[str]:
+        return frozenset(ending.rpartition(".")[2] for ending in self._taken_off if "." in ending)
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether nothing was asked for, so that members are called by their endings, and images end in PICTURES."""
+        return self.image is None and not self.given and self.companions.isdisjoint(PICTURES)
 
     @cached_property
     def _taken_off(self) -> frozenset[str]:
@@ -99,6 +108,11 @@ class Asked:
         """Whether names belong together otherwise than without, so that the rows of a tar are others."""
         new = [e for _, e in self.fields if e not in COMPANIONS and ("." in e or e in PICTURES)]
         return bool(self.image is not None or new)
+
+    @property
+    def dotted(self) -> bool:
+        """Whether an ending is named that the older rule does not take off."""
+        return any("." in ending for _, ending in self.fields)
 
     def over(self, rule: Endings) -> Endings:
         """Returns the rule for names with this added."""

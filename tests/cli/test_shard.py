@@ -257,14 +257,15 @@ def test_masks_and_boxes_go_along_and_an_image_is_never_made_smaller_without_the
     write_tar(tmp_path / "m.tar", [("a.jpg", jpeg(0, 90, 80)), ("a.mask.png", mask), ("a.cls", b"1")])
     write_tar(tmp_path / "b.tar", [("a.boxes.json", b"[]"), ("a.png", png(0, 90, 80))])
     write_tar(tmp_path / "t.tar", [("a.jpg", jpeg(0, 90, 80)), ("a.tags.json", b"[]")])
-    words = ("shard", f"output={tmp_path / 'o'}", "processes=1")
+    words = ("shard", "processes=1")
     for name, ending in (("m", "mask.png"), ("b", "boxes.json")):
-        for more in ((), ("quality=50",)):
-            ended = seer(capfd, *words, f"source={tmp_path}/{name}.tar", "max_side=64", *more)
+        for number, more in enumerate(((), ("quality=50",))):
+            output = f"output={tmp_path}/{name}{number}"
+            ended = seer(capfd, *words, output, f"source={tmp_path}/{name}.tar", "max_side=64", *more)
             assert ended.status == 78 and all(
                 w in ended.result["error"] for w in (ending, "max_side=64", f"{name}.tar")
             )
-    ended = seer(capfd, *words, f"source={tmp_path}/t.tar", "max_side=64")
+    ended = seer(capfd, *words, f"output={tmp_path / 'o'}", f"source={tmp_path}/t.tar", "max_side=64")
     assert ended.status == 0, ended.words
     words = ("shard", f"output={tmp_path / 'p'}", "processes=1")
     ended = seer(capfd, *words, f"source={tmp_path}/m.tar", "max_side=90", "quality=50")

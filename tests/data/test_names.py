@@ -196,6 +196,8 @@ def test_an_index_of_earlier_versions_gives_the_rows_that_it_gave(tmp_path):
     write_index(older(path), Path(f"{path}{INDEX_SUFFIX}"))
     found = contents(path, check_crc=False)
     assert found == {k: v for i in range(4) for k, v in ((f"{i}", {"jpg": jpeg(i)}), (f"{i}.mask", {"png": mask(i)}))}
+    whole = {str(i): {"jpg": jpeg(i), "depth.png": mask(i)} for i in range(4)}
+    assert contents(path, check_crc=False, fields={"depth": "mask.png"}) == whole
     Path(f"{path}{INDEX_SUFFIX}").unlink()
     assert contents(path) == {str(i): {"jpg": jpeg(i), "mask.png": mask(i)} for i in range(4)}
 
