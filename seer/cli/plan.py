@@ -21,6 +21,7 @@ from seer.parallel.memory import step_memory
 from seer.parallel.remat import stages_of
 from seer.parallel.world import World
 from seer.run import assemble
+from seer.run.config import RunConfig
 from seer.run.schedule import Lengths
 
 LEFT = 0.1  # of the memory, for libraries and allocators
@@ -30,7 +31,10 @@ PICTURES = 10**9  # durations are given meaning by these; they change no byte
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns the sum and its parts, in GB of each GPU. Raises RequestError."""
     wanted = config.read("plan", words)
-    gpus, batch = wanted["gpus"], wanted["batch"]
+    gpus, gpu_memory = wanted.pop("gpus"), wanted.pop("gpu_memory")
+    del wanted["replay"]
+    asked_for = RunConfig.of(wanted).replace(weights=None)
+    batch = asked_for.batch
     if gpus < 1:
         raise RequestError(f"gpus={gpus}: at least one")
     if batch % gpus:
@@ -38,7 +42,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     crop, world = build("augment", wanted["augment"]), World(0, 1, 0, torch.device("cpu"))
     lengths = Lengths(wanted["steps"], batch, PICTURES)
     with torch.device("meta"):
-        task, _ = assemble.task({**wanted, "weights": None}, crop, lengths, world)
+        task, _ = assemble.task(asked_for, crop, lengths, world)
         moments = 2 if "betas" in wanted["optim"] else 1
     asked = wanted["precision"]["dtype"]
     if asked not in (*DTYPES, "auto"):
@@ -48,7 +52,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     shapes = [(v * batch // gpus, 3, side, side) for v, side in zip(crop.counts, crop.sizes, strict=True)]
     policy = assemble.recomputed(wanted["parallel"]["remat"], task.model, shapes, dtype)
 
-    units = _units(task.backbone, task.head)
+    units = _units(**task.modules())
     _print_units(units, dtype, sharded, policy)
     parameters = sum(units.values())
     largest = sorted(units.values())[-2:]
@@ -67,7 +71,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     }
     parts = {name: round(size / 1e9, 2) for name, size in held.items()}
     total = sum(held.values()) / 1e9
-    room = wanted["gpu_memory"] * (1 - LEFT)
+    room = gpu_memory * (1 - LEFT)
     fits = total <= room
     for name, size in parts.items():
         log.info(f"  {name:10} {size:8.2f} GB")

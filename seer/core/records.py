@@ -1,6 +1,6 @@
 """Typed values that cross packages. Legend: B images, V views, K prototypes, S side of a view in pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -84,6 +84,21 @@ class StepOutput:
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     evidence: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+PATIENCE = 10  # logged steps that have to agree before an alarm is raised
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A sign that training goes wrong. needs: the metric it reads. found: the last rows of metrics -> is it so? words: what
+    it means and the remedy; may name the latest values in braces. rows: how many it waits for."""
+
+    name: str
+    needs: str
+    found: Callable[[list[Mapping[str, float]]], bool]
+    words: str
+    rows: int = PATIENCE
 
 
 @dataclass

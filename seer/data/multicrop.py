@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from seer.core import rng
 from seer.core.errors import RequestError
-from seer.core.records import Picture
+from seer.core.records import Batch, Picture
 from seer.data import colour
 
 TRIES = 10
@@ -115,6 +115,20 @@ class MultiCrop:
         self.strength = np.array([brightness, contrast, saturation, hue])
         self.scales = np.repeat(np.array(scales, dtype=np.float64), counts, axis=0)  # [V, 2]
         self.aspect = np.log(np.array(aspect, dtype=np.float64))
+
+    @property
+    def input_size(self) -> int:
+        """The side of the large views: what a backbone that was trained on them expects."""
+        return self.sizes[0]
+
+    def example(self, batch_size: int) -> Batch:
+        """Returns a batch of random pixels with nothing drawn for colors, as one of so many images."""
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(v * batch_size, side, side, 3) for v, side in zip(self.counts, self.sizes, strict=True)]
+        views = [
+            torch.randint(256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2) for shape in shapes
+        ]
+        return Batch(views, [None] * len(views), [], batch_size)
 
     def draw(self, height: int, width: int, key: int) -> Draw:
         """All random numbers of one picture. A function of its size and its key alone."""

@@ -5,13 +5,15 @@ Legend: M pictures in all, B in one forward, S side, C features.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.core.protocols import Backbone
+from seer.core.protocols import Backbone, Modules
 from seer.core.records import Labelled, Picture
 from seer.data.augment import normalise
 from seer.data.decode import Undecodable, decode
@@ -93,6 +95,22 @@ def centre(picture: Picture, short: int, size: int) -> torch.Tensor:
     pixels = resize(pixels, max(size, round(h * scale)), max(size, round(w * scale)))[0]
     top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
     return pixels[:, top : top + size, left : left + size]
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A backbone by itself, as an evaluator takes it."""
+
+    backbone: nn.Module
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Returns it by its name."""
+        return {"backbone": self.backbone}
+
+
+def backbone_of(task: Modules) -> Backbone:
+    """Returns the backbone among what was trained."""
+    return task.modules()["backbone"]  # type: ignore[return-value]
 
 
 @torch.no_grad()

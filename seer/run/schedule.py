@@ -12,6 +12,7 @@ from seer.core.build import find
 from seer.core.errors import RequestError
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule, scaled_peak
+from seer.run.config import PlateauConfig
 
 
 class Lengths:
@@ -31,7 +32,7 @@ class Lengths:
             raise RequestError(f"{key}: {error}") from error
 
 
-def schedule(node: Mapping[str, Any], plateau: Mapping[str, Any], lengths: Lengths) -> tuple[Schedule, Plateau | None]:
+def schedule(node: Mapping[str, Any], plateau: PlateauConfig, lengths: Lengths) -> tuple[Schedule, Plateau | None]:
     """The learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now.
 
     With it, for a schedule that takes `halved_at`, the watcher that appends to that list.
@@ -49,8 +50,8 @@ def schedule(node: Mapping[str, Any], plateau: Mapping[str, Any], lengths: Lengt
     watcher = None
     if "halved_at" in node:
         numbers["halved_at"] = [lengths.steps(one, "schedule.halved_at") for one in node["halved_at"]]
-        patience = lengths.steps(plateau["patience"], "plateau.patience")
-        watcher = Plateau(patience, plateau["threshold"], numbers["halved_at"], after=numbers["warmup"])
+        patience = lengths.steps(plateau.patience, "plateau.patience")
+        watcher = Plateau(patience, plateau.threshold, numbers["halved_at"], after=numbers["warmup"])
     made = functools.partial(find("schedule", node["_target_"]), **numbers)
     made(0)
     return made, watcher

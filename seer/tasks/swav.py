@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from seer.core.errors import RequestError
+from seer.core.log import log
 from seer.core.records import Batch, StepOutput
 from seer.data.augment import finish
 from seer.data.multicrop import MultiCrop
@@ -21,10 +22,11 @@ from seer.models.heads import SwAVHead
 from seer.models.kmeans import spherical_kmeans
 from seer.models.multicrop import MultiCropModel
 from seer.parallel.collectives import Group, all_gather_stack, assign_whole
+from seer.tasks.swav_alarms import alarms
 
 
 class SwAVTask:
-    """backbone, crop, group: given by the program. The rest are the method's numbers (`facts/seer.md` section 2.1).
+    """backbone, transform, group: given by the program. The rest are the method's numbers (`facts/seer.md` section 2.1).
 
     hidden, embedding, prototypes, batch_norm, last_batch_norm, heads: see `SwAVHead`; the loss is the mean over heads.
     temperature of the prediction; epsilon and iterations of Sinkhorn; assign: the views whose codes are predicted, among
@@ -33,10 +35,12 @@ class SwAVTask:
     many images before the first step, 0 = none: prototypes start at random.
     """
 
+    durations = ("hard_until", "queue_from")  # of the arguments: given as steps
+
     def __init__(
         self,
         backbone: nn.Module,
-        crop: MultiCrop,
+        transform: MultiCrop,
         group: Group | None = None,
         *,
         hidden: Sequence[int] = (2048,),
@@ -54,8 +58,10 @@ class SwAVTask:
         queue_from: int = 0,
         kmeans: int = 0,
     ):
-        if not assign or max(assign) >= crop.counts[0] or min(assign) < 0 or len(set(assign)) != len(assign):
-            raise RequestError(f"task.assign={list(assign)}: distinct views among the {crop.counts[0]} largest, from 0")
+        if not assign or max(assign) >= transform.counts[0] or min(assign) < 0 or len(set(assign)) != len(assign):
+            raise RequestError(
+                f"task.assign={list(assign)}: distinct views among the {transform.counts[0]} largest, from 0"
+            )
         if temperature <= 0 or epsilon <= 0 or iterations < 1:
             raise RequestError(
                 f"task.temperature={temperature}, task.epsilon={epsilon}, task.iterations={iterations}: all above 0"
@@ -75,20 +81,38 @@ class SwAVTask:
         features: int = backbone.feature_dim  # type: ignore[assignment]
         self.head = SwAVHead(features, hidden, embedding, prototypes, batch_norm, last_batch_norm, heads)
         self.model: nn.Module = MultiCropModel(backbone, self.head)
-        self.crop, self.group, self.prototypes, self.heads = crop, group, prototypes, heads
+        self.transform, self.group, self.prototypes, self.heads = transform, group, prototypes, heads
         self.temperature, self.epsilon, self.iterations, self.assign = temperature, epsilon, iterations, tuple(assign)
         self.queue = Queue(queue, group) if queue else None
         self.hard_until, self.queue_from, self.step, self.kmeans = hard_until, queue_from, 0, kmeans
         self.chance_loss = math.log(prototypes)  # what a model that predicts nothing scores
+        self.alarms = alarms(self.chance_loss, prototypes)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "head": self.head}
+
+    def example(self, batch_size: int) -> Batch:
+        return self.transform.example(batch_size)
+
+    def describe(self, batch_size: int) -> list[str]:
+        """Warns of more prototypes than images that share them. batch_size: images of a step, over all ranks."""
+        queue = 0 if self.queue is None else self.queue.length
+        if self.prototypes <= batch_size + queue:
+            return []
+        return [
+            f"{self.prototypes} prototypes share {batch_size + queue} images a step (batch {batch_size} + queue {queue}), so some "
+            "get none; use fewer task.prototypes, a larger batch, or task.queue"
+        ]
 
     def loss(self, batch: Batch) -> StepOutput:
         with torch.no_grad(), torch.autocast(batch.crops[0].device.type, enabled=False):
             views = [
-                finish(x, c, self.crop.mean, self.crop.std) for x, c in zip(batch.crops, batch.colours, strict=True)
+                finish(x, c, self.transform.mean, self.transform.std)
+                for x, c in zip(batch.crops, batch.colours, strict=True)
             ]
         every_view, scores = self.model(views)  # [V*B, D], [V*B, H*K]
-        embeddings = every_view.detach().unflatten(0, (self.crop.views, -1))[list(self.assign)]  # [A, B, D]
-        by_head = scores.unflatten(0, (self.crop.views, -1)).split(self.prototypes, dim=2)  # H of [V, B, K]
+        embeddings = every_view.detach().unflatten(0, (self.transform.views, -1))[list(self.assign)]  # [A, B, D]
+        by_head = scores.unflatten(0, (self.transform.views, -1)).split(self.prototypes, dim=2)  # H of [V, B, K]
         codes, deviation = self._codes(torch.stack([s.detach()[list(self.assign)] for s in by_head]))  # [H, A, B, K]
         losses = [
             swav_loss(s, q, temperature=self.temperature, assign=self.assign)
@@ -109,6 +133,12 @@ class SwAVTask:
             {"embeddings": every_view.detach(), **queued},
         )
 
+    def warm_start(self, batches: Iterator[Batch], seed: int) -> None:
+        """Starts prototypes from the embeddings of the first images, where `kmeans` asks for it."""
+        if self.kmeans:
+            log.info(f"{self.prototypes} prototypes start from the embeddings of {self.kmeans} images")
+            self.seed_prototypes(batches, seed)
+
     @torch.no_grad()
     def seed_prototypes(self, batches: Iterator[Batch], seed: int) -> None:
         """Prototypes by k-means on the embeddings of the first large view of `kmeans` images; every head by a seed of its own.
@@ -122,8 +152,10 @@ class SwAVTask:
         while sum(map(len, rows)) < self.kmeans:
             batch = next(batches).to(device)
             with torch.autocast(device.type, enabled=False):
-                views = finish(batch.crops[0], batch.colours[0], self.crop.mean, self.crop.std)  # [v*B, 3, S, S]
-            embeddings = self.model([views])[0].unflatten(0, (self.crop.counts[0], -1))[0]  # [B, D]
+                views = finish(
+                    batch.crops[0], batch.colours[0], self.transform.mean, self.transform.std
+                )  # [v*B, 3, S, S]
+            embeddings = self.model([views])[0].unflatten(0, (self.transform.counts[0], -1))[0]  # [B, D]
             rows.append(all_gather_stack(embeddings.contiguous(), self.group).flatten(0, 1))  # [R*B, D]
         joined = torch.cat(rows)[: self.kmeans].float()
         with torch.autocast(device.type, enabled=False):
