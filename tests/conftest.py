@@ -15,7 +15,8 @@ from seer.core.signals import SIGNALS
 from seer.data import sample
 
 torch.set_num_threads(1)
-for number in SIGNALS:  # ignored where a script starts the tests in the background, and by all processes that they start
+# Ignored where a script starts the tests in the background, and then by all processes that they start.
+for number in SIGNALS:
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 ROOT = Path(__file__).resolve().parents[1]

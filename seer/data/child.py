@@ -141,8 +141,8 @@ def settle(parent: int, keep: set[int]) -> None:
     """Make a forked child a process of its own: it ends with its parent, hears no signals, holds no files but archives."""
     gc.freeze()  # the parent's objects are not ours to finalise
     faulthandler.disable()  # it may write to a descriptor that will be another file's here
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    for heard in SIGNALS:
+        signal.signal(heard, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         os._exit(0)
