@@ -31,6 +31,29 @@ def test_torchrun_gives_ranks_that_save_as_long_as_a_collective_may_wait(tmp_pat
     assert ended.stdout.split() == ["600"], ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("printed", "kept", "status"),
+    [
+        ('{"exit": 75}', None, 75),  # told to stop before the run had its folder
+        ('{"exit": 75}', '{"exit": 74}', 74),
+        ("", None, 1),
+    ],
+)
+def test_the_script_ends_with_the_status_of_the_run_and_not_of_torchrun(tmp_path: Path, printed, kept, status) -> None:
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    keep = f"echo '{kept}' > runs/first/result.json" if kept else ":"
+    ranks = f"{keep}; echo '{printed}'; exit 1" if printed else "exit 1"
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/usr/bin/env bash\nif [ "$2" = torch.distributed.run ]; then {ranks}; fi\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    names = {**environment(), "PATH": f"{tmp_path}:{environment()['PATH']}"}
+    command = ["bash", ROOT / "launch" / "torchrun.sh"]
+    ended = subprocess.run(command, cwd=tmp_path, env=names, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout.strip()) == (status, printed), ended.stderr
+
+
 SLURM = {  # stand-ins for its commands
     "scontrol": 'if [ "$1" = show ]; then echo n1; else echo "$@" >> told; fi',
     "squeue": "cat state",
