@@ -93,9 +93,7 @@ def entry() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except (
-            OSError
-        ):  # closed by whoever read it; at its end the interpreter would try again, and make the status 120
+        except OSError:  # whoever read it is gone; the interpreter would try again, and make the status 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         os._exit(status)
