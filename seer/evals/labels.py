@@ -21,11 +21,11 @@ import numpy as np
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import shown
+from seer.data.resharding import MOST_DIGITS
 from seer.data.shards import Shard, folder_of
 from seer.data.tar import TarError
 
 UNLABELLED, BROKEN = -1, -2
-MOST_DIGITS = 18  # of a number in `cls`
 MOST_SHOWN = 5  # names in one message
 REMEDY = "write shards with `seer shard labels=folder`, whose manifest.json beside them names the classes"
 

@@ -161,6 +161,25 @@ def test_shards_of_two_folders_on_one_side_are_joined_by_name(tmp_path):
     assert joined.classes == ["ant", "bee", "cat"] and baselines(joined, test, k=3)["knn_colours"] == 1.0
 
 
+def resharded(path, *sources):
+    shards = open_shards([str(one) for one in sources])
+    total = sum(map(len, shards))
+    return write_part(Part(shards, 0, total), path, processes=1, max_bad=0, progress=lambda n: None)
+
+
+def test_shards_of_shards_keep_the_names_of_the_classes_and_join_those_that_are_numbered_apart(tmp_path, told):
+    one, other = sharded(tmp_path / "a", ["ant", "cat"]), sharded(tmp_path / "b", ["bee", "cat"])
+    test = folder(tmp_path / "c", ["ant", "bee", "cat"])
+    assert resharded(tmp_path / "same", one)["classes"] == ["ant", "cat"]
+    assert sorted(names_of(both(one, tmp_path / "same")[1])) == ["ant"] * 4 + ["cat"] * 4
+    assert resharded(tmp_path / "joined", one, other)["classes"] == ["ant", "bee", "cat"]
+    for train in (tmp_path / "joined", test):
+        assert baselines(*both(train, test), k=3)["knn_colours"] == 1.0
+    assert baselines(*both(test, tmp_path / "joined"), k=3)["knn_colours"] == 1.0 and not told.records
+    assert "classes" not in resharded(tmp_path / "mixed", one, foreign(tmp_path / "d", [("ant", b"0")]))
+    assert len(told.records) == 1
+
+
 def labels(names: list[str], named: bool) -> Labels:
     return Labels([np.arange(-1, len(names), dtype=np.int32)], names, named)
 
