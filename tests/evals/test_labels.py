@@ -61,9 +61,8 @@ def foreign(path, rows):
 
 
 def both(train, test, **how) -> tuple[Pictures, Pictures]:
-    return labelled(
-        {"train": str(train), "test": str(test), "size": 16, "resize": None, "labels": "auto", "most": 0} | how, 16
-    )
+    given = {"train": str(train), "test": str(test), "size": 16, "resize": None, "labels": "auto", "most": 0}
+    return labelled(SimpleNamespace(**given | how), 16)
 
 
 def names_of(pictures: Pictures) -> list[str]:
