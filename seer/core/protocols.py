@@ -1,7 +1,7 @@
 """What a part must offer so that others can use it without knowing it. Legend: B images, C channels, S side."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -39,41 +39,53 @@ class Modules(Protocol):
 class Task(Modules, Protocol):
     """A way of learning: what the loop trains, and all that the program asks of it.
 
-    Made by the program as `Target(backbone, transform, group, **config)`; of `durations`, if the class has such a tuple,
-    those arguments come as steps. `model` is what gets wrapped for several ranks and compiled; `modules` gives the plain
-    networks inside, whose names begin the names of parameters in `groups`.
+    Made by the program as `Target(backbone, transform, group, **config)`; arguments that `durations` names come as steps. A
+    class that names `Task` as its base gets what has a body here. `model` is what gets wrapped for several ranks and
+    compiled; `modules` gives the plain networks inside, whose names begin those of parameters (`groups`) and of the state.
     """
 
+    durations: ClassVar[tuple[str, ...]] = ()
     model: nn.Module
     transform: Any  # what makes a batch of its samples: `data.multicrop.MultiCrop`
-    chance_loss: float | None  # the loss of a model that predicts nothing, where that is known
-    alarms: Sequence[Alarm]
-
-    def example(self, batch_size: int) -> Batch:
-        """Returns a batch of random images on the CPU, as large as one of a step of `batch_size` images on this rank."""
-        ...
+    chance_loss: float | None = None  # the loss of a model that predicts nothing, where that is known
+    alarms: Sequence[Alarm] = ()
 
     def loss(self, batch: Batch) -> StepOutput: ...
 
-    def before_step(self, step: int) -> None: ...
+    def example(self, batch_size: int) -> Batch:
+        """Returns a batch of random images on the CPU, as large as one of a step of `batch_size` images on this rank."""
+        return self.transform.example(batch_size)
 
-    def after_step(self, step: int) -> None: ...
+    def before_step(self, step: int) -> None:
+        """Called before the loss of a step."""
+
+    def after_step(self, step: int) -> None:
+        """Called when the parameters of a step are updated."""
 
     def warm_start(self, batches: Iterator[Batch], seed: int) -> None:
         """Prepares a model that has not trained yet from the first batches, if the task does so; on all ranks alike."""
-        ...
 
     def describe(self, batch_size: int) -> list[str]:
-        """Returns what people should know before training begins, a sentence each. batch_size: images of a step, all ranks."""
-        ...
+        """Returns what people are warned of before training begins, a sentence each. batch_size: of a step, over all ranks."""
+        return []
 
     def explain(self, evidence: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Returns what can be made of a step's evidence, once it is worth the work."""
-        ...
+        return evidence
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def parts(self) -> Mapping[str, Any]:
+        """Returns what is saved, by name: the modules, and whatever else has a state."""
+        return self.modules()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Returns {"backbone.stem.0.weight": tensor, …} over all parts."""
+        return {f"{name}.{k}": v for name, part in self.parts().items() for k, v in part.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads what `state_dict` gave. Raises what a part raises for keys that do not fit."""
+        for name, part in self.parts().items():
+            first = f"{name}."
+            part.load_state_dict({k.removeprefix(first): v for k, v in state.items() if k.startswith(first)})
 
 
 class Evaluator(Protocol):

@@ -12,6 +12,7 @@ from torch import nn
 
 from seer.core.errors import RequestError
 from seer.core.log import log
+from seer.core.protocols import Task
 from seer.core.records import Batch, StepOutput
 from seer.data.augment import finish
 from seer.data.multicrop import MultiCrop
@@ -25,7 +26,7 @@ from seer.parallel.collectives import Group, all_gather_stack, assign_whole
 from seer.tasks.swav_alarms import alarms
 
 
-class SwAVTask:
+class SwAVTask(Task):
     """backbone, transform, group: given by the program. The rest are the method's numbers (`facts/seer.md` section 2.1).
 
     hidden, embedding, prototypes, batch_norm, last_batch_norm, heads: see `SwAVHead`; the loss is the mean over heads.
@@ -90,9 +91,6 @@ class SwAVTask:
 
     def modules(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "head": self.head}
-
-    def example(self, batch_size: int) -> Batch:
-        return self.transform.example(batch_size)
 
     def describe(self, batch_size: int) -> list[str]:
         """Warns of more prototypes than images that share them. batch_size: images of a step, over all ranks."""
@@ -187,13 +185,5 @@ class SwAVTask:
     def after_step(self, step: int) -> None:
         self.head.normalise_prototypes()
 
-    def state_dict(self) -> dict[str, Any]:
-        parts = {"backbone": self.backbone, "head": self.head, "queue": self.queue}
-        return {
-            f"{name}.{k}": v for name, part in parts.items() if part is not None for k, v in part.state_dict().items()
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, part in (("backbone.", self.backbone), ("head.", self.head), ("queue.", self.queue)):
-            if part is not None:
-                part.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
+    def parts(self) -> dict[str, Any]:
+        return self.modules() if self.queue is None else {**self.modules(), "queue": self.queue}

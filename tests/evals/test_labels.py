@@ -1,6 +1,7 @@
 """Classes are matched by name wherever they come from: each class has a color of its own, which tells who is who."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
