@@ -38,7 +38,7 @@ from seer.data.multicrop import MultiCrop
 from seer.data.order import choose_lanes, plan
 from seer.data.reader import Reader
 from seer.data.shards import Shard, TarShard, open_shards, picture_of, write_shards
-from seer.data.slot import Layout
+from seer.data.slot import BatchLayout
 
 BATCH = 16
 HANDED = 25  # batches
@@ -86,21 +86,16 @@ def published(folder: str, photo: bytes) -> Callable[[list[bytes]], object]:
 
 
 def ours(crop: MultiCrop, finished: bool) -> Callable[[list[bytes]], object]:
-    """Decode and crops into a batch's slot, as the loader's threads do; finished: also colour, blur, and float32 here."""
-    layout = Layout(crop, BATCH)
-    slot = layout.slot(torch.empty(layout.bytes, dtype=torch.uint8))
+    """Decode and crops into a batch's buffer, as the loader's threads do; finished: also colour, blur, and float32 here."""
+    layout = BatchLayout(crop.layout(BATCH, painted=finished), BATCH)
+    buffer = layout.buffer(torch.empty(layout.bytes, dtype=torch.uint8))
     scratch = np.empty(SCRATCH, np.uint8)
 
     def run(photos: list[bytes]) -> object:
-        draws = crop.draws(np.array([random.getrandbits(63) for _ in photos], dtype=np.uint64))
+        draws = crop.draws(np.array([random.getrandbits(63) for _ in photos], dtype=np.uint64), painted=finished)
         for i, data in enumerate(photos):
-            picture = decode(data, scratch)
-            draw = draws.at(i, picture.shape[0], picture.shape[1])
-            crop.cut(picture, draw, slot.pixels, i)
-            if finished:
-                crop.paint(draw, slot.pixels, i)
-            slot.write(draw, i)
-        return [finish(c.flatten(0, 1), None, crop.mean, crop.std) for c in slot.crops] if finished else slot
+            draws.fill(i, {"image": decode(data, scratch)}, buffer.arrays, i)
+        return [finish(buffer.tensors, size, crop.mean, crop.std) for size in crop.sizes] if finished else buffer
 
     return run
 
@@ -221,10 +216,10 @@ def handing(shards: list[Shard], crop: MultiCrop, repeats: int) -> None:
                 for _ in range(HANDED):
                     next(stream)
                 spent = _spent(threads) - start
-            slot = loader.layout.slot(torch.empty(loader.layout.bytes, dtype=torch.uint8))
+            buffer = loader.layout.buffer(torch.empty(loader.layout.bytes, dtype=torch.uint8))
             begin = time.process_time()
             for step in range(1, 1 + HANDED):
-                loader.filler.fill(slot, loader.filler.places(step * BATCH), 0, BATCH)
+                loader.filler.fill(buffer.arrays, loader.filler.places(step * BATCH), 0, BATCH)
             found.append(spent / (time.process_time() - begin))
     print(f"\n{'a batch from the loader, over one made here':44}")
     for threads, found in ratios.items():

@@ -64,9 +64,9 @@ class CropByCrop(nn.Module):
         return torch.cat(embeddings), torch.cat(scores)
 
 
-def coloured(batch: Batch, crop: MultiCrop) -> Batch:
-    views = [finish(x, c, crop.mean, crop.std) for x, c in zip(batch.crops, batch.colours, strict=True)]
-    return dataclasses.replace(batch, crops=views)
+def colored(batch: Batch, crop: MultiCrop) -> Batch:
+    views = {f"views/{size}": finish(batch.fields, size, crop.mean, crop.std) for size in crop.sizes}
+    return dataclasses.replace(batch, fields=views)
 
 
 def one(party: str, model: str, batch: int, steps: int) -> None:
@@ -78,8 +78,8 @@ def one(party: str, model: str, batch: int, steps: int) -> None:
         plan = Plan([len(s) for s in shards], seed=1, lanes=1)
         loader = Loader(Reader(shards, plan, 1), crop, batch=batch, threads=0)
         with closing(loader.batches(0)) as stream:
-            batches = [coloured(b, crop) for b in islice(stream, steps + 2)]
-    swav.finish = lambda x, *_: x  # type: ignore[assignment]
+            batches = [colored(b, crop) for b in islice(stream, steps + 2)]
+    swav.finish = lambda fields, size, *_: fields[f"views/{size}"]  # type: ignore[assignment]
     torch.manual_seed(0)
     task = SwAVTask(zoo.build(model), crop)
     if party == "loop":

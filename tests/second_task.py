@@ -31,8 +31,9 @@ class MeanColor(Task):
         self.step = step
 
     def loss(self, batch):
-        with torch.no_grad(), torch.autocast(batch.crops[0].device.type, enabled=False):
-            x = finish(batch.crops[0], batch.colours[0], self.transform.mean, self.transform.std)
+        size = self.transform.input_size
+        with torch.no_grad(), torch.autocast(batch.fields[f"views/{size}"].device.type, enabled=False):
+            x = finish(batch.fields, size, self.transform.mean, self.transform.std)
         error = (self.model(x).float() - x.mean((2, 3))).square().mean()
         return StepOutput(self.weight * error * (self.step >= self.quiet_until), {"color/error": error.detach()})
 

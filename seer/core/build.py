@@ -19,7 +19,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "model": ("seer.models.zoo", "seer.models.regnet", "seer.models.resnet"),
     "surgery": ("seer.models.surgery",),
     "task": ("seer.tasks",),
-    "augment": ("seer.data.multicrop",),
+    "augment": ("seer.data.multicrop", "seer.data.transforms"),
     "optim": ("seer.optim", "torch.optim"),
     "schedule": ("seer.optim.schedules",),
     "precision": ("seer.engine.precision",),

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 
-from seer.core.records import Alarm, Batch, StepOutput
+from seer.core.records import Alarm, Batch, Decoded, Sample, StepOutput, example_batch
 
 
 @runtime_checkable
@@ -46,7 +47,7 @@ class Task(Modules, Protocol):
 
     durations: ClassVar[tuple[str, ...]] = ()
     model: nn.Module
-    transform: Any  # what makes a batch of its samples: `data.multicrop.MultiCrop`
+    transform: "Transform"  # what makes a batch of its samples
     chance_loss: float | None = None  # the loss of a model that predicts nothing, where that is known
     alarms: Sequence[Alarm] = ()
 
@@ -54,7 +55,7 @@ class Task(Modules, Protocol):
 
     def example(self, batch_size: int) -> Batch:
         """Returns a batch of random images on the CPU, as large as one of a step of `batch_size` images on this rank."""
-        return self.transform.example(batch_size)
+        return example_batch(self.transform.layout(batch_size, painted=True), batch_size)
 
     def before_step(self, step: int) -> None:
         """Called before the loss of a step."""
@@ -104,3 +105,50 @@ class MetricSink(Protocol):
 
 class StopTraining(Exception):
     """Raised by a metric sink that has seen enough: the loop saves and ends in order."""
+
+
+class Draws(Protocol):
+    """The random numbers of a chunk of samples, each sample's from its own key alone."""
+
+    def fill(self, i: int, decoded: Decoded, arrays: Mapping[str, np.ndarray], row: int) -> None:
+        """Writes sample i of the chunk as sample `row` of a batch. arrays: those of `Transform.layout`."""
+        ...
+
+
+class Transform(Protocol):
+    """Turns samples into named fields of a batch. Stateless: any thread of the loader may call it, for any row.
+
+    Geometry is drawn once a sample and applied to all that lies on its image: the image itself (bilinear), its mask
+    (nearest) and its boxes. Numbers are drawn for a chunk of samples in one go, since numpy's price is by the call: a
+    sample's own would take a tenth of the time of its views. Whoever writes one may ignore that and draw in `fill`.
+    """
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Returns what is subtracted from pixels in [0, 1], a number a channel; `std` divides them then."""
+        ...
+
+    @property
+    def std(self) -> Sequence[float]: ...
+
+    @property
+    def input_size(self) -> int:
+        """Returns the side of the largest views: what a network that was trained on them expects."""
+        ...
+
+    def layout(self, batch_size: int, *, painted: bool = False) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Returns dtype and shape of each field of a batch. One of four axes [N, C, H, W] is laid out channels_last, and
+        its array is [N, H, W, C]. painted: `fill` applies color as well, so that none is left to be applied later."""
+        ...
+
+    def decode(self, sample: Sample, scratch: np.ndarray | None = None) -> Decoded:
+        """Returns the image and the targets of a sample. scratch: memory for pixels, to be overwritten by the next one.
+
+        Raises ValueError with a `kind` of records.KINDS (`decode.Undecodable`) for one that cannot be used: another
+        sample then stands in for it, and it is told.
+        """
+        ...
+
+    def draws(self, keys: np.ndarray, *, painted: bool = False) -> Draws:
+        """Returns the random numbers of n samples. keys: uint64 [n]."""
+        ...

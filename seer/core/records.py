@@ -1,7 +1,7 @@
 """Typed values that cross packages. Legend: B images, V views, K prototypes, S side of a view in pixels."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ class Sample(NamedTuple):
     fields: dict[str, bytes]
 
 
-KINDS = ("empty", "format", "size", "truncated", "damaged", "checksum", "archive")  # what reasons are counted by
+# What reasons are counted by. A new one goes to the end: counts that a run has stored are told apart by their place.
+KINDS = ("empty", "format", "size", "truncated", "damaged", "checksum", "archive", "target")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Skipped:
 
 
 @dataclass
-class Colour:
-    """Colour and blur of every view, drawn with the picture, applied later in one batched pass. N = views of one size.
+class Color:
+    """Color and blur of every view, drawn with the image, applied later in one batched pass. N = views of one size.
 
     order uint8 [N, 4]: the order of brightness 0, contrast 1, saturation 2, hue 3. factors float32 [N, 4]: three
     multipliers and the hue shift in turns. gray bool [N]. sigma float32 [N], 0 where there is no blur. jitter bool [N].
@@ -56,24 +57,53 @@ class Colour:
     gray: torch.Tensor
     sigma: torch.Tensor
 
+    @classmethod
+    def of(cls, batch_fields: Mapping[str, torch.Tensor], size: int) -> "Color | None":
+        """Returns what a batch holds for its views of one size; None where color has been applied already."""
+        if f"color/{size}/jitter" not in batch_fields:
+            return None
+        return cls(*(batch_fields[f"color/{size}/{one.name}"] for one in fields(cls)))
+
 
 @dataclass
 class Batch:
-    """One step's pictures of one rank. crops: one uint8 tensor [v*B, 3, S, S] per resolution, view-major, channels_last.
-    colours: of each resolution, or None where they have been applied."""
+    """One step's samples of one rank, as the tensors that its transform names (`protocols.Transform.layout`).
 
-    crops: list[torch.Tensor]
-    colours: Sequence[Colour | None]
+    fields: `views/S` uint8 [v*B, 3, S, S] of each size S, view-major, channels_last; `color/S/NAME` [v*B, ...] of `Color`,
+    absent where color has been applied; `label`, `mask` and other targets of the same B samples. images_seen: by the
+    whole run once this batch is done.
+    """
+
+    fields: dict[str, torch.Tensor]
     skipped: list[Skipped]
-    position: int  # pictures consumed by the whole run once this batch is done
+    images_seen: int
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        """Pixels to the device; colours stay on the host, where index lists are made of them without waiting.
+        """Returns the batch on the device, all but what `stays_on_host`.
 
         non_blocking: for those who keep this batch until the copy is done, since its memory is used again afterwards.
         """
-        crops = [c.to(device, non_blocking=non_blocking) for c in self.crops]
-        return Batch(crops, self.colours, self.skipped, self.position)
+        moved = {
+            name: tensor if stays_on_host(name) else tensor.to(device, non_blocking=non_blocking)
+            for name, tensor in self.fields.items()
+        }
+        return Batch(moved, self.skipped, self.images_seen)
+
+
+def example_batch(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], images: int) -> Batch:
+    """Returns a batch of such fields: random pixels, zeros for all else."""
+    generator = torch.Generator().manual_seed(0)
+    made = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}
+    for name, tensor in made.items():
+        if name.startswith("views/"):
+            pixels = torch.randint(256, tensor.shape, generator=generator, dtype=tensor.dtype)
+            made[name] = pixels.contiguous(memory_format=torch.channels_last)
+    return Batch(made, [], images)
+
+
+def stays_on_host(name: str) -> bool:
+    """Returns whether a field of a batch is never moved to the device: of colors, index lists are made without waiting."""
+    return name.startswith("color/")
 
 
 @dataclass
@@ -110,3 +140,4 @@ class Labelled:
 
 
 Picture = np.ndarray  # uint8 [h, w, 3], RGB
+Decoded = dict[str, np.ndarray]  # of one sample: "image" uint8 [h, w, 3], "mask" uint8 [h, w], "label" int64 [], …

@@ -1,45 +1,49 @@
-"""Colour, blur and normalisation of a whole batch in one pass, on whatever device the batch lies.
+"""Color, blur and normalization of a whole batch in one pass, on whatever device the batch lies.
 
-Each view has its own factors, its own order of the four colour operations and its own blur. Views are regrouped by what
+Each view has its own factors, its own order of the four color operations and its own blur. Views are regrouped by what
 comes next for them, with index lists made on the host from the drawn numbers, so nothing waits for the device.
 The operations are those of torchvision's float kernels: brightness multiplies, contrast blends with the view's mean
-grey, saturation with its own grey, hue turns in HSV; each result is clamped to [0, 1]. The blur is a true Gaussian with
+gray, saturation with its own gray, hue turns in HSV; each result is clamped to [0, 1]. The blur is a true Gaussian with
 edges repeated (Pillow's, which SwAV used, approximates one by box filters).
 
 Legend: N views of one size, S side.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from seer.core.records import Colour
+from seer.core.records import Color
 
-_GREY = (0.299, 0.587, 0.114)
+_GRAY = (0.299, 0.587, 0.114)
 
 
-def finish(crops: torch.Tensor, colour: Colour | None, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 [N, 3, S, S], channels_last, and the colours drawn for them (on the host; None: applied already) ->
-    float32 [N, 3, S, S], channels_last."""
-    if colour is None:
-        return levels(crops, mean, std)
-    x = crops.to(torch.float32, memory_format=torch.channels_last).div_(255)
+def finish(fields: Mapping[str, torch.Tensor], size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Returns a batch's views of one size as the network meets them: float32 [N, 3, S, S], channels_last.
+
+    fields: of the batch, `views/S` uint8 [N, 3, S, S], channels_last, and `color/S/…` on the host, where color was drawn
+    and not applied yet.
+    """
+    views, color = fields[f"views/{size}"], Color.of(fields, size)
+    if color is None:
+        return levels(views, mean, std)
+    x = views.to(torch.float32, memory_format=torch.channels_last).div_(255)
     for turn in range(4):
         for operation, apply in enumerate((brightness, contrast, saturation, hue)):
-            chosen = torch.nonzero(colour.jitter & (colour.order[:, turn] == operation))[:, 0]
+            chosen = torch.nonzero(color.jitter & (color.order[:, turn] == operation))[:, 0]
             if len(chosen):
                 index = chosen.to(x.device, non_blocking=True)
-                factor = colour.factors[chosen, operation].to(x.device, non_blocking=True)[:, None, None, None]
+                factor = color.factors[chosen, operation].to(x.device, non_blocking=True)[:, None, None, None]
                 x.index_copy_(0, index, apply(x[index], factor))
-    chosen = torch.nonzero(colour.gray)[:, 0]
+    chosen = torch.nonzero(color.gray)[:, 0]
     if len(chosen):
         index = chosen.to(x.device, non_blocking=True)
-        x.index_copy_(0, index, grey(x[index]).expand(-1, 3, -1, -1))
-    chosen = torch.nonzero(colour.sigma > 0)[:, 0]
+        x.index_copy_(0, index, gray(x[index]).expand(-1, 3, -1, -1))
+    chosen = torch.nonzero(color.sigma > 0)[:, 0]
     if len(chosen):
         index = chosen.to(x.device, non_blocking=True)
-        sigma = colour.sigma[chosen]
+        sigma = color.sigma[chosen]
         reach = math.ceil(3 * float(sigma.max()))
         x.index_copy_(0, index, blur(x[index], sigma.to(x.device, non_blocking=True), reach))
     return normalise(x, mean, std)
@@ -65,10 +69,10 @@ def levels(crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     return torch.addcmul(shift, rows, scale, out=rows).view(n, height, width, 3).permute(0, 3, 1, 2)
 
 
-def grey(x: torch.Tensor) -> torch.Tensor:
+def gray(x: torch.Tensor) -> torch.Tensor:
     """[N, 3, S, S] -> [N, 1, S, S]."""
     r, g, b = x.unbind(1)
-    return (_GREY[0] * r + _GREY[1] * g + _GREY[2] * b)[:, None]
+    return (_GRAY[0] * r + _GRAY[1] * g + _GRAY[2] * b)[:, None]
 
 
 def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -76,11 +80,11 @@ def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    return _blend(x, grey(x).mean((1, 2, 3), keepdim=True), factor)
+    return _blend(x, gray(x).mean((1, 2, 3), keepdim=True), factor)
 
 
 def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    return _blend(x, grey(x), factor)
+    return _blend(x, gray(x), factor)
 
 
 def _blend(x: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ from seer.core.records import Skipped
 from seer.core.signals import SIGNALS
 from seer.data.filling import Filler
 from seer.data.order import Places
-from seer.data.slot import Layout
+from seer.data.slot import BatchLayout
 
 CHUNK = 16  # pictures one thread takes at a time
 IDLE = -1
@@ -46,19 +46,21 @@ class Child:
     def __init__(
         self,
         filler: Filler,
-        layout: Layout,
+        layout: BatchLayout,
         memory: mmap.mmap,
         blocks: int,
         connection: Connection,
         threads: int,
         careful: bool,
     ):
-        self._slots = [
-            layout.slot(torch.frombuffer(memory, dtype=torch.uint8, count=layout.bytes, offset=i * layout.bytes))
+        self._arrays = [
+            layout.buffer(
+                torch.frombuffer(memory, dtype=torch.uint8, count=layout.bytes, offset=i * layout.bytes)
+            ).arrays
             for i in range(blocks)
         ]
         self._reading = reading_table(memory, blocks * layout.bytes, threads)
-        self._filler, self._connection, self._b = filler, connection, layout.b
+        self._filler, self._connection, self._b = filler, connection, layout.batch_size
         self._lock, self._gate, self._careful = threading.Lock(), threading.Lock(), careful
         self._me, self._numbers = threading.local(), iter(range(threads))
         filler.reader.reading = self._tell
@@ -92,7 +94,7 @@ class Child:
         try:
             with self._gate if self._careful else nullcontext():
                 try:
-                    work.skipped[number] = self._filler.fill(self._slots[work.block], places, first, last)
+                    work.skipped[number] = self._filler.fill(self._arrays[work.block], places, first, last)
                 finally:
                     self._reading[self._me.number] = IDLE
         except BaseException as error:

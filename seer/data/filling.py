@@ -1,48 +1,47 @@
-"""From places in the plan to a filled slot: read, decode, draw, cut. What one thread of the loader does."""
+"""From places in the plan to a filled buffer: read, decode, draw, cut. What one thread of the loader does."""
 
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 
 from seer.core.errors import BadDataError
+from seer.core.protocols import Transform
 from seer.core.records import Skipped
-from seer.data.multicrop import MultiCrop
 from seer.data.order import Places
 from seer.data.reader import Reader
-from seer.data.slot import Slot
 
 SCRATCH = 8 << 20  # bytes for the pixels of one picture; larger ones get memory of their own
 
 
 class Filler:
-    """May be called from any thread. batch: pictures of one step over all ranks. paint: colour and blur here, too."""
+    """May be called from any thread. batch: samples of one step over all ranks. painted: color and blur are applied here."""
 
     def __init__(
-        self, reader: Reader, crop: MultiCrop, *, batch: int, rank: int = 0, ranks: int = 1, paint: bool = False
+        self, reader: Reader, transform: Transform, *, batch: int, rank: int = 0, ranks: int = 1, painted: bool = False
     ):
         self._own = threading.local()
-        self.reader, self.crop, self.batch, self.rank, self.ranks, self.paint = reader, crop, batch, rank, ranks, paint
+        self.reader, self.transform, self.painted = reader, transform, painted
+        self.batch, self.rank, self.ranks = batch, rank, ranks
 
     def places(self, consumed: int) -> Places:
         return self.reader.plan.places(consumed, self.batch, self.rank, self.ranks)
 
-    def fill(self, slot: Slot, places: Places, first: int, last: int) -> list[Skipped]:
-        """Pictures first to last of this rank. Raises BadDataError, StorageError."""
+    def fill(self, arrays: Mapping[str, np.ndarray], places: Places, first: int, last: int) -> list[Skipped]:
+        """Writes samples first to last of this rank. arrays: of a `BatchBuffer`. Raises BadDataError, StorageError."""
         if not hasattr(self._own, "scratch"):
             self._own.scratch = np.empty(SCRATCH, np.uint8)
         skipped: list[Skipped] = []
-        draws = self.crop.draws(self.reader.keys(places)[first:last])
+        draws = self.transform.draws(self.reader.keys(places)[first:last], painted=self.painted)
         for i in range(first, last):
             try:
-                picture, other, bad = self.reader.picture(places, i, self._own.scratch)
+                decoded, other, bad = self.reader.read(places, i, self.transform.decode, self._own.scratch)
             except BadDataError as error:
                 error.skipped[:0] = skipped
                 raise
             skipped += bad
-            height, width, _ = picture.shape
-            draw = draws.at(i - first, height, width) if other is None else self.crop.draw(height, width, other)
-            self.crop.cut(picture, draw, slot.pixels, i)
-            if self.paint:
-                self.crop.paint(draw, slot.pixels, i)
-            slot.write(draw, i)
+            if other is None:
+                draws.fill(i - first, decoded, arrays, i)
+            else:
+                self.transform.draws(np.array([other], np.uint64), painted=self.painted).fill(0, decoded, arrays, i)
         return skipped

@@ -2,8 +2,6 @@
 
 The loader keeps no state: it is given the number of pictures consumed and every batch carries the number behind it.
 Batches made ahead and never used cost nothing.
-
-Legend: B images per rank, v views of one size, S side.
 """
 
 from collections.abc import Iterator
@@ -12,26 +10,26 @@ from contextlib import closing
 import torch
 
 from seer.core.errors import RequestError
+from seer.core.protocols import Transform
 from seer.core.records import Batch, Skipped
 from seer.data.filling import Filler
-from seer.data.multicrop import MultiCrop
 from seer.data.process import ReaderProcess
 from seer.data.reader import Reader
-from seer.data.slot import Layout, Slot
+from seer.data.slot import BatchBuffer, BatchLayout
 
 HELD = 3  # batches outside: the step's, the one before it, and one under way to the device
 
 
 class Loader:
-    """batch: pictures of one step over all ranks. threads: of the reader process; 0 = no process, pictures are prepared
-    when a batch is asked for. prefetch: batches made ahead, fewer (but one) where all would take more than `most_bytes`.
-    pin: lock their memory for copies to a GPU. paint: colour and blur by the threads, on the host. patience_s: how long the
-    reader process may wait for storage."""
+    """transform: names the fields of a batch and fills them. batch: samples of one step over all ranks. threads: of the
+    reader process; 0 = no process, batches are made when they are asked for. prefetch: batches made ahead, fewer (but
+    one) where all would take more than `most_bytes`. pin: lock their memory for copies to a GPU. painted: color and blur
+    by the threads, on the host. patience_s: how long the reader process may wait for storage."""
 
     def __init__(
         self,
         reader: Reader,
-        crop: MultiCrop,
+        transform: Transform,
         *,
         batch: int,
         rank: int = 0,
@@ -40,17 +38,17 @@ class Loader:
         prefetch: int = 4,
         most_bytes: float = float("inf"),
         pin: bool = False,
-        paint: bool = False,
+        painted: bool = False,
         patience_s: float = float("inf"),
     ):
         if threads < 0 or prefetch < 1:
             raise RequestError(f"data.threads={threads}, data.prefetch={prefetch}: at least 0, at least 1")
         if batch < ranks or batch % ranks:
             raise RequestError(f"batch {batch} over {ranks} ranks: the batch must be a multiple of the number of ranks")
-        self.reader, self.crop, self.batch, self.pin = reader, crop, batch, pin
+        self.reader, self.transform, self.batch, self.pin = reader, transform, batch, pin
         self.threads, self.patience_s = threads, patience_s
-        self.filler = Filler(reader, crop, batch=batch, rank=rank, ranks=ranks, paint=paint)
-        self.layout = Layout(crop, batch // ranks)
+        self.filler = Filler(reader, transform, batch=batch, rank=rank, ranks=ranks, painted=painted)
+        self.layout = BatchLayout(transform.layout(batch // ranks, painted=painted), batch // ranks)
         self.prefetch = max(1, int(min(prefetch, most_bytes // self.layout.bytes - HELD)))
         self.filler.places(0)  # raises when lanes, batch and ranks do not fit
 
@@ -58,18 +56,17 @@ class Loader:
         """Endless. Raises what a thread raised: BadDataError, StorageError."""
         made = self._ahead(consumed) if self.threads else self._here(consumed)
         with closing(made):  # type: ignore[type-var]
-            for slot, skipped in made:
+            for buffer, skipped in made:
                 consumed += self.batch
-                colours = [None] * len(slot.crops) if self.filler.paint else slot.colours
-                yield Batch([c.flatten(0, 1) for c in slot.crops], colours, skipped, consumed)
+                yield Batch(buffer.tensors, skipped, consumed)
 
-    def _here(self, consumed: int) -> Iterator[tuple[Slot, list[Skipped]]]:
+    def _here(self, consumed: int) -> Iterator[tuple[BatchBuffer, list[Skipped]]]:
         while True:
-            slot = self.layout.slot(torch.empty(self.layout.bytes, dtype=torch.uint8, pin_memory=self.pin))
-            yield slot, self.filler.fill(slot, self.filler.places(consumed), 0, self.layout.b)
+            buffer = self.layout.buffer(torch.empty(self.layout.bytes, dtype=torch.uint8, pin_memory=self.pin))
+            yield buffer, self.filler.fill(buffer.arrays, self.filler.places(consumed), 0, self.layout.batch_size)
             consumed += self.batch
 
-    def _ahead(self, consumed: int) -> Iterator[tuple[Slot, list[Skipped]]]:
+    def _ahead(self, consumed: int) -> Iterator[tuple[BatchBuffer, list[Skipped]]]:
         blocks = self.prefetch + HELD
         how = {"blocks": blocks, "threads": self.threads, "pin": self.pin, "patience_s": self.patience_s}
         with closing(ReaderProcess(self.filler, self.layout, **how)) as process:  # type: ignore[arg-type]

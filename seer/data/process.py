@@ -32,7 +32,7 @@ from seer.core.log import of_this_rank
 from seer.core.records import Skipped
 from seer.data.child import COLUMNS, IDLE, Child, reading_table, settle
 from seer.data.filling import Filler
-from seer.data.slot import Layout, Slot
+from seer.data.slot import BatchBuffer, BatchLayout
 
 MOST_DEATHS = 3  # in a row, with no batch in between
 END_S = 5.0
@@ -49,7 +49,7 @@ class ReaderProcess:
     def __init__(
         self,
         filler: Filler,
-        layout: Layout,
+        layout: BatchLayout,
         *,
         blocks: int,
         threads: int,
@@ -95,7 +95,7 @@ class ReaderProcess:
         self._asked[block] = consumed
         self._send((block, consumed))
 
-    def take(self, copy: bool) -> tuple[Slot, list[Skipped]]:
+    def take(self, copy: bool) -> tuple[BatchBuffer, list[Skipped]]:
         """The oldest batch asked for. Its block is free again when its tensors are gone; copy: at once.
 
         Raises what filling it raised, and StorageError where storage does not answer.
@@ -126,7 +126,7 @@ class ReaderProcess:
             self._free.append(block)
         else:
             weakref.finalize(lease, self._free.append, block).atexit = False
-        return self.layout.slot(tensor), answer
+        return self.layout.buffer(tensor), answer
 
     def close(self) -> None:
         """End the process. Tensors that are still held stay as they are."""

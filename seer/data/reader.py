@@ -1,4 +1,4 @@
-"""Places in the plan to pictures. What cannot be used is replaced by a row of the same block and told, never hidden.
+"""Places in the plan to decoded samples. What cannot be used is replaced by a row of the same block and told, never hidden.
 
 The stand-in is chosen by a key (`order.Plan.stand_in`), so a restart and another number of ranks choose the same one;
 for one place no row is tried twice. Storage that fails is not a bad picture and stops the run. After MOST_BAD bad rows in
@@ -7,19 +7,21 @@ the same way as a bad one, but is not read, told or counted.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from seer.core import rng
 from seer.core.errors import BadDataError
-from seer.core.records import Picture, Skipped
-from seer.data.decode import Undecodable, decode
+from seer.core.records import Decoded, Skipped
+from seer.data.decode import Undecodable
 from seer.data.ledger import shown
 from seer.data.order import Places, Plan
 from seer.data.quarantine import Excluded
-from seer.data.shards import Shard, picture_of
+from seer.data.shards import Shard
 from seer.data.tar import TarError
 
+Decode = Callable[..., Decoded]  # (sample, scratch=…)
 MOST_BAD = 32  # in a row, most of them from anywhere (`order.TRIES`): the limits of the ledger are reached long before
 MOST_PROBES = 2000  # for one position, most of them excluded
 
@@ -41,11 +43,12 @@ class Reader:
         """Of the random draws of the pictures that are due. uint64 [b]."""
         return rng.sub_keys(self._key, places.epoch, places.shard, places.row, np.zeros_like(places.row))
 
-    def picture(
-        self, places: Places, i: int, scratch: np.ndarray | None = None
-    ) -> tuple[Picture, int | None, list[Skipped]]:
-        """Place i: its pixels (uint8 [h, w, 3]), the key of its draws if another one stands in (else it is that of
-        `keys`), and what was skipped on the way. scratch: as in `decode`. Raises BadDataError, which holds what was skipped."""
+    def read(
+        self, places: Places, i: int, decode: Decode, scratch: np.ndarray | None = None
+    ) -> tuple[Decoded, int | None, list[Skipped]]:
+        """Place i: the fields of its sample as `decode` gives them, the key of its draws if another one stands in (else it
+        is that of `keys`), and what was skipped on the way. decode, scratch: of `protocols.Transform.decode`; scratch is
+        overwritten by the next one. Raises BadDataError, which holds what was skipped."""
         skipped: list[Skipped] = []
         lane, position = int(places.lane[i]), int(places.position[i])
         probes = min(MOST_PROBES, self.plan.total)
@@ -55,10 +58,10 @@ class Reader:
             shard, row, epoch = int(places.shard[i]), int(places.row[i]), int(places.epoch[i])
             if (shard, row) in self.exclude:
                 continue
-            picture = self._try(lane, shard, row, attempt, skipped, scratch)
-            if picture is not None:
+            decoded = self._try(lane, shard, row, attempt, skipped, partial(decode, scratch=scratch))
+            if decoded is not None:
                 key = rng.key(self._key, epoch, shard, row, attempt) if attempt else None
-                return picture, key, skipped
+                return decoded, key, skipped
             if len(skipped) == MOST_BAD:
                 last = skipped[-1]
                 raise BadDataError(
@@ -84,8 +87,8 @@ class Reader:
         )
 
     def _try(
-        self, lane: int, shard: int, row: int, attempt: int, skipped: list[Skipped], scratch: np.ndarray | None
-    ) -> Picture | None:
+        self, lane: int, shard: int, row: int, attempt: int, skipped: list[Skipped], decode: Decode
+    ) -> Decoded | None:
         name = f"row {row}"
         try:
             if self.reading:
@@ -96,7 +99,7 @@ class Reader:
                 raise Undecodable(self.fatal[shard, row])
             if self.reading:
                 self.reading(lane, shard, row, True)
-            return decode(picture_of(sample), scratch)
+            return decode(sample)
         except (Undecodable, TarError) as error:
             skipped.append(Skipped(str(self.shards[shard].path), name, str(error), row, error.kind, attempt))
             return None

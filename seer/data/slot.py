@@ -1,73 +1,45 @@
-"""A batch's place in memory: one block of bytes that holds every view and every number drawn for it.
+"""A batch's place in memory: one block of bytes that holds every field which a transform names.
 
 One block, because a reader process writes it and the training process reads it, and between them goes nothing but the block's
 number. It is laid out once and filled again and again, so a step costs no memory from the system.
 
-Legend: V views, v views of one size, B images per rank, S side.
+Legend: B samples per rank, N views of one size (or B), C channels, H W sides.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from seer.core.records import Colour
-from seer.data.multicrop import Draw, MultiCrop
-
 _ALIGN = 64
-_DRAWN = {"jitter": (torch.bool, ()), "order": (torch.uint8, (4,)), "factors": (torch.float32, (4,))}
-_DRAWN |= {"gray": (torch.bool, ()), "sigma": (torch.float32, ())}
-assert _DRAWN.keys() == {f.name for f in fields(Colour)}
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Views of one block. crops: per size uint8 [v, B, 3, S, S], channels_last; pixels: the same as arrays [v, B, S, S, 3];
-    drawn: per size arrays [v, B, ...]."""
+class BatchBuffer:
+    """Fields over the bytes of one block: tensors as a batch has them, and the same as arrays to be filled. One of four axes
+    is [N, C, H, W], channels_last, as a tensor, and [N, H, W, C] as an array."""
 
-    crops: list[torch.Tensor]
-    pixels: list[np.ndarray]
-    colours: list[Colour]  # tensors [v * B, ...] over the same bytes
-    drawn: list[dict[str, np.ndarray]]
-
-    def write(self, draw: Draw, b: int) -> None:
-        """What was drawn for picture b."""
-        first = 0
-        for arrays in self.drawn:
-            v = len(arrays["gray"])
-            for name, array in arrays.items():
-                array[:, b] = getattr(draw, name)[first : first + v]
-            first += v
+    tensors: dict[str, torch.Tensor]
+    arrays: dict[str, np.ndarray]
 
 
-class Layout:
-    """How many bytes a batch of b images takes, and where in them each part lies."""
+class BatchLayout:
+    """How many bytes a batch takes, and where in them each field lies. fields: `Transform.layout(batch_size)`."""
 
-    def __init__(self, crop: MultiCrop, b: int):
-        self.crop, self.b = crop, b
-        self._parts: list[tuple[int, torch.dtype, Sequence[int]]] = []
+    def __init__(self, fields: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], batch_size: int):
+        self.batch_size = batch_size
+        self._fields: dict[str, tuple[int, int, torch.dtype, tuple[int, ...]]] = {}  # first byte, one behind the last
         end = 0
-        for v, side in zip(crop.counts, crop.sizes, strict=True):
-            shapes = [(torch.uint8, (v, b, side, side, 3)), *((kind, (v * b, *rest)) for kind, rest in _DRAWN.values())]
-            for kind, shape in shapes:
-                self._parts.append((end, kind, shape))
-                end += -(-int(np.prod(shape)) * kind.itemsize // _ALIGN) * _ALIGN
+        for name, (kind, shape) in fields.items():
+            inner = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
+            size = int(np.prod(shape)) * kind.itemsize
+            self._fields[name] = end, end + size, kind, inner
+            end += -(-size // _ALIGN) * _ALIGN
         self.bytes = end
 
-    def slot(self, block: torch.Tensor) -> Slot:
-        """block: uint8 [bytes]."""
-        parts = [
-            block[first : first + int(np.prod(shape)) * kind.itemsize].view(kind).view(*shape)
-            for first, kind, shape in self._parts
-        ]
-        each = 1 + len(_DRAWN)
-        images, colours, drawn = [], [], []
-        for i, v in enumerate(self.crop.counts):
-            image, *numbers = parts[i * each : (i + 1) * each]
-            images.append(image)
-            colours.append(Colour(**dict(zip(_DRAWN, numbers, strict=True))))
-            drawn.append(
-                {name: n.numpy().reshape(v, self.b, *n.shape[1:]) for name, n in zip(_DRAWN, numbers, strict=True)}
-            )
-        return Slot([x.permute(0, 1, 4, 2, 3) for x in images], [x.numpy() for x in images], colours, drawn)
+    def buffer(self, block: torch.Tensor) -> BatchBuffer:
+        """Returns the fields over a block. block: uint8 [bytes]."""
+        parts = {n: block[first:last].view(kind).view(shape) for n, (first, last, kind, shape) in self._fields.items()}
+        tensors = {name: part.permute(0, 3, 1, 2) if part.dim() == 4 else part for name, part in parts.items()}
+        return BatchBuffer(tensors, {name: part.numpy() for name, part in parts.items()})

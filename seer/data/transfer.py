@@ -6,13 +6,13 @@ from typing import TypeVar
 
 import torch
 
-from seer.core.records import Batch
+from seer.core.records import Batch, stays_on_host
 
 T = TypeVar("T")
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches with their pixels on the device. On a GPU each is copied by a stream of its own, one step ahead.
+    """The same batches on the device. On a GPU each is copied by a stream of its own, one step ahead.
 
     A batch on the host is held until its copy is done, since its memory will be written again.
     """
@@ -34,8 +34,9 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         for host, batch, arrived in one_ahead(send):
             now = torch.cuda.current_stream(device)
             now.wait_event(arrived)
-            for crop in batch.crops:
-                crop.record_stream(now)
+            for name, tensor in batch.fields.items():
+                if not stays_on_host(name):
+                    tensor.record_stream(now)
             arrived.synchronize()  # it began a step ago, so it is done
             del host
             yield batch

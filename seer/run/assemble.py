@@ -114,7 +114,7 @@ def data(config: RunConfig, shards: list[Shard], transform: Any, world: World) -
         prefetch=how.prefetch,
         most_bytes=how.prefetch_gb * 1e9,
         pin=world.device.type == "cuda",
-        paint=transform.device == "cpu" or world.device.type == "cpu",
+        painted=transform.device == "cpu" or world.device.type == "cpu",
         patience_s=STORAGE_SHARE * config.parallel.timeout_s,
     )
     return Data(shards, plan, loader, threads, partial(exclude.holds, known_as(shards)))

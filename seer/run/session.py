@@ -274,8 +274,8 @@ def _probe(session: Session) -> OnlineKNN | None:
     training = session.training
     return OnlineKNN(
         *session.probed,
-        mean=training.task.transform.mean,
-        std=training.task.transform.std,
+        mean=tuple(training.task.transform.mean),
+        std=tuple(training.task.transform.std),
         k=session.config.eval.k,
         temperature=session.config.eval.temperature,
         threads=max(1, session.data.threads),
@@ -292,7 +292,7 @@ def _evaluators(session: Session, probe: OnlineKNN | None) -> list[Evaluator]:
         return [probe]
     transform = session.training.task.transform
     how: Mapping[str, Any] = {"threads": session.data.threads, "dtype": session.training.precision.dtype}
-    return [probe, RankMe(probe.train, probe.test, mean=transform.mean, std=transform.std, most=most, **how)]
+    return [probe, RankMe(probe.train, probe.test, mean=tuple(transform.mean), std=tuple(transform.std), most=most, **how)]
 
 
 def _announce(session: Session, first: int) -> None:

@@ -59,6 +59,8 @@ class SwAVTask(Task):
         queue_from: int = 0,
         kmeans: int = 0,
     ):
+        if transform.views < 2:
+            raise RequestError("augment.counts: SwAV predicts one view from another, so it needs two views or more")
         if not assign or max(assign) >= transform.counts[0] or min(assign) < 0 or len(set(assign)) != len(assign):
             raise RequestError(
                 f"task.assign={list(assign)}: distinct views among the {transform.counts[0]} largest, from 0"
@@ -103,10 +105,10 @@ class SwAVTask(Task):
         ]
 
     def loss(self, batch: Batch) -> StepOutput:
-        with torch.no_grad(), torch.autocast(batch.crops[0].device.type, enabled=False):
+        device = batch.fields[f"views/{self.transform.sizes[0]}"].device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             views = [
-                finish(x, c, self.transform.mean, self.transform.std)
-                for x, c in zip(batch.crops, batch.colours, strict=True)
+                finish(batch.fields, size, self.transform.mean, self.transform.std) for size in self.transform.sizes
             ]
         every_view, scores = self.model(views)  # [V*B, D], [V*B, H*K]
         embeddings = every_view.detach().unflatten(0, (self.transform.views, -1))[list(self.assign)]  # [A, B, D]
@@ -151,7 +153,7 @@ class SwAVTask(Task):
             batch = next(batches).to(device)
             with torch.autocast(device.type, enabled=False):
                 views = finish(
-                    batch.crops[0], batch.colours[0], self.transform.mean, self.transform.std
+                    batch.fields, self.transform.sizes[0], self.transform.mean, self.transform.std
                 )  # [v*B, 3, S, S]
             embeddings = self.model([views])[0].unflatten(0, (self.transform.counts[0], -1))[0]  # [B, D]
             rows.append(all_gather_stack(embeddings.contiguous(), self.group).flatten(0, 1))  # [R*B, D]

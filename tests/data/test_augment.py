@@ -1,4 +1,4 @@
-"""Colours against torchvision's float kernels and Pillow, the blur against a direct float64 Gaussian."""
+"""Colors against torchvision's float kernels and Pillow, the blur against a direct float64 Gaussian."""
 
 import math
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from seer.core.records import Colour
-from seer.data.augment import blur, brightness, contrast, finish, grey, hue, normalise, saturation
+from seer.core.records import Color
+from seer.data.augment import blur, brightness, contrast, finish, gray, hue, normalise, saturation
 from tests.data.pictures import pixels
 
 FACTORS = {"brightness": [0.2, 0.7, 1.0, 1.8], "contrast": [0.0, 0.5, 1.0, 1.8], "saturation": [0.0, 0.4, 1.0, 1.8],
@@ -32,7 +32,7 @@ def column(values) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)[:, None, None, None]
 
 
-def still(n: int, **changed) -> Colour:
+def still(n: int, **changed) -> Color:
     """Colours that change nothing, but for what is given."""
     numbers = {
         "jitter": torch.zeros(n, dtype=torch.bool),
@@ -41,12 +41,17 @@ def still(n: int, **changed) -> Colour:
         "gray": torch.zeros(n, dtype=torch.bool),
         "sigma": torch.zeros(n),
     }
-    return Colour(**{**numbers, **changed})
+    return Color(**{**numbers, **changed})
 
 
-def finished(x: torch.Tensor, colour: Colour) -> torch.Tensor:
+def fields(x: torch.Tensor, color: Color) -> dict[str, torch.Tensor]:
+    size = x.shape[-1]
+    return {f"views/{size}": x, **{f"color/{size}/{name}": value for name, value in vars(color).items()}}
+
+
+def finished(x: torch.Tensor, color: Color) -> torch.Tensor:
     """Without normalisation: pixels in [0, 1]."""
-    return finish(x, colour, (0, 0, 0), (1, 1, 1))
+    return finish(fields(x, color), x.shape[-1], (0, 0, 0), (1, 1, 1))
 
 
 @pytest.mark.parametrize("operation", OURS)
@@ -90,7 +95,7 @@ def test_hue_leaves_greys_alone_and_a_third_of_a_turn_makes_red_green():
 
 def test_grey_weighs_red_green_and_blue_as_itu_601_does():
     x = torch.eye(3).view(3, 3, 1, 1)
-    torch.testing.assert_close(grey(x).flatten(), torch.tensor([0.299, 0.587, 0.114]), rtol=0, atol=0)
+    torch.testing.assert_close(gray(x).flatten(), torch.tensor([0.299, 0.587, 0.114]), rtol=0, atol=0)
     picture = views(2)
     expected = np.stack([np.asarray(Image.fromarray(p.permute(1, 2, 0).numpy()).convert("L")) for p in picture])
     found = finished(picture, still(2, gray=torch.tensor([True, True])))
@@ -156,7 +161,7 @@ def test_blur_of_a_flat_picture_changes_nothing_and_a_sharp_view_stays_sharp():
 def test_what_becomes_of_a_view_does_not_depend_on_the_others_in_its_batch():
     n = 6
     x, g = views(n), torch.Generator().manual_seed(0)
-    colour = Colour(
+    color = Color(
         jitter=torch.tensor([True, False, True, True, True, False]),
         order=torch.stack([torch.randperm(4, generator=g) for _ in range(n)]).to(torch.uint8),
         factors=torch.rand(n, 4, generator=g) * torch.tensor([1.6, 1.6, 1.6, 0.4])
@@ -165,16 +170,16 @@ def test_what_becomes_of_a_view_does_not_depend_on_the_others_in_its_batch():
         sigma=torch.tensor([0.3, 2.0, 0.0, 1.1, 0.7, 0.5]),
     )
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    together = finish(x, colour, mean, std)
+    together = finish(fields(x, color), x.shape[-1], mean, std)
     for i in range(n):
-        own = Colour(**{name: getattr(colour, name)[i : i + 1] for name in Colour.__dataclass_fields__})
-        torch.testing.assert_close(together[i : i + 1], finish(x[i : i + 1], own, mean, std), rtol=0, atol=1e-5)
+        own = fields(x[i : i + 1], Color(**{name: value[i : i + 1] for name, value in vars(color).items()}))
+        torch.testing.assert_close(together[i : i + 1], finish(own, x.shape[-1], mean, std), rtol=0, atol=1e-5)
 
 
 def test_the_result_is_normalised_channels_last_and_the_crops_stay_as_they_were():
     x = views(3)
     before = x.clone()
-    found = finish(x, still(3), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+    found = finish(fields(x, still(3)), x.shape[-1], (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
     assert found.dtype == torch.float32 and found.is_contiguous(memory_format=torch.channels_last)
     expected = (x.double() / 255 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.25, 0.5]).view(
         3, 1, 1

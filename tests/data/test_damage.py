@@ -21,6 +21,7 @@ from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.records import KINDS
 from seer.data.decode import LEAST_SIDE, MOST_PIXELS, Undecodable, decode
 from seer.data.index import build_index
+from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.reader import Reader
 from seer.data.shards import open_shards
@@ -129,10 +130,10 @@ def read_epoch(path: Path) -> tuple[int, dict[int, np.ndarray], list]:
     good, skipped = {}, []
     for at in range(len(shards[0])):
         places = reader.plan.places(at, 1)
-        picture, _, bad = reader.picture(places, 0)
+        decoded, _, bad = reader.read(places, 0, MultiCrop().decode)
         skipped += bad
         if not bad:
-            good[int(places.row[0])] = picture
+            good[int(places.row[0])] = decoded["image"]
     return len(shards[0]), good, skipped
 
 

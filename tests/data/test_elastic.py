@@ -37,9 +37,10 @@ def steps(reader: Reader, consumed: int, count: int, ranks: int, threads: int) -
     found = []
     for _ in range(count):
         parts = [next(stream) for stream in streams]
-        assert {p.position for p in parts} == {consumed + (len(found) + 1) * BATCH}
+        assert {p.images_seen for p in parts} == {consumed + (len(found) + 1) * BATCH}
         crops = [
-            torch.cat([p.crops[i].unflatten(0, (views, -1)) for p in parts], 1) for i, views in enumerate(CROP.counts)
+            torch.cat([p.fields[f"views/{size}"].unflatten(0, (views, -1)) for p in parts], 1)
+            for views, size in zip(CROP.counts, CROP.sizes, strict=True)
         ]
         found.append((crops, [s for p in parts for s in p.skipped]))
     for stream in streams:

@@ -22,6 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from seer.core.errors import BadDataError
 from seer.data.index import INDEX
+from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.reader import Reader
 from seer.data.shards import open_shards, write_shards
@@ -241,7 +242,9 @@ def read_all(source: Path | str) -> list:
     shards = open_shards(source)
     reader = Reader(shards, plan([len(s) for s in shards], seed=0, lanes=1), 0)
     total = sum(len(s) for s in shards)
-    return [one for at in range(total) for one in reader.picture(reader.plan.places(at, 1), 0)[2] if one.attempt == 0]
+    decode = MultiCrop().decode
+    skipped = [reader.read(reader.plan.places(at, 1), 0, decode)[2] for at in range(total)]
+    return [one for some in skipped for one in some if one.attempt == 0]
 
 
 def files(folder: Path) -> set[str]:

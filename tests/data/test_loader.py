@@ -39,11 +39,22 @@ def take(one: Loader, steps: int, consumed: int = 0) -> list:
 
 
 def tensors(batch) -> list[torch.Tensor]:
-    return [*batch.crops, *(getattr(c, name) for c in batch.colours for name in c.__dataclass_fields__)]
+    return list(batch.fields.values())
+
+
+def cut(picture, draw) -> dict[str, np.ndarray]:
+    """The views of one picture, as a batch of its own."""
+    out = {f"views/{s}": np.zeros((v, s, s, 3), np.uint8) for v, s in zip(CROP.counts, CROP.sizes, strict=True)}
+    CROP.cut(picture, draw, out, 0)
+    return out
 
 
 def same(a, b) -> bool:
-    return a.position == b.position and all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+    return (
+        a.images_seen == b.images_seen
+        and list(a.fields) == list(b.fields)
+        and all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+    )
 
 
 def write(folder, broken=(), total=N, per_shard=20):
@@ -69,40 +80,42 @@ def test_batches_are_the_same_whatever_threads_and_prefetch(folder, expected, th
     assert all(same(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_batches_are_uint8_channels_last_view_major_and_tell_their_position(expected):
+def test_batches_are_uint8_channels_last_view_major_and_tell_how_many_images_were_seen(expected):
     batch = expected[0]
-    assert [tuple(c.shape) for c in batch.crops] == [(32, 3, 16, 16), (16, 3, 8, 8)]
-    assert all(c.dtype == torch.uint8 and c.is_contiguous(memory_format=torch.channels_last) for c in batch.crops)
-    assert [len(c.sigma) for c in batch.colours] == [32, 16]
-    assert [b.position for b in expected] == [16 * (i + 1) for i in range(12)]
+    views = [batch.fields["views/16"], batch.fields["views/8"]]
+    assert [tuple(c.shape) for c in views] == [(32, 3, 16, 16), (16, 3, 8, 8)]
+    assert all(c.dtype == torch.uint8 and c.is_contiguous(memory_format=torch.channels_last) for c in views)
+    assert [len(batch.fields[f"color/{size}/sigma"]) for size in (16, 8)] == [32, 16]
+    assert [b.images_seen for b in expected] == [16 * (i + 1) for i in range(12)]
 
 
 def test_pictures_are_those_of_the_plan_cut_with_the_draws_of_their_own_key(folder, expected):
     one = loader(folder)
     places = one.reader.plan.places(16, 16)
     for i in (0, 7, 15):
-        picture, key, skipped = one.reader.picture(places, i)
+        decoded, key, skipped = one.reader.read(places, i, CROP.decode)
         assert not skipped and key is None
         number = int(open_shards(folder)[places.shard[i]].read(0, int(places.row[i])).key[1:])
+        picture = decoded["image"]
         assert (picture == pixels(number)).all()
         draw = CROP.draw(24, 20, int(one.reader.keys(places)[i]))
-        out = [np.zeros((v, 1, s, s, 3), np.uint8) for v, s in zip(CROP.counts, CROP.sizes, strict=True)]
-        CROP.cut(picture, draw, out, 0)
-        large, small = (c.permute(0, 2, 3, 1).numpy() for c in expected[1].crops)
-        assert (large.reshape(2, 16, *large.shape[1:])[:, i] == out[0][:, 0]).all() and (small[i] == out[1][0, 0]).all()
-        assert expected[1].colours[0].factors[16 + i].tolist() == draw.factors[1].tolist()
+        out = cut(picture, draw)
+        large, small = (expected[1].fields[f"views/{size}"].permute(0, 2, 3, 1).numpy() for size in (16, 8))
+        assert (large.reshape(2, 16, *large.shape[1:])[:, i] == out["views/16"]).all()
+        assert (small[i] == out["views/8"][0]).all()
+        assert expected[1].fields["color/16/factors"][16 + i].tolist() == draw.factors[1].tolist()
 
 
 @pytest.mark.parametrize("step", [1, 4, 9])
 def test_going_on_from_a_position_gives_the_same_batches_bit_by_bit(folder, expected, step):
-    found = take(loader(folder, threads=3), 3, consumed=expected[step - 1].position)
+    found = take(loader(folder, threads=3), 3, consumed=expected[step - 1].images_seen)
     assert all(same(a, b) for a, b in zip(found, expected[step:], strict=False))
 
 
 def test_a_picture_gets_other_views_in_its_next_epoch_and_with_another_seed(folder, expected):
     other = take(loader(folder, seed=1), 1)[0]
-    assert not torch.equal(other.crops[0], expected[0].crops[0])
-    seen = {bytes(c.numpy().tobytes()) for b in expected for c in b.crops[0]}
+    assert not torch.equal(other.fields["views/16"], expected[0].fields["views/16"])
+    seen = {bytes(c.numpy().tobytes()) for b in expected for c in b.fields["views/16"]}
     assert len(seen) == 12 * 32
 
 
@@ -111,13 +124,12 @@ def test_batches_of_all_ranks_joined_are_the_batch_of_one(folder, expected, rank
     parts = [take(loader(folder, rank=r, ranks=ranks), 6) for r in range(ranks)]
     for step in range(6):
         of_ranks, whole = [p[step] for p in parts], expected[step]
-        assert {p.position for p in of_ranks} == {whole.position}
-        for index, views in enumerate(CROP.counts):
-            joined = torch.cat([p.crops[index].unflatten(0, (views, -1)) for p in of_ranks], 1).flatten(0, 1)
-            assert torch.equal(joined, whole.crops[index])
-            for name in whole.colours[0].__dataclass_fields__:
-                parts_of_it = [getattr(p.colours[index], name).unflatten(0, (views, -1)) for p in of_ranks]
-                assert torch.equal(torch.cat(parts_of_it, 1).flatten(0, 1), getattr(whole.colours[index], name))
+        assert {p.images_seen for p in of_ranks} == {whole.images_seen}
+        assert len(whole.fields) == 2 * (1 + 5)
+        for name, tensor in whole.fields.items():
+            views = {"16": 2, "8": 1}[name.split("/")[1]]
+            joined = torch.cat([p.fields[name].unflatten(0, (views, -1)) for p in of_ranks], 1).flatten(0, 1)
+            assert torch.equal(joined, tensor)
 
 
 def test_a_broken_picture_is_replaced_and_named_and_all_others_stay_as_they_were(tmp_path, expected):
@@ -127,7 +139,9 @@ def test_a_broken_picture_is_replaced_and_named_and_all_others_stay_as_they_were
     assert all("not a JPEG, PNG or WebP" in s.reason and s.shard.endswith(".tar") and s.row >= 0 for s in skipped)
     changed = 0
     for batch, whole in zip(found, expected, strict=True):
-        differ = (batch.crops[0] != whole.crops[0]).flatten(1).any(1).unflatten(0, (2, 16)).any(0)  # [B]
+        differ = (
+            (batch.fields["views/16"] != whole.fields["views/16"]).flatten(1).any(1).unflatten(0, (2, 16)).any(0)
+        )  # [B]
         changed += int(differ.sum())
         assert int(differ.sum()) <= len(batch.skipped)
     assert 2 <= changed <= len(skipped)
@@ -136,24 +150,23 @@ def test_a_broken_picture_is_replaced_and_named_and_all_others_stay_as_they_were
 def test_a_stand_in_is_cut_with_draws_of_its_own_key(tmp_path):
     one = loader(write(tmp_path, broken={33}), threads=0)
     batch = next(batch for batch in take(one, 5) if batch.skipped)
-    places = one.reader.plan.places(batch.position - 16, 16)
-    (i,) = [i for i in range(16) if one.reader.picture(places, i)[1] is not None]
-    picture, key, _ = one.reader.picture(places, i)
-    out = [np.zeros((v, 1, s, s, 3), np.uint8) for v, s in zip(CROP.counts, CROP.sizes, strict=True)]
-    CROP.cut(picture, CROP.draw(*picture.shape[:2], key), out, 0)
-    small = batch.crops[1].permute(0, 2, 3, 1).numpy()
-    assert (small[i] == out[1][0, 0]).all() and key not in one.reader.keys(places).tolist()
+    places = one.reader.plan.places(batch.images_seen - 16, 16)
+    (i,) = [i for i in range(16) if one.reader.read(places, i, CROP.decode)[1] is not None]
+    decoded, key, _ = one.reader.read(places, i, CROP.decode)
+    out = cut(decoded["image"], CROP.draw(*decoded["image"].shape[:2], key))
+    small = batch.fields["views/8"].permute(0, 2, 3, 1).numpy()
+    assert (small[i] == out["views/8"][0]).all() and key not in one.reader.keys(places).tolist()
 
 
 def test_stand_ins_are_the_same_for_two_ranks_and_after_a_restart(tmp_path):
     write(tmp_path, broken=range(0, 70, 5))
     whole = take(loader(tmp_path), 4)
-    again = take(loader(tmp_path, threads=4), 2, consumed=whole[1].position)
+    again = take(loader(tmp_path, threads=4), 2, consumed=whole[1].images_seen)
     assert all(same(a, b) and a.skipped == b.skipped for a, b in zip(again, whole[2:], strict=True))
     parts = [take(loader(tmp_path, rank=r, ranks=2), 4) for r in range(2)]
     for step in range(4):
-        joined = torch.cat([p[step].crops[0].unflatten(0, (2, -1)) for p in parts], 1).flatten(0, 1)
-        assert torch.equal(joined, whole[step].crops[0])
+        joined = torch.cat([p[step].fields["views/16"].unflatten(0, (2, -1)) for p in parts], 1).flatten(0, 1)
+        assert torch.equal(joined, whole[step].fields["views/16"])
         assert parts[0][step].skipped + parts[1][step].skipped == whole[step].skipped
 
 
@@ -165,7 +178,7 @@ def test_twelve_bad_pictures_of_500_are_all_counted_once_an_epoch(tmp_path):
     names = [s.member for b in batches for s in b.skipped]
     assert set(names) == {f"k{i:03d}" for i in bad}
     assert 12 <= len(names) <= 20  # a stand-in may be bad as well, and is told too
-    assert sum(len(b.crops[0]) for b in batches) == 2 * 500
+    assert sum(len(b.fields["views/16"]) for b in batches) == 2 * 500
 
 
 def test_a_flipped_byte_in_a_shard_is_skipped_with_the_reason(tmp_path):
@@ -197,8 +210,8 @@ def test_one_good_picture_among_bad_ones_stands_in_for_all_and_each_bad_one_is_t
     for step in range(6):
         places = one.reader.plan.places(step * batch, batch)
         for i in range(batch):
-            picture, _, skipped = one.reader.picture(places, i)
-            assert picture.shape and len({s.member for s in skipped}) == len(skipped) <= len(due)
+            decoded, _, skipped = one.reader.read(places, i, CROP.decode)
+            assert decoded["image"].shape and len({s.member for s in skipped}) == len(skipped) <= len(due)
             assert {s.member for s in skipped} <= due and [s.attempt for s in skipped] == list(range(len(skipped)))
 
 
@@ -249,7 +262,8 @@ def test_the_reader_process_ends_with_the_stream(folder):
 def test_a_batch_may_be_larger_than_a_chunk_and_than_the_data(folder):
     assert CHUNK < 160
     (batch,) = take(loader(folder, batch=160, threads=3), 1)
-    assert len(batch.crops[0]) == 320 and len({bytes(c.numpy().tobytes()) for c in batch.crops[0]}) == 320
+    views = batch.fields["views/16"]
+    assert len(views) == 320 and len({bytes(c.numpy().tobytes()) for c in views}) == 320
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.reader import MOST_BAD, Reader
 from seer.data.shards import TarShard, open_shards, write_shards
-from seer.data.slot import Layout
+from seer.data.slot import BatchLayout
+from seer.data.transforms import multi_crop
 from tests.data.children import children
 from tests.data.pictures import png
 from tests.program import alive
@@ -55,8 +56,12 @@ def loader(folder: Path, **how) -> Loader:
     return Loader(Reader(shards, lanes, 0), CROP, batch=BATCH, **how)
 
 
+def views(batch) -> list[torch.Tensor]:
+    return [batch.fields["views/16"], batch.fields["views/8"]]
+
+
 def pixels(batch) -> list[torch.Tensor]:
-    return [c.clone() for c in batch.crops]
+    return [tensor.clone() for tensor in views(batch)]
 
 
 def same(a: list[list[torch.Tensor]], b: list[list[torch.Tensor]]) -> bool:
@@ -101,10 +106,10 @@ def test_pictures_that_crash_their_reader_are_skipped_by_name_like_other_bad_one
             raise reading.Undecodable("broken")
         return decode(data)
 
-    monkeypatch.setattr(reading, "decode", broken_decode)
+    monkeypatch.setattr(multi_crop, "decode", broken_decode)
     with closing(loader(folder, threads=0).batches(0)) as stream:
         quiet = [(pixels(b), [(s.member, s.attempt) for s in b.skipped]) for b in islice(stream, 16)]
-    monkeypatch.setattr(reading, "decode", deadly_decode)
+    monkeypatch.setattr(multi_crop, "decode", deadly_decode)
     found, reasons = [], set()
     with closing(loader(folder, threads=3, prefetch=2).batches(0)) as stream:
         for batch in islice(stream, 16):
@@ -131,7 +136,7 @@ def test_many_pictures_that_crash_readers_at_once_are_each_found(tmp_path, monke
         time.sleep(0.001)
         return deadly_decode(data)
 
-    monkeypatch.setattr(reading, "decode", slow)
+    monkeypatch.setattr(multi_crop, "decode", slow)
     reader = Reader(shards, plan([len(s) for s in shards], seed=seed, lanes=128), 0)
     with closing(Loader(reader, CROP, batch=8 * CHUNK, threads=8, prefetch=3).batches(0)) as stream:
         skipped = {s.member for batch in islice(stream, 4) for s in batch.skipped}
@@ -149,7 +154,7 @@ def test_three_deaths_without_a_batch_in_between_end_the_run_and_say_what_to_do(
     def starved(data: bytes, scratch):
         signal.raise_signal(signal.SIGKILL)
 
-    monkeypatch.setattr(reading, "decode", starved)
+    monkeypatch.setattr(multi_crop, "decode", starved)
     with closing(loader(folder, threads=1).batches(0)) as stream:
         with pytest.raises(
             RuntimeError, match=r"SIGKILL while reading lane \d+, row \d+ of .*3 times in a row.*memory.*data.threads=0"
@@ -165,10 +170,10 @@ def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(
     def defect(data: bytes, scratch):
         return [][1]
 
-    monkeypatch.setattr(reading, "decode", undecodable)
+    monkeypatch.setattr(multi_crop, "decode", undecodable)
     with closing(loader(folder).batches(0)) as stream, pytest.raises(BadDataError, match="32 pictures in a row"):
         next(stream)
-    monkeypatch.setattr(reading, "decode", defect)
+    monkeypatch.setattr(multi_crop, "decode", defect)
     with closing(loader(folder).batches(0)) as stream, pytest.raises(IndexError) as error:
         next(stream)
     assert "in defect" in error.value.__notes__[0]
@@ -184,7 +189,7 @@ def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(
         raise Lopsided(1, 2)  # can be taken apart, not put together
 
     for one in (stubborn, lopsided):
-        monkeypatch.setattr(reading, "decode", one)
+        monkeypatch.setattr(multi_crop, "decode", one)
         with closing(loader(folder).batches(0)) as stream, pytest.raises(RuntimeError, match=f"in {one.__name__}"):
             next(stream)
 
@@ -192,8 +197,8 @@ def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(
 def test_batches_that_are_kept_are_never_written_over(folder, expected):
     with closing(loader(folder, threads=2, prefetch=2).batches(0)) as stream:
         kept = list(islice(stream, 24))
-        assert same([b.crops for b in kept], expected)
-    assert same([b.crops for b in kept], expected)  # nor when the process is gone
+        assert same([views(b) for b in kept], expected)
+    assert same([views(b) for b in kept], expected)  # nor when the process is gone
 
 
 def test_three_batches_may_be_held_before_one_is_copied(folder):
@@ -202,7 +207,7 @@ def test_three_batches_may_be_held_before_one_is_copied(folder):
         held, where = deque(maxlen=HELD - 1), set()
         for batch in islice(stream, 24):
             held.append(batch)
-            where.add(batch.crops[0].data_ptr())
+            where.add(batch.fields["views/16"].data_ptr())
     assert len(where) <= 2 + HELD
 
 
@@ -220,14 +225,14 @@ def test_more_threads_than_a_tiny_batch_has_bytes_are_no_block_more(folder):
     tiny = MultiCrop((8,), (2,), ((0.3, 1),))
     reader = Reader(shards, plan([len(s) for s in shards], seed=0, lanes=1), 0)
     with closing(Loader(reader, tiny, batch=1, threads=40).batches(0)) as stream:
-        assert [b.position for b in islice(stream, 5)] == [1, 2, 3, 4, 5]
+        assert [b.images_seen for b in islice(stream, 5)] == [1, 2, 3, 4, 5]
 
 
 def test_batches_that_are_let_go_take_turns_in_the_same_few_blocks(folder):
     where = set()
     with closing(loader(folder, threads=2, prefetch=2).batches(0)) as stream:
         for batch in islice(stream, 24):
-            where.add(batch.crops[0].data_ptr())
+            where.add(batch.fields["views/16"].data_ptr())
     assert len(where) <= 2 + HELD
 
 
@@ -301,7 +306,7 @@ def quick(monkeypatch):
 
 
 def test_a_picture_whose_decoding_does_not_end_is_skipped_by_name(folder, monkeypatch, quick, caplog):
-    monkeypatch.setattr(reading, "decode", deadly_slow)
+    monkeypatch.setattr(multi_crop, "decode", deadly_slow)
     reasons = {}
     with closing(loader(folder, threads=2, prefetch=2).batches(0)) as stream:
         for batch in islice(stream, 8):  # an epoch
@@ -311,7 +316,7 @@ def test_a_picture_whose_decoding_does_not_end_is_skipped_by_name(folder, monkey
     assert len(told) > len(DEADLY) and all(".tar" in words for words in told)
 
 
-@pytest.mark.parametrize("where", [(reading, "decode"), (TarShard, "_pread")])
+@pytest.mark.parametrize("where", [(multi_crop, "decode"), (TarShard, "_pread")])
 def test_a_reader_that_is_stopped_for_good_is_replaced_and_the_batches_stay_as_they_were(
     folder, expected, monkeypatch, quick, where, caplog
 ):
@@ -333,7 +338,7 @@ def test_a_reader_that_is_slow_but_gets_on_is_left_alone(folder, monkeypatch, qu
         time.sleep(0.3)
         return decode(data)
 
-    monkeypatch.setattr(reading, "decode", slow)
+    monkeypatch.setattr(multi_crop, "decode", slow)
     with closing(loader(folder, threads=1, prefetch=1).batches(0)) as stream:
         next(stream)  # 2.4 s
     words = [r.getMessage() for r in caplog.records]
@@ -398,7 +403,7 @@ def test_pages_that_the_device_will_not_let_go_hold_up_no_end(folder, monkeypatc
     released = threading.Event()
     monkeypatch.setattr(process, "_unpin", lambda memory, device: released.wait(20))
     filler = loader(folder).filler
-    one = process.ReaderProcess(filler, Layout(CROP, BATCH), blocks=2, threads=1)
+    one = process.ReaderProcess(filler, BatchLayout(CROP.layout(BATCH), BATCH), blocks=2, threads=1)
     one._pinned = True
     start = time.monotonic()
     one.close()

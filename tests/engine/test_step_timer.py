@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seer.engine import probe as module
+from seer.engine import step_timer as module
 from seer.engine.step_timer import StepTimer
 
 

@@ -84,8 +84,8 @@ def test_a_step_and_its_memory(device, table, rate, left_s, monkeypatch, name, b
     optimizer = LARS([*task.backbone.parameters(), *task.head.parameters()], lr=0.3, weight_decay=1e-6)
     precision = Precision(device, "bf16")
     views = [torch.randn(*s, device=device).contiguous(memory_format=torch.channels_last) for s in shapes]
-    monkeypatch.setattr(swav, "finish", lambda x, *_: x)  # colours are timed elsewhere
-    pictures = Batch(views, [None] * len(views), [], 0)  # type: ignore[list-item]
+    monkeypatch.setattr(swav, "finish", lambda fields, size, *_: fields[f"views/{size}"])  # colors are timed elsewhere
+    pictures = Batch({f"views/{x.shape[-1]}": x for x in views}, [], 0)
     task.model.train()
     if device.type == "cuda":
         torch.cuda.empty_cache()

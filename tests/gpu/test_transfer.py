@@ -23,15 +23,16 @@ def test_every_batch_arrives_whole_while_the_device_is_busy(device, tmp_path, th
     crop = MultiCrop((64, 32), (2, 2), ((0.3, 1), (0.1, 0.3)))
     loader = Loader(reader, crop, batch=16, threads=threads, prefetch=2, pin=device.type == "cuda")
     with closing(loader.batches(0)) as stream:
-        truth = [[c.clone() for c in b.crops] for b in islice(stream, 30)]
+        truth = [{name: x.clone() for name, x in b.fields.items()} for b in islice(stream, 30)]
     busy = torch.randn(2048 if device.type == "cuda" else 16, device=device).expand(2048, -1).contiguous()
     found = []
     with closing(on_device(loader.batches(0), device)) as stream:
         for batch in islice(stream, 30):
             for _ in range(20):  # the host runs ahead of the device
                 torch.mm(busy, busy.t())
-            found.append([c.clone() for c in batch.crops])
-            assert all(
-                c.device.type == device.type and c.is_contiguous(memory_format=torch.channels_last) for c in batch.crops
-            )
-    assert all(torch.equal(a.cpu(), b) for x, y in zip(found, truth, strict=True) for a, b in zip(x, y, strict=True))
+            found.append({name: x.clone() for name, x in batch.fields.items()})
+            views = [batch.fields["views/64"], batch.fields["views/32"]]
+            assert all(x.device.type == device.type for x in views)
+            assert all(x.is_contiguous(memory_format=torch.channels_last) for x in views)
+            assert batch.fields["color/64/sigma"].device.type == "cpu"
+    assert all(torch.equal(x[name].cpu(), y[name]) for x, y in zip(found, truth, strict=True) for name in y)

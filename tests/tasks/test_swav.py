@@ -15,7 +15,7 @@ from seer.core.errors import RequestError
 from seer.core.records import Batch
 from seer.data.augment import finish
 from seer.data.multicrop import MultiCrop
-from seer.data.slot import Layout
+from seer.data.slot import BatchLayout
 from seer.losses.swav import used_prototypes
 from seer.models.kmeans import spherical_kmeans
 from seer.tasks.swav import SwAVTask
@@ -47,11 +47,11 @@ def batch(step: int, rank: int = 0, ranks: int = 1) -> Batch:
     """This rank's part of the pictures of a step: neighbours, as the loader gives them."""
     pixels = torch.randint(0, 256, (3, IMAGES, 3, 8, 8), generator=torch.Generator().manual_seed(step))
     mine = pixels.to(torch.uint8).chunk(ranks, dim=1)[rank]
-    layout = Layout(CROP, mine.shape[1])
-    slot = layout.slot(torch.empty(layout.bytes, dtype=torch.uint8))
+    layout = BatchLayout(CROP.layout(mine.shape[1]), mine.shape[1])
+    buffer = layout.buffer(torch.empty(layout.bytes, dtype=torch.uint8))
     for i in range(mine.shape[1]):
-        slot.write(CROP.draw(8, 8, rng.key(0, i)), i)
-    return Batch([mine.flatten(0, 1)], slot.colours, [], 0)
+        CROP.note(CROP.draw(8, 8, rng.key(0, i)), buffer.arrays, i)
+    return Batch({**buffer.tensors, "views/8": mine.flatten(0, 1)}, [], 0)
 
 
 def move(one: SwAVTask, step: int) -> None:
@@ -90,7 +90,7 @@ class Plain:
     def loss(self, step: int) -> float:
         one = self.one
         with torch.no_grad():
-            pixels = batch(step).crops[0].double() / 255
+            pixels = batch(step).fields["views/8"].double() / 255
             mean, std = (torch.tensor(x, dtype=torch.float64).view(1, 3, 1, 1) for x in (CROP.mean, CROP.std))
             double = copy.deepcopy(nn.Sequential(one.backbone, one.head.projector)).double()
             z = nn.functional.normalize(double((pixels - mean) / std), dim=1).unflatten(0, (3, -1))  # [V, B, D]
@@ -205,10 +205,16 @@ def test_prototypes_by_kmeans_are_centres_of_the_first_embeddings_and_nothing_el
     differ = [name for name, value in one.state_dict().items() if not torch.equal(value, before[name])]
     assert differ == ["head.prototypes.weight"]
     with torch.no_grad():
-        views = [finish(b.crops[0], b.colours[0], CROP.mean, CROP.std) for b in map(batch, taken)]
+        views = [finish(b.fields, 8, CROP.mean, CROP.std) for b in map(batch, taken)]
         rows = torch.cat([one.head(one.backbone(v))[0][:IMAGES] for v in views])[:30]  # first view of each
     wanted = torch.cat([spherical_kmeans(rows, PROTOTYPES, seed=s) for s in (4, 5)])
     assert torch.allclose(one.head.prototypes.weight, wanted, atol=1e-5)
+
+
+def test_one_view_is_refused_by_the_task_that_predicts_one_from_another():
+    one = MultiCrop(sizes=(8,), counts=(1,), scales=((0.3, 1.0),))
+    with pytest.raises(RequestError, match=r"augment\.counts"):
+        SwAVTask(Flat(), one, hidden=(16,), embedding=8, prototypes=PROTOTYPES, assign=(0,))
 
 
 def test_fewer_pictures_than_prototypes_are_refused():

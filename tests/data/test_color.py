@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from seer.data import colour
+from seer.core.records import Color
 from seer.data.augment import finish
 from seer.data.multicrop import MultiCrop
-from seer.data.slot import Layout
+from seer.data.slot import BatchLayout
+from seer.data.transforms import color
 from tests.data.pictures import pixels
 
 FACTORS = {"brightness": [0.2, 0.7, 1.0, 1.8], "contrast": [0.2, 0.5, 1.0, 1.8], "saturation": [0.2, 0.4, 1.0, 1.8],
@@ -29,7 +30,7 @@ def views(side: int = 32) -> list[np.ndarray]:
 def one(view: np.ndarray, name: str, factor: float) -> np.ndarray:
     found = view.copy()
     operation = NAMES.index(name)
-    colour.jitter(found, [operation], [factor if i == operation else 1.0 for i in range(4)])
+    color.jitter(found, [operation], [factor if i == operation else 1.0 for i in range(4)])
     return found.astype(float)
 
 
@@ -64,7 +65,7 @@ def test_operations_follow_the_order_that_was_drawn():
         for operation in order:
             step_by_step = one(step_by_step, NAMES[operation], factors[operation]).astype(np.uint8)
         at_once = view.copy()
-        colour.jitter(at_once, order, factors)
+        color.jitter(at_once, order, factors)
         np.testing.assert_array_equal(at_once, step_by_step)
         results.add(at_once.tobytes())
     assert len(results) == 3
@@ -73,15 +74,15 @@ def test_operations_follow_the_order_that_was_drawn():
 def test_neutral_factors_leave_pictures_alone_but_for_the_rounding_of_hue():
     for view in views():
         found = view.copy()
-        colour.jitter(found, [0, 1, 2], [1.0, 1.0, 1.0, 0.0])
+        color.jitter(found, [0, 1, 2], [1.0, 1.0, 1.0, 0.0])
         np.testing.assert_array_equal(found, view)
         assert np.abs(one(view, "hue", 0.0) - view).mean() <= 0.6
 
 
-def test_grey_is_that_of_pillow():
+def test_gray_is_that_of_pillow():
     for view in views():
         expected = np.asarray(Image.fromarray(view).convert("L").convert("RGB")).astype(int)
-        colour.grey(view)
+        color.gray(view)
         assert np.abs(view.astype(int) - expected).max() <= 1
 
 
@@ -98,32 +99,34 @@ def test_blur_is_the_gaussian_sum_with_edges_repeated(side, sigma):
             padding = [(reach, reach) if axis == i else (0, 0) for i in range(3)]
             wide = np.pad(expected, padding, mode="edge")
             expected = sum(w * np.take(wide, np.arange(side) + i, axis=axis) for i, w in enumerate(weights))
-        colour.blur(view, sigma)
+        color.blur(view, sigma)
         assert np.abs(view - expected).mean() <= 0.5 and np.abs(view - expected).max() <= 2
 
 
 def test_the_loader_paints_what_a_gpu_would_paint_within_a_level_on_the_mean():
     """The whole chain, drawn parameters and all, in both ways; and each of its parts is met."""
     crop = MultiCrop((48, 24), (2, 3), ((0.3, 1), (0.1, 0.3)), jitter=0.7, grayscale=0.3, blur=0.5)
-    pictures, layout = 40, Layout(crop, 40)
-    plain, painted = (layout.slot(torch.empty(layout.bytes, dtype=torch.uint8)) for _ in range(2))
+    pictures, layout = 40, BatchLayout(crop.layout(40), 40)
+    plain, painted = (layout.buffer(torch.empty(layout.bytes, dtype=torch.uint8)) for _ in range(2))
     for b in range(pictures):
         picture = pixels(b, 60, 70)
         draw = crop.draw(60, 70, b)
-        for slot in (plain, painted):
-            crop.cut(picture, draw, slot.pixels, b)
-            slot.write(draw, b)
-        crop.paint(draw, painted.pixels, b)
-    for a, b, drawn in zip(plain.crops, painted.crops, plain.colours, strict=True):
-        on_device = finish(a.flatten(0, 1), drawn, crop.mean, crop.std)
-        here = finish(b.flatten(0, 1), None, crop.mean, crop.std)
+        for one in (plain, painted):
+            crop.cut(picture, draw, one.arrays, b)
+        crop.note(draw, plain.arrays, b)
+        crop.paint(draw, painted.arrays, b)
+    for size in crop.sizes:
+        a, b = plain.tensors[f"views/{size}"], painted.tensors[f"views/{size}"]
+        on_device = finish(plain.tensors, size, crop.mean, crop.std)
+        here = finish({f"views/{size}": b}, size, crop.mean, crop.std)
+        drawn = Color.of(plain.tensors, size)
         assert here.dtype == torch.float32 and here.is_contiguous(memory_format=torch.channels_last)
         levels = (here - on_device).abs() * 255 * torch.tensor(crop.std)[:, None, None]
         per_view = levels.mean((1, 2, 3))
         assert (
             per_view.mean() < 0.6 and per_view.max() < 4
         )  # factors of 1.8, one after another, enlarge what was rounded
-        changed = (a != b).flatten(0, 1).flatten(1).any(1)
+        changed = (a != b).flatten(1).any(1)
         for part in (drawn.jitter, drawn.gray, drawn.sigma > 0):
             assert 0.1 < part.float().mean() < 0.9
         untouched = ~(drawn.jitter | drawn.gray | (drawn.sigma > 0))

@@ -1,9 +1,9 @@
-"""Colour and blur of one view, on the host, in place and in uint8: what `augment.finish` does to whole batches on a GPU.
+"""Color and blur of one view, on the host, in place and in uint8: what `augment.finish` does to whole batches on a GPU.
 
 A CPU is six times as fast at this by OpenCV's kernels as by tensor operations in float32. Each step is rounded to uint8, as
 Pillow rounds it in the recipe of SwAV; the float pass rounds once, so the two differ by less than one level in the mean
-(tests/data/test_colour.py holds both against Pillow and torchvision). OpenCV is used for arithmetic only, here and for mirrored
-views in `multicrop`: it never opens a picture.
+(tests/data/test_color.py holds both against Pillow and torchvision). OpenCV is used for arithmetic only, here and for mirrored
+views in `multi_crop`: it never opens a picture.
 
 Legend: S side.
 """
@@ -17,30 +17,30 @@ from seer.core.records import Picture
 
 cv2.setNumThreads(0)  # the loader has threads of its own
 
-_GREY = np.array([0.299, 0.587, 0.114])
-_GREYS = np.tile(_GREY, (3, 1))  # [3, 3]: every channel becomes the grey
+_GRAY = np.array([0.299, 0.587, 0.114])
+_GRAYS = np.tile(_GRAY, (3, 1))  # [3, 3]: every channel becomes the gray
 _LEVELS = np.arange(256, dtype=np.float64)
 
 
 def jitter(view: Picture, order: Sequence[int], factors: Sequence[float]) -> None:
-    """uint8 [S, S, 3], in place. order and factors as in `records.Colour`: brightness 0, contrast 1, saturation 2, hue 3."""
+    """uint8 [S, S, 3], in place. order and factors as in `records.Color`: brightness 0, contrast 1, saturation 2, hue 3."""
     for operation in order:
         factor = factors[operation]
         if operation == 0:
             cv2.convertScaleAbs(view, view, alpha=factor)
         elif operation == 1:
-            mean = float(_GREY @ cv2.mean(view)[:3])
+            mean = float(_GRAY @ cv2.mean(view)[:3])
             levels = np.rint(_LEVELS * factor + mean * (1 - factor)).clip(0, 255).astype(np.uint8)
             cv2.LUT(view, levels, view)
         elif operation == 2:
-            cv2.transform(view, factor * np.eye(3) + (1 - factor) * _GREYS, view)
+            cv2.transform(view, factor * np.eye(3) + (1 - factor) * _GRAYS, view)
         else:
             hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
             hsv[..., 0] += np.uint8(round(factor * 256) % 256)  # 256 levels a turn, and uint8 turns over by itself
             cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, view)
 
 
-def grey(view: Picture) -> None:
+def gray(view: Picture) -> None:
     cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, view)
 
 
