@@ -116,6 +116,8 @@ def _one(path: Path) -> State:
     for left in reversed(range(3)):
         folder = path.resolve()
         if not folder.is_dir():
+            if left and path.resolve() != folder:
+                continue
             there = ", ".join(map(str, steps_in(path.absolute().parent))) or "none"
             raise RequestError(f"weights={path}: there is no such checkpoint; there are those of steps {there}")
         try:

@@ -292,7 +292,10 @@ def _evaluators(session: Session, probe: OnlineKNN | None) -> list[Evaluator]:
         return [probe]
     transform = session.training.task.transform
     how: Mapping[str, Any] = {"threads": session.data.threads, "dtype": session.training.precision.dtype}
-    return [probe, RankMe(probe.train, probe.test, mean=tuple(transform.mean), std=tuple(transform.std), most=most, **how)]
+    return [
+        probe,
+        RankMe(probe.train, probe.test, mean=tuple(transform.mean), std=tuple(transform.std), most=most, **how),
+    ]
 
 
 def _announce(session: Session, first: int) -> None:
