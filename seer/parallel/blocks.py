@@ -47,7 +47,7 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
 def around(model: nn.Module) -> Iterator[nn.Module]:
     """Yields what has parameters and lies around towers, a head say: the outermost modules that hold no tower."""
     found = set(map(id, towers(model).values()))
-    for child in model.children():
+    for child in model.children() if id(model) not in found else ():
         if id(child) in found:
             continue
         if isinstance(child, nn.ModuleList | nn.ModuleDict) or any(id(m) in found for m in child.modules()):

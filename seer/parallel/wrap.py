@@ -89,9 +89,9 @@ def check_mode(mode: str, remat: str | Sequence[str], compiled: bool) -> None:
 
 
 def _compile(model: nn.Module, whole: bool) -> None:
-    """In place: every tower, or its blocks; a model without towers as it is. Shapes are fixed, so each crop size is compiled once, in one graph, collectives and all. Recompute and FSDP act
-    between blocks: then each block is compiled by itself, and those that are alike share what was compiled. FSDP in 16 bits
-    gathers batch norms apart (`_shard`), which cuts a block's graph at each of them."""
+    """In place: every tower, or a model without any as a whole. Shapes are fixed, so each crop size is compiled once, in one
+    graph, collectives and all. Recompute and FSDP act between blocks: then each block is compiled by itself, and those that are
+    alike share what was compiled. FSDP in 16 bits gathers batch norms apart (`_shard`), which cuts a block's graph at each."""
     parts = (list(towers(model).values()) or [model]) if whole else list(blocks(model).values())
     # torch gives up after 8 variants of one function, and all blocks are one: two sizes, first and second pass, each shape of
     # block; four norms of a block where graphs are cut
