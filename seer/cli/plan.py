@@ -17,8 +17,8 @@ from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.engine.precision import DTYPES
+from seer.parallel.blocks import towers
 from seer.parallel.memory import step_memory
-from seer.parallel.remat import stages_of
 from seer.parallel.world import World
 from seer.run import assemble
 from seer.run.config import RunConfig
@@ -52,7 +52,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     shapes = [(v * batch // gpus, 3, side, side) for v, side in zip(crop.counts, crop.sizes, strict=True)]
     policy = assemble.recomputed(wanted["parallel"]["remat"], task.model, shapes, dtype)
 
-    units = _units(**task.modules())
+    units = _units(task.model)
     _print_units(units, dtype, sharded, policy)
     parameters = sum(units.values())
     largest = sorted(units.values())[-2:]
@@ -86,12 +86,17 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     return {"gpus": gpus, "parameters": parameters, **parts, "sum": round(total, 2), "fits": fits}
 
 
-def _units(backbone: nn.Module, head: nn.Module) -> dict[str, int]:
-    """What FSDP gathers at once, and its parameters: each block, the rest of the backbone, the head."""
-    blocks = {f"{s}.block{i}": block for s, stage in stages_of(backbone).items() for i, block in enumerate(stage)}
-    counts = {name: sum(p.numel() for p in block.parameters()) for name, block in blocks.items()}
-    rest = sum(p.numel() for p in backbone.parameters()) - sum(counts.values())
-    return {"stem": rest, **counts, "head": sum(p.numel() for p in head.parameters())}
+def _units(model: nn.Module) -> dict[str, int]:
+    """What FSDP gathers at once, and its parameters: each block and the rest of each tower, and the head."""
+    units: dict[str, int] = {}
+    for front, tower in towers(model).items():
+        counts = {front + name: _parameters(block) for name, block in tower.blocks().items()}  # type: ignore[operator]
+        units |= {f"{front}stem": _parameters(tower) - sum(counts.values()), **counts}
+    return {**units, "head": _parameters(model) - sum(units.values())}
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _print_units(units: Mapping[str, int], dtype: torch.dtype, sharded: bool, policy: str | Sequence[str]) -> None:

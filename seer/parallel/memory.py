@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seer.core.errors import RequestError
-from seer.parallel.remat import remat, stages_of
+from seer.parallel.blocks import blocks, towers
+from seer.parallel.remat import remat
 
 Shapes = Sequence[Sequence[int]]
 
@@ -129,7 +130,7 @@ def _twin(model: nn.Module) -> nn.Module:
 
 
 def _as_gathered(twin: nn.Module, dtype: torch.dtype) -> None:
-    for module in getattr(twin, "backbone", twin).modules():
+    for module in [m for tower in towers(twin).values() for m in tower.modules()]:
         if not isinstance(module, _BatchNorm):
             for name, p in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=dtype), p.requires_grad))
@@ -144,20 +145,19 @@ def _kept_by_block(model: nn.Module, shapes: Shapes, dtype: torch.dtype) -> dict
         twin = _twin(model).train()
         crops = [torch.empty(*shape).contiguous(memory_format=torch.channels_last) for shape in shapes]
         live = Live([*twin.parameters(), *twin.buffers(), *crops])
-        stages = stages_of(getattr(twin, "backbone", twin))
-        if not stages:
+        found = blocks(twin)
+        if not found:
             raise RequestError("parallel.remat=budget=…: this network has no stages of blocks; use parallel.remat=none")
-        blocks = {f"{s}.block{i}": block for s, stage in stages.items() for i, block in enumerate(stage)}
-        with _measured(blocks, live, kept), live, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with _measured(found, live, kept), live, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             twin(crops)
     return kept
 
 
 @contextmanager
-def _measured(blocks: dict[str, nn.Module], live: Live, kept: dict[str, int]) -> Iterator[None]:
+def _measured(parts: dict[str, nn.Module], live: Live, kept: dict[str, int]) -> Iterator[None]:
     before: dict[str, int] = {}
     hooks = []
-    for name, block in blocks.items():
+    for name, block in parts.items():
         hooks.append(block.register_forward_pre_hook(lambda *_, n=name: before.update({n: live.now})))
         hooks.append(
             block.register_forward_hook(lambda *_, n=name: kept.update({n: kept.get(n, 0) + live.now - before[n]}))
@@ -170,5 +170,5 @@ def _measured(blocks: dict[str, nn.Module], live: Live, kept: dict[str, int]) ->
 
 
 def _place(block: str) -> tuple[str, int]:
-    stage, _, number = block.partition(".block")
+    stage, _, number = block.rpartition("block")
     return stage, int(number)
