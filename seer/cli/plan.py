@@ -5,8 +5,8 @@ that talk, pictures, and the step's own tensors with the task's true loss, which
 without data. Of a GPU a tenth of the memory is left for what libraries take for themselves and what allocators waste.
 
 With `parallel.device=cpu` it is the memory of one training process, beyond that of the program before its first step. There
-`allocator` is what the C library's holes and the libraries add, a measured share (`parallel/allocator.py`), and `pictures` has
-the ring of batches in it; the reader process beside it is not counted.
+`allocator` is what holes between the C library's blocks add and `libraries` what these keep, measured allowances
+(`parallel/allocator.py`), and `pictures` has the ring of batches in it; the reader process beside it is not counted.
 """
 
 import math
@@ -28,7 +28,7 @@ from seer.data.loader import HELD
 from seer.data.multicrop import MultiCrop
 from seer.data.slot import Layout
 from seer.engine.precision import DTYPES, quickest
-from seer.parallel.allocator import wasted
+from seer.parallel.allocator import LIBRARIES, wasted
 from seer.parallel.memory import Live, Shapes, step_memory
 from seer.parallel.remat import stages_of
 from seer.parallel.world import World
@@ -67,10 +67,10 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     parameters = sum(units.values())
     largest = sorted(units.values())[-2:]
     share = gpus if sharded else 1
-    step = step_memory(task.model, shapes, dtype, policy, sharded=sharded, loss=loss).peak
+    tensors = step_memory(task.model, shapes, dtype, policy, sharded=sharded, loss=loss).peak
     scratch = _scratch(wanted["optim"], task.model, host) / share  # beside gradients, once activations are gone
     gradients = 4 * parameters / share
-    step = max(step, scratch + (0 if sharded else gradients), 0 if host else _painting(crop, shapes))
+    step = max(tensors, scratch + (0 if sharded else gradients), 0 if host else _painting(crop, shapes))
     # under DDP the step's peak has the gradients in it already
     held = {
         "weights": 4 * parameters / share,
@@ -82,6 +82,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
         "step": step,
     }
     if host:
+        held["libraries"] = LIBRARIES
         held["allocator"] = wasted(round(step), recomputes=policy != "none", at_once=at_once)
     total = _print_parts(held, wanted["gpu_memory"])
     parts = {name: round(size / 1e9, 2) for name, size in held.items()}
