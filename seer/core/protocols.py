@@ -1,5 +1,6 @@
 """What a part must offer so that others can use it without knowing it. Legend: B images, C channels, S side."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -73,6 +74,13 @@ class Task(Modules, Protocol):
     def explain(self, evidence: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Returns what can be made of a step's evidence, once it is worth the work."""
         return evidence
+
+    def counted(self, model: nn.Module, ranks: int) -> "Task":
+        """Returns a copy around another model, whose loss is called to count memory: of one rank of so many, talking to nobody,
+        with all that a long run holds. This one is enough for a loss that uses `self.model` alone."""
+        twin = copy.copy(self)
+        twin.model = model
+        return twin
 
     def parts(self) -> Mapping[str, Any]:
         """Returns what is saved, by name: the modules, and whatever else has a state."""

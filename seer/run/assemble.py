@@ -14,7 +14,8 @@ from seer.core import rng
 from seer.core.build import build, find
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.core.protocols import Task
+from seer.core.protocols import Task, Transform
+from seer.core.records import Batch
 from seer.data import sample
 from seer.data.loader import Loader
 from seer.data.order import Plan, choose_lanes
@@ -29,7 +30,7 @@ from seer.optim.schedules import Schedule
 from seer.parallel import fairscale_backend
 from seer.parallel.allocator import give_back_at_once
 from seer.parallel.cores import own_cores
-from seer.parallel.memory import recomputed_within, step_memory
+from seer.parallel.memory import Loss, mean_square, recomputed_within, step_memory
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from seer.run.config import RunConfig
@@ -68,7 +69,7 @@ class Training:
     licence: str | None = None
 
 
-def task(config: RunConfig, transform: Any, lengths: Lengths, world: World) -> tuple[Task, str | None]:
+def task(config: RunConfig, transform: Transform, lengths: Lengths, world: World) -> tuple[Task, str | None]:
     """Makes the task on a backbone, from the seed or from `weights`, and tells the licence of these. Raises RequestError."""
     torch.manual_seed(rng.key(config.seed, "weights") & 0x7FFFFFFFFFFFFFFF)
     durations = getattr(find("task", config.task.get("_target_", "")), "durations", ())
@@ -96,7 +97,7 @@ def drawn(config: RunConfig, folder: Path, world: World) -> list[Shard]:
     return open_shards(folder / "pictures" / "train")
 
 
-def data(config: RunConfig, shards: list[Shard], transform: Any, world: World) -> Data:
+def data(config: RunConfig, shards: list[Shard], transform: Transform, world: World) -> Data:
     """Makes the order and the loader of this rank. Raises RequestError."""
     how, batch, seed = config.data, config.batch, config.seed
     lanes = how.lanes or choose_lanes(batch, sum(len(s) for s in shards))
@@ -114,21 +115,43 @@ def data(config: RunConfig, shards: list[Shard], transform: Any, world: World) -
         prefetch=how.prefetch,
         most_bytes=how.prefetch_gb * 1e9,
         pin=world.device.type == "cuda",
-        painted=transform.device == "cpu" or world.device.type == "cpu",
+        painted=getattr(transform, "device", "auto") == "cpu" or world.device.type == "cpu",
         patience_s=STORAGE_SHARE * config.parallel.timeout_s,
     )
     return Data(shards, plan, loader, threads, partial(exclude.holds, known_as(shards)))
 
 
+def view_shapes(transform: Transform, images: int) -> list[tuple[int, ...]]:
+    """Returns [v*B, 3, S, S] of each size of views, for so many images."""
+    return [shape for name, (_, shape) in transform.layout(images).items() if name.startswith("views/")]
+
+
+def counted_loss(task: Task, images: int, ranks: int) -> Loss:
+    """Returns the task's loss as `step_memory` counts it: of one rank of so many, with so many images."""
+    layout = task.transform.layout(images, painted=True)
+
+    def loss(model: nn.Module, views: list[torch.Tensor]) -> torch.Tensor:
+        # finish() works in place on views that are float32 already: they are counted once, by whoever made them
+        fields = {f"views/{view.shape[-1]}": view for view in views}
+        fields |= {n: torch.zeros(shape, dtype=dtype) for n, (dtype, shape) in layout.items() if n not in fields}
+        return task.counted(model, ranks).loss(Batch(fields, [], images)).loss
+
+    return loss
+
+
 def recomputed(
-    policy: str | Sequence[str], model: nn.Module, shapes: Sequence[Sequence[int]], dtype: torch.dtype
+    policy: str | Sequence[str],
+    model: nn.Module,
+    shapes: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+    loss: Loss = mean_square,
 ) -> str | Sequence[str]:
-    """`budget=GB` -> the blocks that keep a step below it; any other policy as it is. Raises RequestError."""
+    """Turns `budget=GB` into the blocks that keep a step below it; any other policy stays. Raises RequestError."""
     most = budget(policy)
     if most is None:
         return policy
-    blocks = recomputed_within(model, round(most * 1e9), shapes, dtype)
-    peak = step_memory(model, shapes, dtype, blocks or "none").peak / 1e9
+    blocks = recomputed_within(model, round(most * 1e9), shapes, dtype, loss)
+    peak = step_memory(model, shapes, dtype, blocks or "none", loss=loss).peak / 1e9
     log.info(
         f"parallel.remat={policy}: {len(blocks)} blocks are recomputed, a step takes {peak:.2f} GB beyond the weights: "
         f"{', '.join(blocks) or 'none need be'}"
@@ -175,24 +198,25 @@ def groups(config: RunConfig, task: Task, lengths: Lengths) -> list[dict[str, An
     return build_groups(names, rules, weight_decay=config.optim.get("weight_decay", 0.0))
 
 
-def view_shapes(transform: Any, images: int) -> list[tuple[int, int, int, int]]:
-    """Returns [v*B, 3, S, S] of each resolution, for so many images."""
-    return [(v * images, 3, side, side) for v, side in zip(transform.counts, transform.sizes, strict=True)]
-
-
 def training(config: RunConfig, task: Task, lengths: Lengths, world: World, precision: Precision) -> Training:
     """Makes model, optimizer, schedule: everything that depends on the length of the run and on the world."""
     every, how = intervals(config, lengths), config.parallel
     if str(how.remat).startswith("budget=") and world.device.type == "cpu":
         give_back_at_once()  # a promise of memory is worth more time than a policy
-    shapes = view_shapes(task.transform, config.batch // world.size)
+    here = config.batch // world.size
     task.model = parallelize(
         task.model,
         world,
         mode=how.mode,
         batch_norm_group=how.batch_norm_group,
         channels_last=how.channels_last,
-        remat=recomputed(how.remat, task.model, shapes, precision.dtype),
+        remat=recomputed(
+            how.remat,
+            task.model,
+            view_shapes(task.transform, here),
+            precision.dtype,
+            counted_loss(task, here, world.size),
+        ),
         compiled=how.compile,
         dtype=precision.dtype,
     )

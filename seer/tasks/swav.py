@@ -3,6 +3,7 @@
 Legend: B images per rank, V views, A assign views, D embedding, H heads, K prototypes of each, Q queued images per rank.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -186,6 +187,18 @@ class SwAVTask(Task):
 
     def after_step(self, step: int) -> None:
         self.head.normalise_prototypes()
+
+    def counted(self, model: nn.Module, ranks: int) -> "SwAVTask":
+        """Returns a copy with a full queue and, where codes are ever one-hot, with those."""
+        twin = copy.copy(self)
+        twin.model, twin.backbone, twin.head, twin.group = model, model.backbone, model.head, None  # type: ignore[assignment]
+        twin.step = 0
+        if self.queue is not None:
+            share = max(1, self.queue.length // ranks)
+            twin.queue = Queue(share)
+            width = self.head.prototypes.weight.shape[1]
+            twin.queue.load_state_dict({"rows": torch.empty(len(self.assign), share, width)})
+        return twin
 
     def parts(self) -> dict[str, Any]:
         return self.modules() if self.queue is None else {**self.modules(), "queue": self.queue}
