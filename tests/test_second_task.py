@@ -14,6 +14,7 @@ from seer.core.build import allow
 from seer.core.errors import Interrupted, NumericsError, RequestError
 from seer.core.protocols import StopTraining
 from seer.run.config import RunConfig
+from seer.run.plan import plan
 from seer.run.replay import replay
 from seer.run.session import train
 from tests.program import ROOT, losses
@@ -101,7 +102,7 @@ def test_stopped_by_a_sink_and_started_again_it_gives_the_same_bits(undisturbed,
 def test_the_config_file_of_a_run_is_what_ran_and_can_be_read_back(undisturbed, pictures):
     from seer.run.folder import read_config
 
-    assert RunConfig.of(read_config(undisturbed)) == config(pictures, undisturbed)
+    assert RunConfig.of(read_config(undisturbed)) == config(pictures, undisturbed, groups=[])
 
 
 def test_a_step_that_breaks_is_captured_and_repeated(pictures, tmp_path, admitted):
@@ -113,7 +114,12 @@ def test_a_step_that_breaks_is_captured_and_repeated(pictures, tmp_path, admitte
     assert found["same"] is True and found["first_activation"]
 
 
-@pytest.mark.usefixtures("monkeypatch")
+def test_it_is_planned(pictures, tmp_path, admitted):
+    alone, shared = (plan(config(pictures, tmp_path, batch=64), gpus, 80.0) for gpus in (1, 2))
+    assert alone["parameters"] == shared["parameters"] > 0 and alone["fits"]
+    assert 0 < shared["step"] <= alone["step"]
+
+
 def test_no_file_and_no_word_admits_it(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "_allowed", {})
     with pytest.raises(RequestError) as caught:

@@ -47,6 +47,7 @@ class Task(Modules, Protocol):
     """
 
     durations: ClassVar[tuple[str, ...]] = ()
+    groups: ClassVar[tuple[Mapping[str, Any], ...]] = ()  # rules for parameters, where the config has none
     model: nn.Module
     transform: "Transform"  # what makes a batch of its samples
     chance_loss: float | None = None  # the loss of a model that predicts nothing, where that is known

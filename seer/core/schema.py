@@ -20,6 +20,7 @@ Path = Annotated[str, "a path"]
 Paths = Annotated[str | list[str], "a path, or a list of them"]
 Duration = Annotated[int | float | str, "a duration like 20000, 600kimg, 15ep or 3%"]
 Steps = Annotated[int | str, "a duration like 20000, 600kimg, 15ep or 3%"]
+Rate = Annotated[int | float | str, "a rate like 0.3, 0.3@256 or 0.1%"]
 Share = Annotated[int | float | str, "a share like 1% or 0.01"]
 Word = Annotated[str, "a word"]
 Whole = Annotated[int, "a whole number"]
@@ -55,6 +56,43 @@ def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise RequestError(f"{prefix}{name} is missing")
     return kind(**made)
+
+
+def defaults(kind: type, missing: Any = dataclasses.MISSING) -> dict[str, Any]:
+    """Returns the plain defaults of a node. missing: what stands for a key that has none; without it such keys are left out."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        hint = _hints(kind)[field.name]
+        if dataclasses.is_dataclass(hint):
+            found[field.name] = defaults(hint, missing)  # type: ignore[arg-type]
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif missing is not dataclasses.MISSING:
+            found[field.name] = missing
+    return found
+
+
+def hint_of(kind: type, key: str) -> Any:
+    """Returns the annotated type of a dotted key; Any for one inside a plain node, or none of the schema's."""
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(kind) or name not in _hints(kind):
+            return Any
+        kind = _hints(kind)[name]
+    return kind
+
+
+def sentences(kind: type, prefix: str = "") -> dict[str, str]:
+    """Returns what is said of every key, by its dotted name."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(kind):
+        hint = _hints(kind)[field.name]
+        if dataclasses.is_dataclass(hint):
+            found |= sentences(hint, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            found[prefix + field.name] = field.metadata.get("words", "")
+    return found
 
 
 def plain(node: Any) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def groups(config: RunConfig, task: Task, lengths: Lengths) -> list[dict[str, An
     """Makes parameter groups by the rules, of the names MODULE.PARAMETER. Raises ValueError."""
     rules = [
         {**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0), "groups: frozen_steps")}
-        for rule in config.groups
+        for rule in config.groups or ()
     ]
     names = [
         (f"{part}.{name}", parameter)

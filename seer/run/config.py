@@ -121,8 +121,9 @@ class RunConfig:
     parallel: ParallelConfig = setting(ParallelConfig(), "where it runs")
     eval: ProbeConfig = setting(ProbeConfig(), "the kNN probe")
     log: LogConfig = setting(LogConfig(), "where numbers go")
-    groups: Nodes = setting(
-        [], "rules for parameters, the first that matches a name wins; keys: seer.optim.groups.Rule"
+    groups: Nodes | None = setting(
+        None,
+        "rules for parameters, the first that matches a name wins; keys: seer.optim.groups.Rule; null = the task's own",
     )
 
     @classmethod

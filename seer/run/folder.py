@@ -21,6 +21,7 @@ from seer.engine.lock import RunLock
 from seer.parallel.agreement import same_request
 from seer.parallel.collectives import share_text
 from seer.parallel.world import World
+from seer.run.older import renewed
 from seer.run.skipped import gather
 
 CONFIG = "config.yaml"
@@ -53,8 +54,8 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
     """
     kept = folder / CONFIG
     if kept.exists():
-        before = flat(read_config(folder))
-        now = flat(dict(wanted))
+        before = flat(renewed(read_config(folder)))
+        now = flat(renewed(wanted))
         differ = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
         if differ and any(path.name not in BEFORE_TRAINING for path in folder.iterdir()):
             changes = ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in differ[:5])

@@ -21,6 +21,7 @@ from seer.engine.numerics import CARD, WEIGHTS
 from seer.parallel.world import World, open_world
 from seer.run import assemble
 from seer.run.config import RunConfig
+from seer.run.older import renewed
 from seer.run.schedule import Lengths
 
 
@@ -34,7 +35,7 @@ def replay(folder: Path, source: str | list[str] | None = None, device: str = "a
     except (ValueError, pickle.UnpicklingError, RuntimeError) as error:
         raise RequestError(f"replay={folder} is damaged: {error}") from error
     check_targets(card["config"])  # whoever wrote it
-    config = RunConfig.of({name: node for name, node in card["config"].items() if name != "replay"})
+    config = RunConfig.of(renewed(card["config"]))
     config = config.replace(parallel={"mode": "auto"}, weights=None)  # the capture holds whole tensors
     with open_world(device, config.parallel.timeout_s) as world:
         if world.size != card["ranks"]:

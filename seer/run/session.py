@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seer.core import rng
-from seer.core.build import build
+from seer.core.build import build, find
 from seer.core.errors import BadDataError, Interrupted, LostPeer, StorageError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
@@ -125,9 +125,12 @@ def _train(
 
 
 def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:
-    """Returns the config with what the machine and the folder decide: the precision, and the images of the probe."""
+    """Returns the config with what the machine, the task and the folder decide: precision, groups, the images of the probe."""
     if config.precision.get("dtype") == "auto":
         config = config.replace(precision={"dtype": begun_with(folder, "precision.dtype") or quickest(world.device)})
+    if config.groups is None:
+        own = getattr(find("task", config.task.get("_target_", "")), "groups", ())
+        config = config.replace(groups=[dict(rule) for rule in own])
     if not config.data.source and config.data.drawn_test and not config.eval.train:
         config = config.replace(eval={part: str(folder / "pictures" / part) for part in ("train", "test")})
     return config

@@ -38,6 +38,7 @@ class SwAVTask(Task):
     """
 
     durations = ("hard_until", "queue_from")  # of the arguments: given as steps
+    groups = ({"pattern": r"^head\.prototypes", "frozen_steps": "1ep"},)
 
     def __init__(
         self,
