@@ -1,24 +1,35 @@
 """`seer plan`: what a training step needs of each GPU, counted on shapes before a job is queued.
 
-The sum of five parts, printed one by one: what stays (weights, gradients, momentum), whole blocks that FSDP has gathered, buffers
-that talk, and the step's own tensors, which `parallel/memory.py` counts by running the step without data. Not in it: what
-libraries take for themselves and what allocators waste, for which a tenth of the memory is left.
+The sum of parts, printed one by one: what stays (weights, gradients, momentum), whole blocks that FSDP has gathered, buffers
+that talk, pictures, and the step's own tensors with the task's true loss, which `parallel/memory.py` counts by running the step
+without data. Of a GPU a tenth of the memory is left for what libraries take for themselves and what allocators waste.
+
+With `parallel.device=cpu` it is the memory of one training process, beyond that of the program before its first step. There
+`allocator` is what holes between the C library's blocks add and `libraries` what these keep, measured allowances
+(`parallel/allocator.py`), and `pictures` has the ring of batches in it; the reader process beside it is not counted.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from seer.cli import config
 from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.engine.precision import DTYPES
+from seer.data import augment
+from seer.data.loader import HELD
+from seer.data.multicrop import MultiCrop
+from seer.data.slot import Layout
+from seer.engine.precision import DTYPES, quickest
+from seer.parallel.allocator import LIBRARIES, wasted
 from seer.parallel.blocks import towers
-from seer.parallel.memory import step_memory
+from seer.parallel.memory import Live, Shapes, step_memory
 from seer.parallel.world import World
 from seer.run import assemble
 from seer.run.schedule import Lengths
@@ -43,43 +54,96 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     asked = wanted["precision"]["dtype"]
     if asked not in (*DTYPES, "auto"):
         build("precision", wanted["precision"], world.device)  # says which there are
-    dtype = DTYPES.get(asked, torch.bfloat16)  # auto: that of a GPU of such a size
+    host = wanted["parallel"]["device"] == "cpu"
+    auto = DTYPES[quickest(world.device)] if host else torch.bfloat16  # that of a GPU of such a size
+    dtype = DTYPES.get(asked, auto)
     sharded = wanted["parallel"]["mode"] == "fsdp" and gpus > 1
     shapes = [(v * batch // gpus, 3, side, side) for v, side in zip(crop.counts, crop.sizes, strict=True)]
-    policy = assemble.recomputed(wanted["parallel"]["remat"], task.model, shapes, dtype)
+    loss = assemble.counted_loss(task, gpus)
+    policy = assemble.recomputed(wanted["parallel"]["remat"], task.model, shapes, dtype, loss)
+    at_once = assemble.budget(wanted["parallel"]["remat"]) is not None
 
     units = _units(task.model)
     _print_units(units, dtype, sharded, policy)
     parameters = sum(units.values())
     largest = sorted(units.values())[-2:]
-    narrow = torch.finfo(dtype).bits // 8
     share = gpus if sharded else 1
-    step = step_memory(task.model, shapes, dtype, policy, sharded=sharded)
+    tensors = step_memory(task.model, shapes, dtype, policy, sharded=sharded, loss=loss).peak
+    scratch = _scratch(wanted["optim"], task.model, host) / share  # beside gradients, once activations are gone
+    gradients = 4 * parameters / share
+    step = max(tensors, scratch + (0 if sharded else gradients), 0 if host else _painting(crop, shapes))
     # under DDP the step's peak has the gradients in it already
     held = {
         "weights": 4 * parameters / share,
-        "gradients": 4 * parameters / share if sharded else 0,
+        "gradients": gradients if sharded else 0,
         "momentum": 4 * moments * parameters / share,
-        "gathered": narrow * sum(largest) if sharded else 0,
+        "gathered": torch.finfo(dtype).bits // 8 * sum(largest) if sharded else 0,
         "buffers": 4 * largest[-1] if sharded else 4 * parameters if gpus > 1 else 0,
-        "pictures": 2 * sum(3 * n * side * side for n, _, side, _ in shapes) * 5,  # uint8 and float32, two steps
-        "step": step.peak,
+        "pictures": _pictures(wanted["data"], crop, batch // gpus, shapes, host),
+        "step": step,
     }
+    if host:
+        held["libraries"] = LIBRARIES
+        held["allocator"] = wasted(round(step), recomputes=policy != "none", at_once=at_once)
+    total = _print_parts(held, wanted["gpu_memory"])
     parts = {name: round(size / 1e9, 2) for name, size in held.items()}
+    fits = total <= wanted["gpu_memory"] * (1 - LEFT)
+    return {
+        **{"device": "cpu" if host else "gpu", "gpus": gpus, "parameters": parameters},
+        **parts,
+        **{"sum": round(total, 2), "fits": fits},
+    }
+
+
+def _print_parts(held: Mapping[str, float], memory: float) -> float:
+    """Returns the sum of the parts, in GB."""
     total = sum(held.values()) / 1e9
-    room = wanted["gpu_memory"] * (1 - LEFT)
-    fits = total <= room
-    for name, size in parts.items():
-        log.info(f"  {name:10} {size:8.2f} GB")
+    room = memory * (1 - LEFT)
+    for name, size in held.items():
+        log.info(f"  {name:10} {size / 1e9:8.2f} GB")
+    remedy = "does not fit; lower batch, or give parallel.mode=fsdp, parallel.remat=block, or more gpus"
     log.info(
-        f"  {'sum':10} {total:8.2f} GB of {room:.1f} GB ({wanted['gpu_memory']:g} GB less a tenth): "
-        + (
-            "fits"
-            if fits
-            else "does not fit; lower batch, or give parallel.mode=fsdp, parallel.remat=block, or more gpus"
-        )
+        f"  {'sum':10} {total:8.2f} GB of {room:.1f} GB ({memory:g} GB less a tenth): {'fits' if total <= room else remedy}"
     )
-    return {"gpus": gpus, "parameters": parameters, **parts, "sum": round(total, 2), "fits": fits}
+    return total
+
+
+def _pictures(how: Mapping[str, Any], crop: MultiCrop, b: int, shapes: Shapes, host: bool) -> float:
+    """Bytes of the float32 views of a step, and of uint8 batches: on a GPU one more step of both, on a CPU the ring."""
+    pixels = sum(3 * n * side * side for n, _, side, _ in shapes)
+    if not host:
+        return 2 * 5 * pixels
+    block = Layout(crop, b).bytes
+    ahead = max(1, int(min(how["prefetch"], how["prefetch_gb"] * 1e9 // block - HELD)))  # as `Loader` chooses
+    return 4 * pixels + (HELD if how["threads"] == 0 else ahead + HELD) * block
+
+
+def _scratch(optim: Mapping[str, Any], model: nn.Module, host: bool) -> float:
+    """Bytes that an update takes beside gradients: Adam's square roots and quotients, of one tensor at a time on a CPU and of all
+    at once on a GPU; the fused ones and LARS take none."""
+    if "betas" not in optim or optim.get("fused"):
+        return 0
+    sizes = [4 * p.numel() for p in model.parameters()]
+    one_by_one = optim.get("foreach") is False or (host and not optim.get("foreach"))
+    return 2 * max(sizes) if one_by_one else sum(sizes)
+
+
+def _painting(crop: MultiCrop, shapes: Shapes) -> int:
+    """Bytes that color and blur take on a GPU, of one size of views at a time, before there is any activation: gathered views
+    beside the finished ones, as many as are to be expected."""
+    if crop.device == "cpu":
+        return 0
+    most = 0
+    with FakeTensorMode():
+        for n, _, side, _ in shapes:
+            turned, blurred = (math.ceil(share * n) for share in (crop.jitter / 4, crop.blur))
+            with Live() as live:
+                augment.hue(torch.empty(turned, 3, side, side), torch.empty(turned, 1, 1, 1))
+                if blurred:
+                    reach = math.ceil(3 * crop.blur_sigma[1])
+                    augment.blur(torch.empty(blurred, 3, side, side), torch.empty(blurred), reach)
+            most = max(most, live.peak)
+    return most
 
 
 def _units(model: nn.Module) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Config -> the objects of a run, the same for training and for repeating a step of it."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from seer.core import rng
 from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.log import log
+from seer.core.records import Batch
 from seer.data import sample
 from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
@@ -23,13 +25,14 @@ from seer.data.reader import Reader
 from seer.data.shards import MANIFEST, Shard, open_shards, write_shards
 from seer.engine.loop import Every
 from seer.engine.precision import Precision
+from seer.losses.queue import Queue
 from seer.optim.groups import build_groups
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
 from seer.parallel import fairscale_backend
 from seer.parallel.allocator import give_back_at_once
 from seer.parallel.cores import own_cores
-from seer.parallel.memory import recomputed_within, step_memory
+from seer.parallel.memory import Loss, mean_square, recomputed_within, step_memory
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from seer.run import folder as run_folder
@@ -118,15 +121,38 @@ def data(wanted: Mapping[str, Any], shards: list[Shard], crop: MultiCrop, world:
     return Data(shards, plan, loader, threads, partial(exclude.holds, known_as(shards)))
 
 
+def counted_loss(task: SwAVTask, ranks: int) -> Loss:
+    """The task's loss, as `step_memory` counts it: of one rank of so many, without collectives, with a full queue and, where
+    codes are ever one-hot, with those."""
+
+    def loss(model: nn.Module, crops: list[torch.Tensor]) -> torch.Tensor:
+        twin = copy.copy(task)
+        twin.model, twin.backbone, twin.head, twin.group = model, model.backbone, model.head, None  # type: ignore[assignment]
+        twin.step = 0
+        if task.queue is not None:
+            share = max(1, task.queue.length // ranks)
+            width = task.head.prototypes.weight.shape[1]
+            twin.queue = Queue(share)
+            twin.queue.load_state_dict({"rows": torch.empty(len(task.assign), share, width)})
+        # finish() works in place on crops that are float32 already: they are counted once, by whoever made them
+        return twin.loss(Batch(crops, [None] * len(crops), [], 0)).loss
+
+    return loss
+
+
 def recomputed(
-    policy: str | Sequence[str], model: nn.Module, shapes: Sequence[Sequence[int]], dtype: torch.dtype
+    policy: str | Sequence[str],
+    model: nn.Module,
+    shapes: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+    loss: Loss = mean_square,
 ) -> str | Sequence[str]:
     """`budget=GB` -> the blocks that keep a step below it; any other policy as it is. Raises RequestError."""
     most = budget(policy)
     if most is None:
         return policy
-    blocks = recomputed_within(model, round(most * 1e9), shapes, dtype)
-    peak = step_memory(model, shapes, dtype, blocks or "none").peak / 1e9
+    blocks = recomputed_within(model, round(most * 1e9), shapes, dtype, loss)
+    peak = step_memory(model, shapes, dtype, blocks or "none", loss=loss).peak / 1e9
     log.info(
         f"parallel.remat={policy}: {len(blocks)} blocks are recomputed, a step takes {peak:.2f} GB beyond the weights: "
         f"{', '.join(blocks) or 'none need be'}"
@@ -186,7 +212,7 @@ def training(
         mode=how["mode"],
         batch_norm_group=how["batch_norm_group"],
         channels_last=how["channels_last"],
-        remat=recomputed(how["remat"], task.model, shapes, precision.dtype),
+        remat=recomputed(how["remat"], task.model, shapes, precision.dtype, counted_loss(task, world.size)),
         compiled=how["compile"],
         dtype=precision.dtype,
     )
