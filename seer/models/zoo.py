@@ -50,12 +50,9 @@ def build(name: str, *, stem_stride: int = 2, device: torch.device | str | None 
 
 def name_of(architecture: Mapping[str, Any]) -> str | None:
     """The zoo's name for a backbone's `architecture`, whatever its stem stride, or None when no row has that shape."""
-    shape = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in architecture.items()
-        if key not in ("family", STRIDE)
-    }
-    return next((name for name, row in families.of(architecture).zoo.items() if row == shape), None)
+    family = families.of(architecture)
+    shape = {key: value for key, value in family.arguments(architecture).items() if key != STRIDE}
+    return next((name for name, row in family.zoo.items() if row == shape), None)
 
 
 def features_of(name: str) -> int:

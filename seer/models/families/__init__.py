@@ -29,9 +29,9 @@ def register(family: Family) -> None:
 def of(architecture: Mapping[str, Any]) -> Family:
     """Returns the row of an architecture. Raises ValueError for a family that this version does not know."""
     name = architecture.get("family", FIRST)
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:  # a bundle is a stranger's word: it may be of any type
         raise ValueError(
-            f"no family of networks is called {name!r}; this version knows {' and '.join(FAMILIES)}: upgrade it"
+            f"no family of networks is called {name!r}; this version knows {', '.join(FAMILIES)}: upgrade it"
         )
     return FAMILIES[name]
 

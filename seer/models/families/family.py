@@ -115,7 +115,12 @@ class Family:
 
     def build(self, architecture: Mapping[str, Any], device: torch.device | str | None = None) -> Network:
         """Returns the network of an architecture, freshly initialized."""
-        return self.make(**{key: value for key, value in architecture.items() if key != "family"}, device=device)
+        return self.make(**self.arguments(architecture), device=device)
+
+    def arguments(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the constructor's arguments in an architecture, lists for tuples, without whose they are."""
+        given = ((key, value) for key, value in architecture.items() if key != "family")
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in given}
 
     def blocks(self, network: Network) -> dict[str, nn.Module]:
         """Returns {"stage3.block4": module, ...} in the order of depth."""
