@@ -149,6 +149,9 @@ def _check_types(verb: str, base: dict[str, Any], full: dict[str, Any], keys: Se
             raise RequestError(f"{key}={value} is not a finite number")
         if not any(key == k or key.startswith(k + ".") for k in keys):
             continue
+        rule = key.rpartition(".")[0]
+        if rule in before and schema.fits(schema.hint_of(SCHEMAS[verb], rule), {}):  # its keys are its user's own
+            key, value = rule, {k: v for k, v in after.items() if k.startswith(f"{rule}.")}
         if key not in before:
             raise RequestError(f"unknown key {key!r}{_nearest(key, sorted(before))}")
         hint = hint_of(key, full, SCHEMAS[verb])

@@ -42,7 +42,7 @@ def _check(wanted: Mapping[str, Any]) -> int:
         if wanted[name] is not None and not isinstance(wanted[name], int):
             raise RequestError(f"{name}={wanted[name]!r}: a whole number, or null")
     share(wanted["max_bad"])
-    changes = [k for k in ("labels", "holdout", "max_side", "quality") if wanted[k]]
+    changes = [k for k in ("labels", "holdout", "max_side", "quality", "image", "fields") if wanted[k]]
     if wanted["index_only"] and changes:
         raise RequestError(f"index_only=true copies nothing, so {', '.join(changes)} cannot be asked for with it")
     processes = len(os.sched_getaffinity(0)) if wanted["processes"] is None else wanted["processes"]
@@ -65,7 +65,7 @@ def _index(wanted: Mapping[str, Any], target: Path, processes: int, output: list
 
 
 def _write(wanted: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
-    shards = open_shards(wanted["source"])
+    shards = open_shards(wanted["source"], image=wanted["image"], fields=wanted["fields"])
     total, holdout = sum(len(s) for s in shards), wanted["holdout"]
     if holdout >= total:
         raise RequestError(f"holdout={holdout} of {total} pictures leaves none; make it smaller")

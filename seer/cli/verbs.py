@@ -78,6 +78,10 @@ class Shard:
         MISSING, "a folder of images (nested as it likes), a tar, a glob, a .txt with a path a line, or a,b,c of these"
     )
     output: Path = setting(MISSING, "folder for shard-000000.tar …, an index beside each, manifest.json")
+    image: Word | None = setting(None, "the ending of the image, where samples have several: input.jpg")
+    fields: dict[str, Word] | None = setting(
+        None, "what else belongs to an image, by its ending: {mask: png} makes a.png the mask of a.jpg"
+    )
     per_shard: Whole = setting(10000, "images in a shard; all shards hold the same number, give or take one")
     shuffle: Switch = setting(True, "lay the images in a random order, once")
     seed: Whole = setting(0, "of that order")

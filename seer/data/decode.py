@@ -38,6 +38,7 @@ _TURN = {
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
 _GREYS = (np.arange(0x10000) / 257).round().astype(np.uint8)  # of 16 bits
+_SPREAD = {2: 85, 4: 17}  # by which Pillow multiplies grays of so many bits
 _SEQUENTIAL = (0xC0, 0xC1)  # frames of Huffman codes: every scan has bits of every block
 _TURN_MARKS = (b"Exif\0", b"tiff:Orientation")  # without one of them nothing in a file speaks of a turn
 
@@ -79,6 +80,35 @@ def decode(data: bytes, scratch: np.ndarray | None = None) -> Picture:
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more on damaged files
         words = re.sub(r" <_io\.BytesIO.*>", "", str(error))  # the address of a buffer says nothing
         raise Undecodable(f"{type(error).__name__}: {words}", _kind(error)) from error
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """Returns uint8 [h, w], the number of each pixel: of a PNG with one number of up to 8 bits a pixel, a palette's indices
+    being such numbers. Other files are refused, since their pixels are no numbers of classes or were changed by writing.
+
+    Raises Undecodable of kind `target`.
+    """
+    if len(data) > MOST_BYTES or data[:8] != b"\x89PNG\r\n\x1a\n":
+        raise Undecodable(
+            f"its mask is no PNG of up to {MOST_BYTES} bytes: {len(data)} bytes, begins with {data[:8].hex()}", "target"
+        )
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            _check_size(*image.size)
+            if image.mode not in ("L", "P", "1"):
+                raise Undecodable(
+                    f"its mask has pixels of mode {image.mode}; one number of up to 8 bits is expected", "target"
+                )
+            image.load()
+            turn = _TURN.get(_turn_of(image))
+            numbers = np.array(image if turn is None else image.transpose(turn)).astype(np.uint8)
+        spread = _SPREAD.get(data[24], 1) if data[25] == 0 else 1  # bit depth and kind of color, of the first header
+        return numbers // np.uint8(spread)
+    except Undecodable as error:
+        raise Undecodable(str(error), "target") from error
+    except Exception as error:  # as in decode
+        words = re.sub(r" <_io\.BytesIO.*>", "", str(error))
+        raise Undecodable(f"its mask: {type(error).__name__}: {words}", "target") from error
 
 
 def reencoded(data: bytes, max_side: int | None, quality: int | None) -> tuple[str | None, bytes]:

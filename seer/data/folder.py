@@ -4,6 +4,9 @@ Ten million names as Python strings would take a gigabyte: here they are one blo
 their own length each. Folders are walked one by one with their entries sorted ("x/" sorts as the folder x), which gives
 the order of the whole relative paths without ever holding them as a list. Links are followed, but not into a folder that
 the walk is already in.
+
+Of what lies beside an image (`a.txt`, `a.json`, `a.cls`, `a.mask.png`), no name is kept: only which endings any image of the
+folder has beside it, and these are looked for when an image is read.
 """
 
 import hashlib
@@ -16,12 +19,14 @@ import numpy as np
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
-from seer.data.index import MOST_SAMPLE, PICTURES, open_plain, split
+from seer.data.index import MOST_SAMPLE, open_plain
+from seer.data.names import LOOSE, PICTURES, WITH_COMPANIONS, Asked, Endings, split
 from seer.data.tar import TarError
 
 _CHUNK = 65_536  # names held as Python objects at a time
 ENDINGS = tuple(f".{extension}" for extension in sorted(PICTURES))
 _ENDINGS = tuple(ending.encode() for ending in ENDINGS)
+_TRIED = 1000  # files of one ending that are asked whether they have an image, before it is taken for granted
 
 
 class FolderShard:
@@ -33,18 +38,43 @@ class FolderShard:
 
     classes: tuple[str, ...] | None = None
 
-    def __init__(self, path: Path, names: Iterable[list[bytes]] | None = None, base: Path | None = None):
+    def __init__(
+        self,
+        path: Path,
+        names: Iterable[list[bytes]] | None = None,
+        base: Path | None = None,
+        asked: Asked | None = None,
+    ):
         self.path, self._base = path, str(path if base is None else base)
+        self._endings = WITH_COMPANIONS if asked is None else asked.over(WITH_COMPANIONS)
+        self._listed = names is not None
+        beside = _Beside(self._endings)
         blob, ends, digest = bytearray(), [np.zeros(1, dtype=np.int64)], hashlib.sha256()
-        at = 0
-        for some in _walk(os.fsencode(path), b"", ()) if names is None else names:
+        at, kinds = 0, set[bytes]()
+        for some in _walk(os.fsencode(path), b"", (), beside) if names is None else names:
             digest.update((b"\n" if at else b"") + b"\n".join(some))
             blob += b"".join(some)
+            kinds.update(name[name.rfind(b".") :] for name in some)
             lengths = np.fromiter(map(len, some), dtype=np.int64, count=len(some))
             ends.append(at + np.cumsum(lengths))
             at = len(blob)
         self._blob, self._ends = bytes(blob), np.concatenate(ends)  # name i is blob[ends[i]:ends[i + 1]]
-        self.identity = f"{path.name}:{len(self)}:{digest.hexdigest()[:16]}"
+        self._beside = tuple(sorted(beside.found))
+        self._doubled = self._same_names() if len(kinds) > 1 and names is None else frozenset()
+        named = "" if asked is None else f":{asked}"
+        self.identity = f"{path.name}:{len(self)}:{digest.hexdigest()[:16]}{named}"
+        beside.tell(path)
+
+    def _same_names(self) -> frozenset[int]:
+        """Rows whose name another one has, too, with another ending: their keys keep it."""
+        rows = range(len(self))
+        hashes = np.fromiter((hash(self._split(row)[0]) for row in rows), dtype=np.int64, count=len(self))
+        _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        return frozenset(np.flatnonzero(counts[which] > 1).tolist())
+
+    def _split(self, row: int) -> tuple[str, str]:
+        """Key without what is the same in others, and ending. A list names images, whatever they are called."""
+        return split(self.name(row)) if self._listed else self._endings.split(self.name(row))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -55,11 +85,24 @@ class FolderShard:
 
     def read(self, number: int, row: int) -> Sample:
         name = self.name(row)
-        key, extension = split(name)
+        stem, extension = self._split(row)
+        data = self._bytes(name)
+        assert data is not None
+        fields = {extension if self._listed else self._endings.called(extension): data}
+        for ending in self._beside:
+            more = self._bytes(f"{stem}.{ending}", absent=True)
+            if more is not None:
+                fields[self._endings.called(ending)] = more
+        return Sample(SampleRef(number, row), self.key(row), fields)
+
+    def _bytes(self, name: str, absent: bool = False) -> bytes | None:
+        """The bytes of a file; absent: None for one that is not there. Raises StorageError, TarError."""
         path = os.path.join(self._base, name)
         try:
             file = open_plain(path)
         except OSError as error:
+            if absent and isinstance(error, FileNotFoundError):
+                return None
             raise StorageError(f"{path}: {error.strerror}") from error
         except StorageError as error:
             raise TarError(str(error)) from error
@@ -68,10 +111,9 @@ class FolderShard:
             if size > MOST_SAMPLE:
                 raise TarError(f"{size} bytes, more than {MOST_SAMPLE}")
             try:
-                data = opened.read(size)
+                return opened.read(size)
             except OSError as error:
                 raise StorageError(f"{path}: {error.strerror}") from error
-        return Sample(SampleRef(number, row), key, {extension: data})
 
     def is_there(self, row: int) -> bool:
         """Whether the folder of a picture can be listed, so that it is the file and not the storage that failed."""
@@ -82,13 +124,15 @@ class FolderShard:
             return False
 
     def key(self, row: int) -> str:
-        return split(self.name(row))[0]
+        return self.name(row) if row in self._doubled else self._split(row)[0]
 
     def iter_keys(self) -> Iterator[str]:
         return (self.key(row) for row in range(len(self)))
 
     def iter_labels(self, rows: Iterable[int]) -> Iterator[tuple[str | None, bytes | None]]:
-        return ((self.key(row), None) for row in rows)
+        label = next((ending for ending in self._beside if self._endings.called(ending) == "cls"), None)
+        for row in rows:
+            yield self.key(row), self._bytes(f"{self._split(row)[0]}.{label}", absent=True) if label else None
 
     def keys(self) -> list[str]:
         return list(self.iter_keys())
@@ -137,7 +181,49 @@ def _lines(file: Path) -> Iterator[list[bytes]]:
         yield names
 
 
-def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...]) -> Iterator[list[bytes]]:
+class _Beside:
+    """What lies beside the images of a folder. found: endings that some image has beside it."""
+
+    def __init__(self, endings: Endings):
+        self._rule, self.found = endings, set[str]()
+        self._loose = {*LOOSE, *(ending for ending, _ in endings.given)}
+        self._tried: dict[str, int] = {}
+        self._alone, self._first_alone = 0, ""
+
+    def is_image(self, name: bytes) -> bool:
+        return self._rule.is_image(self._rule.split(os.fsdecode(name))[1])
+
+    def look_at(self, folder: bytes, name: bytes) -> None:
+        """A file that is no image."""
+        stem, ending = self._rule.split(os.fsdecode(name))
+        companion = self._rule.is_companion(ending)
+        if not (companion or ending in self._loose) or (ending in self.found and not companion):
+            return
+        if os.fsdecode(name)[len(stem) + 1 :] != ending:
+            return  # capital letters: it would not be found again
+        self._tried[ending] = self._tried.get(ending, 0) + 1
+        if self._tried[ending] > _TRIED and not companion:
+            self.found.add(ending)
+        elif self._has_image(os.path.join(os.fsdecode(folder), stem)):
+            self.found.add(ending)
+        elif companion:
+            self._first_alone = self._first_alone or os.path.join(os.fsdecode(folder), os.fsdecode(name))
+            self._alone += 1
+
+    def _has_image(self, path: str) -> bool:
+        ends = [self._rule.image] if self._rule.image else [e for e in PICTURES if self._rule.is_image(e)]
+        return any(os.path.exists(f"{path}.{form}") for end in ends for form in (end, end.upper(), end.capitalize()))
+
+    def tell(self, path: Path) -> None:
+        if self._alone:
+            log.warning(
+                f"{path}: {self._alone} files whose ending says that they belong to an image, the first "
+                f"{self._first_alone[:200]!r}, have none of their name, and are not trained on; data.image= and "
+                "data.fields= say otherwise"
+            )
+
+
+def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...], beside: _Beside) -> Iterator[list[bytes]]:
     """Relative names of pictures in the order of whole paths, in short lists. above: (device, inode) of the way here."""
     try:
         status = os.stat(path)
@@ -145,7 +231,7 @@ def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...]) -> Ite
             log.warning(f"{os.fsdecode(path)} is a link to a folder above it, passed over")
             return
         above = (*above, (status.st_dev, status.st_ino))
-        entries = _entries(path)
+        entries = _entries(path, beside)
     except OSError as error:
         raise StorageError(f"{os.fsdecode(path)}: {error.strerror}") from error
     names: list[bytes] = []
@@ -155,7 +241,7 @@ def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...]) -> Ite
             if names:
                 yield names
                 names = []
-            yield from _walk(os.path.join(path, name[:-1]), prefix + name, above)
+            yield from _walk(os.path.join(path, name[:-1]), prefix + name, above, beside)
         else:
             names.append(prefix + name)
             if len(names) == _CHUNK:
@@ -165,7 +251,7 @@ def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...]) -> Ite
         yield names
 
 
-def _entries(path: bytes) -> np.ndarray:
+def _entries(path: bytes, beside: _Beside) -> np.ndarray:
     """Pictures and folders (with a slash behind) of one folder, sorted. bytes [n] of the longest name's width."""
     parts: list[np.ndarray] = []
     names: list[bytes] = []
@@ -174,8 +260,12 @@ def _entries(path: bytes) -> np.ndarray:
             name = entry.name
             if entry.is_dir():
                 names.append(name + b"/")
-            elif name.lower().endswith(_ENDINGS) and not name.startswith(b"."):
+            elif name.startswith(b"."):
+                continue
+            elif name.lower().endswith(_ENDINGS) and beside.is_image(name):
                 names.append(name)
+            else:
+                beside.look_at(path, name)
             if len(names) == _CHUNK:
                 parts.append(np.array(names))
                 names = []

@@ -4,13 +4,18 @@ Beside `x.tar` lies `x.tar.index.npy`, or in a folder of indexes whose manifest 
 of its first header, bytes up to the end of its last member, CRC32 of those bytes) and a last record that holds the
 archive's size, by which a stale index is known.
 
-A *sample* is a run of neighbouring members that share a name up to the last dot, exactly one of them a picture
-(`a/0001.jpg`, `a/0001.cls`). Names are names: they never become paths.
+A *sample* is a run of neighbouring members of one name, at least one of them an image (`a/0001.jpg`, `a/0001.cls`). A name
+ends at the last dot, or before an ending of a closed list (`names.COMPANIONS`: `a/0001.mask.png`). Names never become paths.
+
+Surprising: offsets are multiples of 512, and the bits below that say which of the images of its run a row is (`MARK`): two
+images of one name are two rows. The `size` of the last record is the version of the rule for names, 0 wherever the older
+one gives the same rows, so that indexes and fingerprints of plain names stay what they were.
 """
 
 import mmap
 import os
 import stat
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,28 +24,57 @@ from zlib_ng.zlib_ng import crc32
 
 from seer.core.errors import RequestError, StorageError
 from seer.data import archives
-from seer.data.tar import TarError, walk
+from seer.data.names import BY_LAST_DOT, PICTURES, WITH_COMPANIONS, Endings, split, up_to_first_dot
+from seer.data.tar import BLOCK, Member, TarError, walk
 
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
 _ARCHIVES = (".tar", *archives.ENDINGS)
 _LAST = frozenset(ending.rpartition(".")[2] for ending in _ARCHIVES)  # which `split` has found already
 INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 INDEX_SUFFIX = ".index.npy"
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = len(_MAGIC) + 2  # the two bytes give the length of the description that follows
+KEEPS_ENDING = 1  # in MARK: another row has the same name, so the key of this one is the whole name of its image
+MARK = BLOCK - 1  # bits of an offset: KEEPS_ENDING, and above it which of the images of its run a row is
+MOST_IMAGES = BLOCK // 2  # of one run
+VERSION = 2  # of the rule for names
 MOST_SAMPLE = 256 << 20  # bytes of one sample; what is larger costs its row and is never read
 
 
-def build_index(path: Path, data: bool = True, inside: list[str] | None = None) -> np.ndarray:
+@dataclass
+class Notes:
+    """What somebody should hear of the names in archives: other archives in them, companions without an image, images whose
+    names agree up to their first dot."""
+
+    inside: list[str] = field(default_factory=list)
+    alone: int = 0
+    first_alone: str = ""
+    alike: int = 0
+    first_alike: tuple[str, str] = ("", "")
+
+    def add(self, other: "Notes") -> None:
+        self.inside += other.inside
+        self.first_alone, self.first_alike = (
+            self.first_alone or other.first_alone,
+            self.first_alike if self.alike else other.first_alike,
+        )
+        self.alone, self.alike = self.alone + other.alone, self.alike + other.alike
+
+
+def build_index(
+    path: Path, data: bool = True, notes: Notes | None = None, endings: Endings = WITH_COMPANIONS
+) -> np.ndarray:
     """Walk a tar once. INDEX [rows + 1]; the last record holds the archive's size. Raises TarError, StorageError, and
     RequestError for what is an archive of another kind.
 
     data: read all bytes for their CRC; otherwise headers alone are read, and `crc` is that of each sample's headers: it
-    tells other names and sizes, but rows cannot be checked by it. inside: receives names of archives in the tar.
+    tells other names and sizes, but rows cannot be checked by it. notes: receives what is to be told of names.
     """
     with mapped(path) as buffer:
         try:
-            return _indexed(buffer, data, [] if inside is None else inside)
+            rows = _Rows(buffer, data, endings, Notes() if notes is None else notes)
+            for member in walk(buffer):
+                rows.add(member)
+            return rows.index()
         except TarError as error:
             what = None if _begins(buffer) else archives.what_it_is(path, bytes(buffer[:512]))
             if what is None:
@@ -56,40 +90,82 @@ def _begins(buffer: memoryview) -> bool:
         return False
 
 
-def _indexed(buffer: memoryview, data: bool, inside: list[str]) -> np.ndarray:
-    records: list[tuple[int, int, int]] = []
-    seen: set[str] = set()
-    group: list[tuple[int, int, int, str]] = []  # first byte, first byte of data, end, extension
-    group_key: str | None = None
+class _Rows:
+    """The rows of an archive, member by member."""
 
-    def close() -> None:
-        pictures = sum(extension in PICTURES for *_, extension in group)
-        if pictures > 1:
-            raise TarError(f"sample {group_key!r} at byte {group[0][0]} has {pictures} pictures; one is allowed")
-        if pictures:
-            assert group_key is not None
-            if group_key in seen:
-                raise TarError(f"sample {group_key!r} occurs again at byte {group[0][0]}; names must be unique")
-            seen.add(group_key)
-            first, last = group[0][0], group[-1][2]
-            if last - first > 0xFFFFFFFF:
-                raise TarError(f"sample {group_key!r} at byte {first} holds {last - first} bytes; 4 GiB are too many")
-            crc = 0
-            for start, end in ((first, last),) if data else ((one[0], one[1]) for one in group):
-                crc = crc32(buffer[start:end], crc)
-            records.append((first, last - first, crc))
+    def __init__(self, buffer: memoryview, data: bool, endings: Endings, notes: Notes):
+        self._buffer, self._data, self._endings, self._notes = buffer, data, endings, notes
+        self._records: list[tuple[int, int, int]] = []
+        self._first: dict[str, int] = {}  # the first row of each name
+        self._images: set[str] = set()  # whole names
+        self._run: list[tuple[Member, str]] = []
+        self._key: str | None = None
+        self._version = 0
+        self._before = ("", "", "")  # name up to the first dot, key and name of the last image
 
-    for member in walk(buffer):
-        key, extension = split(member.name)
-        if extension in _LAST and member.name.lower().endswith(_ARCHIVES):
-            inside.append(member.name)
-        if key != group_key:
-            close()
-            group, group_key = [], key
-        group.append((member.start, member.data, member.end, extension))
-    close()
-    records.append((len(buffer), 0, 0))
-    return np.array(records, dtype=INDEX)
+    def add(self, member: Member) -> None:
+        key, ending = self._endings.split(member.name)
+        if ending in _LAST and member.name.lower().endswith(_ARCHIVES):
+            self._notes.inside.append(member.name)
+        if key != self._key:
+            self._close()
+            self._run, self._key = [], key
+        self._run.append((member, ending))
+
+    def index(self) -> np.ndarray:
+        """INDEX [rows + 1], once all members were added."""
+        self._close()
+        return np.array([*self._records, (len(self._buffer), self._version, 0)], dtype=INDEX)
+
+    def _close(self) -> None:
+        images = [member for member, ending in self._run if self._endings.is_image(ending)]
+        companions = [member for member, ending in self._run if self._endings.is_companion(ending)]
+        if images:
+            assert self._key is not None
+            if companions:
+                self._version = VERSION
+            self._add_rows(self._key, images)
+        elif companions:
+            self._notes.first_alone = self._notes.first_alone or companions[0].name
+            self._notes.alone += len(companions)
+            if any(split(member.name)[1] in PICTURES for member in companions):
+                self._version = VERSION  # these were rows by the older rule
+
+    def _add_rows(self, key: str, images: list[Member]) -> None:
+        first, last = self._run[0][0].start, self._run[-1][0].end
+        if last - first > 0xFFFFFFFF:
+            raise TarError(f"sample {key!r} at byte {first} holds {last - first} bytes; 4 GiB are too many")
+        if len(images) > MOST_IMAGES:
+            raise TarError(f"sample {key!r} at byte {first} has {len(images)} images; {MOST_IMAGES} are allowed")
+        crc = 0
+        for start, end in ((first, last),) if self._data else ((one.start, one.data) for one, _ in self._run):
+            crc = crc32(self._buffer[start:end], crc)
+        keeps = len(images) > 1 or key in self._first
+        if keeps:
+            self._version = VERSION
+        if key in self._first:
+            other = self._first[key]
+            offset, size, its_crc = self._records[other]
+            self._records[other] = offset | KEEPS_ENDING, size, its_crc
+        self._first.setdefault(key, len(self._records))
+        for number, image in enumerate(images):
+            if image.name in self._images:
+                raise TarError(f"sample {key!r} occurs again at byte {image.start}; names must be unique")
+            self._images.add(image.name)
+            self._tell_alike(key, image.name)
+            self._records.append((first | (number << 1 | keeps), last - first, crc))
+
+    def _tell_alike(self, key: str, name: str) -> None:
+        stem, (before, its_key, its_name) = up_to_first_dot(name), self._before
+        if stem == before and key != its_key and stem[-1:] not in ("", "/"):
+            self._notes.first_alike = self._notes.first_alike if self._notes.alike else (its_name, name)
+            self._notes.alike += 1
+        self._before = stem, key, name
+
+
+def named_by(index: np.ndarray) -> Endings:
+    """Returns the rule for names by which an index was made."""
+    return WITH_COMPANIONS if index.item(len(index) - 1)[1] else BY_LAST_DOT
 
 
 def read_index(sidecar: Path, path: Path) -> np.ndarray:
@@ -105,8 +181,10 @@ def read_index(sidecar: Path, path: Path) -> np.ndarray:
         raise StorageError(f"{sidecar}: unreadable index ({error}); {remedy}") from error
     if len(index) == 0 or index[-1]["offset"] != size:
         raise StorageError(f"{sidecar}: made from another archive than the {size} bytes beside it; {remedy}")
-    rows = index[:-1]
-    if (rows["offset"] > size).any() or (rows["offset"] + rows["size"] > size).any() or (rows["size"] == 0).any():
+    if index[-1]["size"] not in (0, VERSION):
+        raise StorageError(f"{sidecar}: made by a later version of SEER; {remedy}")
+    first, sizes = index[:-1]["offset"] & ~np.uint64(MARK), index[:-1]["size"]
+    if (first > size).any() or (first + sizes > size).any() or (sizes == 0).any():
         raise StorageError(f"{sidecar}: points outside the {size} bytes beside it; {remedy}")
     return index
 
@@ -149,13 +227,6 @@ def fits(size: int, rows: int) -> bool:
 def checksum(index: np.ndarray) -> str:
     """Names an index, and by the CRCs in it the archive. 8 hexadecimal digits."""
     return f"{crc32(index.tobytes()):08x}"
-
-
-def split(name: str) -> tuple[str, str]:
-    """Key and lower-case extension: "a/x.1.JPG" -> ("a/x.1", "jpg")."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.rpartition(".")
-    return (folder + slash + stem, extension.lower()) if dot else (name, "")
 
 
 class mapped:

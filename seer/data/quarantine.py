@@ -106,8 +106,10 @@ def _entry(line: str, where: str) -> tuple[str, str, int | None]:
 
 
 def _row(shard: Shard, keys: dict[int, dict[str, int]], number: int, member: str, row: int | None, where: str) -> int:
-    if row is not None and 0 <= row < len(shard) and member in (f"row {row}", _key(shard, row)):
-        return row
+    if row is not None and 0 <= row < len(shard):
+        key = _key(shard, row)  # keys that keep an ending were told without it by earlier versions
+        if member in (f"row {row}", key, (key or "").rpartition(".")[0]):
+            return row
     if number not in keys:
         keys[number] = {key: n for n, key in enumerate(shard.keys())}
     found = keys[number].get(member, keys[number].get(member.rpartition(".")[0]))

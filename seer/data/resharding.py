@@ -23,15 +23,15 @@ import numpy as np
 from seer.core import rng
 from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.log import log
-from seer.core.records import Skipped
-from seer.data import archives
-from seer.data.decode import Undecodable, reencoded
+from seer.core.records import Sample, Skipped
+from seer.data.decode import Undecodable, decode, reencoded
 from seer.data.folder import FolderShard
-from seer.data.index import INDEX_SUFFIX, PICTURES, build_index, checksum, fits, read_index, write_index
-from seer.data.ledger import LEAST, share
+from seer.data.index import INDEX_SUFFIX, Notes, build_index, checksum, fits, read_index, write_index
+from seer.data.ledger import LEAST, share, shown
+from seer.data.names import PICTURES, has_places
 from seer.data.order import permute
 from seer.data.pieces import Entry, locked, run_pieces
-from seer.data.shards import Shard, fingerprint, folder_of
+from seer.data.shards import Shard, fingerprint, folder_of, tell
 from seer.data.tar import TarError
 from seer.data.writing import (
     JOURNAL,
@@ -101,6 +101,15 @@ class Part:
         row = line - (self.ends[shard] - np.array([len(self.shards[s]) for s in shard.tolist()], dtype=np.int64))
         yield from zip(shard.tolist(), row.tolist(), strict=True)
 
+    def _refuse_places(self, sample: Sample, image: bytes) -> None:
+        """Raises RequestError for what would lie elsewhere on its image, once that is made smaller."""
+        ending = next((ending for ending in sample.fields if has_places(ending)), None)
+        if self.max_side is not None and ending is not None and max(decode(image).shape) > self.max_side:
+            raise RequestError(
+                f"max_side={self.max_side}: {shown(sample.key)} in {self.shards[sample.ref.shard].path} has a member "
+                f"{ending}, told in pixels of the image, which would be made smaller without it; leave max_side out"
+            )
+
     def samples(self, first: int, last: int, skipped: list[Skipped], tick: Callable[[], None]) -> Iterator[Member]:
         """Samples as they are to be written. Appends to skipped what cannot be."""
         labels = {name: str(n).encode() for n, name in enumerate(self.classes or ())}
@@ -112,6 +121,7 @@ class Part:
                 fields = dict(sample.fields)
                 if self.max_side is not None or self.quality is not None:
                     extension = next(e for e in fields if e in PICTURES)
+                    self._refuse_places(sample, fields[extension])
                     kind, data = reencoded(fields.pop(extension), self.max_side, self.quality)
                     fields = {kind or extension: data, **fields}
             except (TarError, Undecodable) as error:
@@ -317,9 +327,9 @@ def _index(
     def work(number: int, tick: Callable[[], None]) -> Entry:
         path, name = Path(paths[number]), names[number]
         sidecar = output / name.get("sidecar", name["name"] + INDEX_SUFFIX)
-        inside: list[str] = []
+        notes = Notes()
         try:
-            index = build_index(path, inside=inside)
+            index = build_index(path, notes=notes)
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(index) == 1:
@@ -338,10 +348,14 @@ def _index(
         tick()
         size = int(index[-1]["offset"])
         entry = {**name, "count": len(index) - 1, "bytes": size, "sha256": digest, "index": checksum(index)}
-        return {**entry, "inside": [f"{path}/{one}" for one in inside]} if inside else entry
+        notes.inside = [f"{path}/{one}" for one in notes.inside]
+        return {**entry, "notes": asdict(notes)} if notes != Notes() else entry
 
     entries = run_pieces(work, len(paths), journal, request, processes=processes, progress=progress)
-    archives.tell("archives in tars", [one for entry in entries for one in entry.pop("inside", ())])
+    notes = Notes()
+    for entry in entries:
+        notes.add(Notes(**entry.pop("notes", {})))
+    tell(notes)
     return write_manifest(output, entries, {"request": request, "skipped": 0})
 
 

@@ -29,7 +29,18 @@ from seer.core.records import Sample, SampleRef
 from seer.data import archives
 from seer.data import index as indexes
 from seer.data.folder import FolderShard, listed_in, these
-from seer.data.index import INDEX_SUFFIX, MOST_SAMPLE, PICTURES, build_index, mapped, read_index, split
+from seer.data.index import (
+    INDEX_SUFFIX,
+    KEEPS_ENDING,
+    MARK,
+    MOST_SAMPLE,
+    Notes,
+    build_index,
+    mapped,
+    named_by,
+    read_index,
+)
+from seer.data.names import PICTURES, WITH_COMPANIONS, Asked, Endings, asked
 from seer.data.source import Found, expand, is_list, is_picture, refuse_unfinished
 from seer.data.tar import HEAD, ChecksumError, TarError, plain_member, walk
 from seer.data.writing import JOURNAL, MANIFEST, write_shards
@@ -91,7 +102,7 @@ class Opened:
         self._archives: OrderedDict[str, _Archive] = OrderedDict()
         self._indexes: OrderedDict[str, np.ndarray] = OrderedDict()
         self._indexed = 0  # bytes
-        self.inside: list[str] = []  # archives in the tars that were walked, as TAR/NAME
+        self.notes = Notes()  # of the tars that were walked, names as TAR/NAME
         self._lock = threading.Lock()
 
     def get(self, shard: "TarShard") -> tuple[_Archive, np.ndarray]:
@@ -137,11 +148,22 @@ def _most_open() -> int:
 class TarShard:
     """One tar file. Reads by `pread`, so threads and forked processes share a descriptor without a lock.
 
-    entry: what the manifest says of it; classes: what it names for all. Raises TarError, StorageError. There may be
-    100,000, hence strings and slots.
+    entry: what the manifest says of it; classes: what it names for all; asked: of the names of members. Raises TarError,
+    StorageError. There may be 100,000, hence strings and slots.
     """
 
-    __slots__ = ("_check_crc", "_checksum", "_count", "_opened", "_own", "_sidecar", "_size", "classes", "name")
+    __slots__ = (
+        "_asked",
+        "_check_crc",
+        "_checksum",
+        "_count",
+        "_opened",
+        "_own",
+        "_sidecar",
+        "_size",
+        "classes",
+        "name",
+    )
 
     def __init__(
         self,
@@ -151,19 +173,19 @@ class TarShard:
         entry: Mapping[str, Any] | None = None,
         opened: Opened | None = None,
         classes: tuple[str, ...] | None = None,
+        asked: Asked | None = None,
     ):
-        self.name, self._check_crc, self._opened = str(path), check_crc, opened or Opened()
+        self.name, self._check_crc, self._opened, self._asked = str(path), check_crc, opened or Opened(), asked
         self.classes = classes
         self._own: np.ndarray | None = None  # the index of a tar without a sidecar
         self._checksum: str | None = None
         self._sidecar: str | None = entry.get("sidecar") if entry else None  # where it does not lie beside the tar
-        if entry is not None and self._agrees(entry):
+        other = asked is not None and asked.splits
+        if entry is not None and not other and self._agrees(entry):
             self._count, self._size, self._checksum = entry["count"], entry["bytes"], entry["index"]
         else:
-            if not os.path.exists(self.sidecar):
-                inside: list[str] = []
-                self._own, self._check_crc = build_index(self.path, data=False, inside=inside), False
-                self._opened.inside += [f"{self.name}/{name}" for name in inside]
+            if other or not os.path.exists(self.sidecar):
+                self._walk(other)
             index = self.load_index()
             self._count, self._size, self._checksum = len(index) - 1, int(index[-1]["offset"]), indexes.checksum(index)
 
@@ -173,11 +195,32 @@ class TarShard:
 
     @property
     def identity(self) -> str:
-        return f"{self.name.rpartition('/')[2]}:{self._count}:{self._size}:{self._checksum}"
+        named = "" if self._asked is None else f":{self._asked}"
+        return f"{self.name.rpartition('/')[2]}:{self._count}:{self._size}:{self._checksum}{named}"
 
     @property
     def sidecar(self) -> str:
         return self._sidecar or self.name + INDEX_SUFFIX
+
+    def _walk(self, other: bool) -> None:
+        """Makes an index of its own. other: rows are others than those of the sidecar, whose CRCs are taken where they are
+        of the same runs."""
+        notes = Notes()
+        self._own = build_index(self.path, data=False, notes=notes, endings=self._endings(None))
+        notes.inside = [f"{self.name}/{name}" for name in notes.inside]
+        self._opened.notes.add(notes)
+        known: dict[tuple[int, int], int] = {}
+        if other and self._check_crc and os.path.exists(self.sidecar):
+            known = {(at & ~MARK, size): crc for at, size, crc in read_index(Path(self.sidecar), self.path).tolist()}
+        runs = [(at & ~MARK, size) for at, size, _ in self._own[:-1].tolist()]
+        self._check_crc = bool(known) and all(run in known for run in runs)
+        if self._check_crc:
+            self._own["crc"][:-1] = [known[run] for run in runs]
+
+    def _endings(self, index: np.ndarray | None) -> Endings:
+        """The rule by which members are named: that of the index, or today's; and what was asked for."""
+        rule = WITH_COMPANIONS if index is None else named_by(index)
+        return rule if self._asked is None else self._asked.over(rule)
 
     def _agrees(self, entry: Mapping[str, Any]) -> bool:
         """Sizes of the archive and of its index are those of the manifest: good enough to read the index later."""
@@ -212,19 +255,19 @@ class TarShard:
         archive, index = self._opened.get(self)
         file = archive.file  # which stays open as long as `archive` is held
         offset, size, crc = index.item(row)
+        mark, endings = offset & MARK, self._endings(index)
+        offset -= mark
         if size > MOST_SAMPLE:
             raise TarError(f"sample of {size} bytes at byte {offset}, more than {MOST_SAMPLE}")
         # The first member is nearly always the picture: read by itself, its bytes need not be copied out of a longer run.
         head = self._pread(file, offset, HEAD if size > HEAD else size)
         member = plain_member(head, size)
         body = self._pread(file, offset + member.data, member.size) if member else b""
-        key: str | None = None
-        fields: dict[str, bytes] = {}
+        members: list[tuple[str, bytes]] = []
         if member:
-            key, extension = split(member.name)
-            fields[extension] = body
-            if member.end == size and extension in PICTURES and not self._check_crc:
-                return Sample(SampleRef(number, row), key, fields)  # zeros follow, of which only the CRC knows
+            members.append((member.name, body))
+            if member.end == size and not self._check_crc:  # zeros follow, of which only the CRC knows
+                return _sample(SampleRef(number, row), members, endings, mark, offset)
             head = head[: member.data]
         begun = len(head) + len(body)
         rest = self._pread(file, offset + begun, size - begun)
@@ -232,12 +275,8 @@ class TarShard:
             raise ChecksumError(f"checksum differs from the index at byte {offset}")
         data, base = (rest[member.end - begun :], member.end) if member else (head + rest, 0)
         for one in walk(memoryview(data), whole=False, base=base) if data else ():
-            name, extension = split(one.name)
-            key = name if key is None else key
-            fields[extension] = data[one.data : one.data + one.size]
-        if key is None or not fields.keys() & PICTURES:
-            raise TarError(f"no picture at byte {offset}, where the index has one")
-        return Sample(SampleRef(number, row), key, fields)
+            members.append((one.name, data[one.data : one.data + one.size]))
+        return _sample(SampleRef(number, row), members, endings, mark, offset)
 
     def _pread(self, file: int, offset: int, size: int) -> bytes:
         try:
@@ -250,29 +289,33 @@ class TarShard:
 
     def key(self, row: int) -> str:
         """The name of a row, from its headers alone. Raises TarError."""
+        index = self._opened.get(self)[1]
         with mapped(self.path) as buffer:
-            return _key(buffer, self.index[row])
+            return _key(buffer, index[row], self._endings(index))
 
     def iter_keys(self) -> Iterator[str]:
+        index = self._opened.get(self)[1]
+        endings = self._endings(index)
         with mapped(self.path) as buffer:
-            for record in self.index:
-                yield _key(buffer, record)
+            for record in index[:-1]:
+                yield _key(buffer, record, endings)
 
     def iter_labels(self, rows: Iterable[int]) -> Iterator[tuple[str | None, bytes | None]]:
         """Reads headers and the bytes of `cls`: some microseconds a row, whatever the images weigh."""
-        index = self.index
+        index = self._opened.get(self)[1]
+        endings = self._endings(index)
         with mapped(self.path, few=True) as buffer:
             for row in rows:
                 offset, size, _ = index.item(row)
-                key: str | None = None
+                mark, first = offset & MARK, offset & ~MARK
+                names: list[str] = []
                 cls: bytes | None = None
                 try:
-                    for member in walk(buffer[offset : offset + size], whole=False):
-                        name, extension = split(member.name)
-                        key = name if key is None else key
-                        if extension == "cls":
-                            cls = bytes(buffer[offset + member.data : offset + member.data + member.size])
-                    yield key, cls
+                    for member in walk(buffer[first : first + size], whole=False):
+                        names.append(member.name)
+                        if endings.called(endings.split(member.name)[1]) == "cls":
+                            cls = bytes(buffer[first + member.data : first + member.data + member.size])
+                    yield (_key_of(names, endings, mark) if names else None), cls
                 except TarError:
                     yield None, None
 
@@ -280,22 +323,63 @@ class TarShard:
         return list(self.iter_keys())
 
 
-def _key(buffer: memoryview, record: np.void) -> str:
+def _sample(ref: SampleRef, members: Sequence[tuple[str, bytes]], endings: Endings, mark: int, offset: int) -> Sample:
+    """A row from the members of its run, in their order. Of several images one is the row's, and the others are none of
+    its fields. Raises TarError."""
+    found = [(*endings.split(name), data) for name, data in members]
+    images = [i for i, (_, ending, _) in enumerate(found) if endings.is_image(ending)]
+    if mark >> 1 >= len(images):
+        raise TarError(f"no picture at byte {offset}, where the index has one")
+    own = images[mark >> 1]
+    key = members[own][0] if mark & KEEPS_ENDING else found[0][0]
+    fields = {
+        name: data
+        for i, (_, ending, data) in enumerate(found)
+        if (name := endings.called(ending)) not in PICTURES or i == own
+    }
+    return Sample(ref, key, fields)
+
+
+def _key_of(names: Sequence[str], endings: Endings, mark: int) -> str:
+    """The key of a row from the names in its run. Raises TarError."""
+    if not mark & KEEPS_ENDING:
+        return endings.split(names[0])[0]
+    images = [name for name in names if endings.is_image(endings.split(name)[1])]
+    if mark >> 1 >= len(images):
+        raise TarError(f"{len(images)} images in a run of which the index has more")
+    return images[mark >> 1]
+
+
+def _key(buffer: memoryview, record: np.void, endings: Endings) -> str:
     offset, size, _ = record.item()
-    for member in walk(buffer[offset : offset + size], whole=False):
-        return split(member.name)[0]
-    raise TarError(f"no member at byte {offset}")
+    first, names = offset & ~MARK, []
+    for member in walk(buffer[first : first + size], whole=False):
+        names.append(member.name)
+        if not offset & KEEPS_ENDING:
+            break
+    if not names:
+        raise TarError(f"no member at byte {first}")
+    return _key_of(names, endings, offset & MARK)
 
 
-def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = True) -> list[Shard]:
+def open_shards(
+    source: str | Path | Sequence[str | Path],
+    *,
+    check_crc: bool = True,
+    image: str | None = None,
+    fields: Mapping[str, str] | None = None,
+) -> list[Shard]:
     """What a source names, in a fixed order: a folder of tars or of pictures, a tar, a glob, `{000..009}`, a .txt
     with a path a line, or a list of any of these.
 
     check_crc: compare the bytes of every row that is read with its index; without it a flipped byte of data passes.
+    image: the ending of the image, where samples have several. fields: what else belongs to it, by its ending: {"mask":
+    "png"} makes `a.png` the mask of `a.jpg`.
 
     Raises RequestError (status 78) when there is nothing, or a set of shards that is not finished, naming the source;
     StorageError when tars are missing that a folder's manifest names; TarError for a damaged archive.
     """
+    names = asked(image, fields)
     sources = [source] if isinstance(source, str | Path) else list(source)
     paths: list[str] = []
     entries: dict[str, Mapping[str, Any] | None] = {}
@@ -321,18 +405,37 @@ def open_shards(source: str | Path | Sequence[str | Path], *, check_crc: bool = 
             if not isinstance(path, str):
                 shard = these(path)
             elif entry is None and os.path.isdir(path):
-                shard = FolderShard(Path(path))
+                shard = FolderShard(Path(path), asked=names)
             elif entry is None and is_list(path):
                 shard = listed_in(Path(path))
             else:
-                shard = TarShard(path, check_crc, entry=entry, opened=opened, classes=classes.get(path))
+                shard = TarShard(path, check_crc, entry=entry, opened=opened, classes=classes.get(path), asked=names)
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(shard) == 0:
             raise RequestError(f"no pictures in {shard.path}; looked for {', '.join(sorted(PICTURES))}")
         shards.append(shard)
-    archives.tell("archives in tars", opened.inside)
+    tell(opened.notes)
     return shards
+
+
+def tell(notes: Notes) -> None:
+    """Warns of what the names in tars say, where there is something to say."""
+    archives.tell("archives in tars", notes.inside)
+    if notes.alone:
+        log.warning(
+            f"{notes.alone} members whose ending says that they belong to an image, the first {notes.first_alone[:200]!r}, "
+            "have no image of their name, and are not trained on; where the images are called otherwise, like "
+            "NAME.input.jpg, data.image=input.jpg joins them, and data.fields={depth: deep.png} says what else is theirs (of "
+            "`seer shard`: image=, fields=)"
+        )
+    if notes.alike:
+        log.warning(
+            f"{notes.alike} images have the name of the one before them up to the first dot, like "
+            f"{' and '.join(repr(name[:200]) for name in notes.first_alike)}: each is a sample of its own; where they belong together, "
+            "data.image=left.jpg says which is the image and data.fields={right: right.jpg} what is beside it (of "
+            "`seer shard`: image=, fields=)"
+        )
 
 
 def _joined(paths: Iterable[str]) -> Iterator[str | list[str]]:

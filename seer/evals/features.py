@@ -7,21 +7,22 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.core.protocols import Backbone, Modules
-from seer.core.records import Labelled, Picture
+from seer.core.records import Labelled
 from seer.data.augment import normalise
 from seer.data.decode import Undecodable, decode
 from seer.data.ledger import shown
-from seer.data.multicrop import resize
 from seer.data.shards import Shard, picture_of
 from seer.data.tar import TarError
+from seer.data.transforms.one_view import center
 from seer.evals.labels import UNLABELLED, Labels, find, match
+
+centre = center  # as others know it
 
 
 class Pictures:
@@ -84,17 +85,7 @@ class Pictures:
                 log.warning(f"{self.shards[place[0]].path} row {place[1]} is left out: {error}")
             self.broken.add(place)
             return None
-        return centre(picture, self.short, self.size), int(self.labels.of[place[0]][place[1]])
-
-
-def centre(picture: Picture, short: int, size: int) -> torch.Tensor:
-    """uint8 [h, w, 3] -> the shorter side resized to `short`, the central square of `size`: uint8 [3, S, S]."""
-    h, w = picture.shape[:2]
-    scale = short / min(h, w)
-    pixels = torch.from_numpy(np.ascontiguousarray(picture))[None].permute(0, 3, 1, 2)
-    pixels = resize(pixels, max(size, round(h * scale)), max(size, round(w * scale)))[0]
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
-    return pixels[:, top : top + size, left : left + size]
+        return center(picture, self.short, self.size), int(self.labels.of[place[0]][place[1]])
 
 
 @dataclass(frozen=True)

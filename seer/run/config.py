@@ -30,6 +30,10 @@ class DataConfig:
     prefetch_gb: Number = setting(4.0, "fewer where the memory for them would be more, per rank", above=0)
     max_bad: Share = setting("1%", "stop (exit 65) when more of the last 100,000 images are bad, or half of one shard")
     check_crc: Switch = setting(True, "compare every row with its index; without it a flipped byte passes")
+    image: Word | None = setting(None, "the ending of the image, where samples have several: input.jpg")
+    fields: dict[str, Word] | None = setting(
+        None, "what else belongs to an image, by its ending: {mask: png} makes a.png the mask of a.jpg"
+    )
     exclude: Paths | None = setting(None, "images never to read: a run's skipped.jsonl, or lines of shard<TAB>member")
     drawn: Whole = setting(0, "without a source: how many built-in images to draw for training", least=0)
     drawn_test: Whole = setting(0, "and for the probe", least=0)

@@ -57,7 +57,8 @@ def _repeated(
     world: World,
 ) -> dict[str, Any]:
     seen = torch.load(folder / f"rank-{world.rank:05d}.pt", map_location="cpu", weights_only=True)
-    shards = open_shards(source or config.data.source or folder.parent / "pictures" / "train")
+    named: dict[str, Any] = {"image": config.data.image, "fields": config.data.fields}
+    shards = open_shards(source or config.data.source or folder.parent / "pictures" / "train", **named)
     transform = build("augment", config.augment)
     lengths = Lengths(config.steps, config.batch, sum(map(len, shards)))
     task, _ = assemble.task(config, transform, lengths, world)

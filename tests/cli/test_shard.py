@@ -251,6 +251,42 @@ def test_a_png_becomes_a_jpeg_and_its_other_members_stay(tmp_path, capfd):
     assert sorted(fields) == ["cls", "jpg", "json"] and fields["cls"] == b"7" and fields["jpg"][:2] == b"\xff\xd8"
 
 
+def test_masks_and_boxes_go_along_and_an_image_is_never_made_smaller_without_them(tmp_path, capfd):
+    numbers = np.random.default_rng(0).integers(0, 9, (90, 80), dtype=np.uint8)
+    mask = encoded(numbers, "PNG")
+    write_tar(tmp_path / "m.tar", [("a.jpg", jpeg(0, 90, 80)), ("a.mask.png", mask), ("a.cls", b"1")])
+    write_tar(tmp_path / "b.tar", [("a.boxes.json", b"[]"), ("a.png", png(0, 90, 80))])
+    write_tar(tmp_path / "t.tar", [("a.jpg", jpeg(0, 90, 80)), ("a.tags.json", b"[]")])
+    words = ("shard", f"output={tmp_path / 'o'}", "processes=1")
+    for name, ending in (("m", "mask.png"), ("b", "boxes.json")):
+        for more in ((), ("quality=50",)):
+            ended = seer(capfd, *words, f"source={tmp_path}/{name}.tar", "max_side=64", *more)
+            assert ended.status == 78 and all(
+                w in ended.result["error"] for w in (ending, "max_side=64", f"{name}.tar")
+            )
+    ended = seer(capfd, *words, f"source={tmp_path}/t.tar", "max_side=64")
+    assert ended.status == 0, ended.words
+    words = ("shard", f"output={tmp_path / 'p'}", "processes=1")
+    ended = seer(capfd, *words, f"source={tmp_path}/m.tar", "max_side=90", "quality=50")
+    assert ended.status == 0, ended.words
+    fields = open_shards(tmp_path / "p")[0].read(0, 0).fields
+    assert fields["mask.png"] == mask and sorted(fields) == ["cls", "jpg", "mask.png"]
+
+
+def test_words_say_which_ending_is_the_image_and_which_its_mask(tmp_path, capfd):
+    rows = [m for i in range(4) for m in ((f"{i}.jpg", jpeg(i)), (f"{i}.png", png(9)), (f"{i}.cls", b"1"))]
+    write_tar(tmp_path / "x.tar", rows)
+    words = ("shard", f"source={tmp_path / 'x.tar'}", "processes=1", "shuffle=false")
+    ended = seer(capfd, *words, f"output={tmp_path / 'o'}", "fields={mask: png}")
+    assert ended.status == 0 and ended.result["pictures"] == 4, ended.words
+    fields = open_shards(tmp_path / "o")[0].read(0, 2).fields
+    assert fields == {"jpg": jpeg(2), "mask.png": png(9), "cls": b"1"}
+    assert seer(capfd, *words, f"output={tmp_path / 'q'}", "image=png").result["pictures"] == 4
+    assert picture_of(open_shards(tmp_path / "q")[0].read(0, 2)) == png(9)
+    for wrong in ("fields={mask: 3}", "fields=png", "image=3", "fields.mask.x=png"):
+        assert seer(capfd, *words, f"output={tmp_path / 'r'}", wrong).status == 78
+
+
 def test_shards_go_on_where_one_of_them_would_be_empty(tmp_path, capfd):
     write_tar(tmp_path / "x.tar", [(f"{i}.jpg", jpeg(i) if i != 2 else b"no picture") for i in range(5)])
     words = ("shard", f"source={tmp_path / 'x.tar'}", f"output={tmp_path / 'o'}", "quality=80", "processes=1")

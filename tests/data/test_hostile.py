@@ -187,9 +187,8 @@ PAYLOADS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "absolute names": (named("{d}/ran/a.jpg", "{d}/ran.jpg"), "reads"),
     "names that steer a terminal": (picture(b"no picture", "\x1b[2J\r\n\x07evil.jpg"), "not a JPEG, PNG or WebP"),
     "a name of a mebibyte": (lambda d: write_tar(d / "x.tar", [("n" * (1 << 21) + ".jpg", jpeg(0))], 1), "extended header of"),
-    "one key twice in a row": (named("a.jpg", "a.jpg"), "2 pictures"),
+    "one key twice in a row": (named("a.jpg", "a.jpg"), "occurs again"),
     "one key twice with others between": (named("a.jpg", "b.jpg", "a.jpg"), "occurs again"),
-    "one key twice in another case": (named("a.jpg", "a.JPG"), "2 pictures"),
     # members that are no plain files
     "a link out of the archive": (special(tarfile.SYMTYPE, linkname="/etc/passwd"), "only plain files"),
     "a hard link": (special(tarfile.LNKTYPE, linkname="/etc/passwd"), "only plain files"),

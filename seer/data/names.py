@@ -1,0 +1,137 @@
+"""Names of members and files -> which sample each belongs to, and what of it it is.
+
+A name ends at the last dot: `a/0001.jpg` and `a/0001.cls` are of sample `a/0001`, and so dotted names stay whole. But an
+ending of a closed list with a dot in it, like `mask.png`, is taken off as a whole: `a/0001.mask.png` belongs to the image
+`a/0001.jpg` and is never an image to learn from. `data.image` and `data.fields` name other endings for one set of data.
+
+Surprising: webdataset ends names at the first dot. Here names that agree up to there and have endings that are not in the
+list are samples of their own, and told (`index.Notes`), since a date or a version in a name is as common.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from seer.core.errors import RequestError
+
+PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
+# Endings of members that belong to the image of the name before them; this is the only list of them.
+COMPANIONS = frozenset(
+    {
+        *(f"{what}.png" for what in ("seg", "mask", "depth", "instance", "panoptic", "normal", "edge")),
+        *(f"{what}.json" for what in ("boxes", "tags", "captions", "caption", "keypoints", "polygons", "meta")),
+        *(f"{what}.txt" for what in ("captions", "caption", "tags")),
+    }
+)
+LOOSE = ("cls", "json", "txt")  # besides them, what a file beside a loose image may end in
+_OF_PLACES = frozenset({"boxes.json", "keypoints.json", "polygons.json"})  # told in pixels of the image
+
+
+def split(name: str) -> tuple[str, str]:
+    """Returns key and lower-case ending by the last dot: "a/x.1.JPG" -> ("a/x.1", "jpg")."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.rpartition(".")
+    return (folder + slash + stem, extension.lower()) if dot else (name, "")
+
+
+def up_to_first_dot(name: str) -> str:
+    """Returns what webdataset takes for the name of a sample: "a/x.1.JPG" -> "a/x"."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def has_places(ending: str) -> bool:
+    """Returns whether what has this ending is told in pixels of its image, so that it is wrong when that is resized."""
+    return ending in _OF_PLACES or ("." in ending and ending.rpartition(".")[2] in PICTURES)
+
+
+@dataclass(frozen=True)
+class Endings:
+    """companions: endings that are taken off whole, or that are no images though they look so. image: the ending of the
+    images, where not all do that are in PICTURES. given: (ending, what it is called in a sample) of those that change."""
+
+    companions: frozenset[str]
+    image: str | None = None
+    given: tuple[tuple[str, str], ...] = ()
+
+    def split(self, name: str) -> tuple[str, str]:
+        """Returns the key of the sample that a member belongs to, and its ending in lower case."""
+        key, ending = split(name)
+        if self.companions:
+            stem, dot, word = key.rpartition(".")
+            if dot and stem and stem[-1] != "/" and (whole := f"{word.lower()}.{ending}") in self._taken_off:
+                return stem, whole
+        return key, ending
+
+    @cached_property
+    def _taken_off(self) -> frozenset[str]:
+        return self.companions if self.image is None else self.companions | {self.image}
+
+    def is_image(self, ending: str) -> bool:
+        if self.image is not None:
+            return ending == self.image
+        return ending in PICTURES and ending not in self.companions
+
+    def is_companion(self, ending: str) -> bool:
+        return ending in self.companions
+
+    def called(self, ending: str) -> str:
+        """Returns what a member is called in a sample: its ending, of the image the last part alone."""
+        if ending == self.image:
+            return ending.rpartition(".")[2]
+        return dict(self.given).get(ending, ending) if self.given else ending
+
+
+BY_LAST_DOT = Endings(frozenset())  # the older rule, of indexes that were made by it
+WITH_COMPANIONS = Endings(COMPANIONS)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `data.image` and `data.fields` say. fields: (what it is called, ending). Raises RequestError (`asked`)."""
+
+    image: str | None
+    fields: tuple[tuple[str, str], ...]
+
+    @property
+    def splits(self) -> bool:
+        """Whether names belong together otherwise than without, so that the rows of a tar are others."""
+        new = [e for _, e in self.fields if e not in COMPANIONS and ("." in e or e in PICTURES)]
+        return bool(self.image is not None or new)
+
+    def over(self, rule: Endings) -> Endings:
+        """Returns the rule for names with this added."""
+        return _joined(self, rule)
+
+    def __str__(self) -> str:
+        return ",".join([f"image={self.image}", *(f"{name}={ending}" for name, ending in self.fields)])
+
+
+@lru_cache
+def _joined(asked: Asked, rule: Endings) -> Endings:
+    more = {ending for _, ending in asked.fields if "." in ending or ending in PICTURES}
+    given = []
+    for name, ending in asked.fields:
+        whole = f"{name}.{ending.rpartition('.')[2]}"
+        given.append((ending, whole if whole in COMPANIONS else name))
+    return Endings(rule.companions | more, asked.image, tuple(given))
+
+
+def asked(image: str | None, fields: Mapping[str, Any] | None) -> Asked | None:
+    """Returns what a request says about names, None where it says nothing. Raises RequestError."""
+    if image is None and not fields:
+        return None
+    for name, ending in [("data.image", image), *(fields or {}).items()]:
+        if ending is None and name == "data.image":
+            continue
+        if not isinstance(ending, str) or not ending.strip(".") or "/" in ending or ending != ending.strip("."):
+            raise RequestError(
+                f"{name}={ending!r}: an ending is expected, what comes after the name and a dot: seg.png"
+            )
+    if image is not None and image.lower().rpartition(".")[2] not in PICTURES:
+        raise RequestError(f"data.image={image}: an ending of images is expected, .{', .'.join(sorted(PICTURES))}")
+    pairs = tuple(sorted((str(name), str(ending).lower()) for name, ending in (fields or {}).items()))
+    if len({ending for _, ending in pairs}) < len(pairs) or (image and image.lower() in dict(map(reversed, pairs))):  # type: ignore[arg-type]
+        raise RequestError(f"data.fields={dict(pairs)}, data.image={image}: each ending once")
+    return Asked(image.lower() if image else None, pairs)
