@@ -14,7 +14,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "optim": ("params",),
     "schedule": ("step", "total"),
     "precision": ("device",),
-    "augment": ("classes",),
+    "augment": ("label", "labels"),
     "eval": ("train", "test", "mean", "std", "batch", "threads", "dtype"),
 }
 # What people write as a rate or a duration in a schedule, whose own arguments are numbers.

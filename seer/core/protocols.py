@@ -48,6 +48,10 @@ class Task(Modules, Protocol):
 
     durations: ClassVar[tuple[str, ...]] = ()
     groups: ClassVar[tuple[Mapping[str, Any], ...]] = ()  # rules for parameters, where the config has none
+    learns_classes: ClassVar[bool] = (
+        False  # it takes `classes`, names that the program finds in the data where the config has none
+    )
+    targets: Sequence[str] = ()  # fields of a batch beside the views that its transform must give: label, labels
     model: nn.Module
     transform: "Transform"  # what makes a batch of its samples
     chance_loss: float | None = None  # the loss of a model that predicts nothing, where that is known

@@ -20,6 +20,7 @@ from seer.engine import replay as engine
 from seer.engine.numerics import CARD, WEIGHTS
 from seer.parallel.world import World, open_world
 from seer.run import assemble
+from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.older import renewed
 from seer.run.schedule import Lengths
@@ -62,6 +63,7 @@ def _repeated(
     transform = build("augment", config.augment)
     lengths = Lengths(config.steps, config.batch, sum(map(len, shards)))
     task, _ = assemble.task(config, transform, lengths, world)
+    give_targets(task, shards, with_classes(config, shards)[1])
     precision = build("precision", config.precision, world.device)
     training = assemble.training(config, task, lengths, world, precision)
     data = assemble.data(config, shards, transform, world)

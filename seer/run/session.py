@@ -23,6 +23,7 @@ from seer.engine.numerics import Guard
 from seer.engine.precision import quickest
 from seer.engine.retention import steps_in
 from seer.engine.stop import StopRequest
+from seer.evals.classification import HeadTop1
 from seer.evals.features import Pictures
 from seer.evals.probe import OnlineKNN, labelled
 from seer.evals.rankme import RankMe
@@ -30,6 +31,7 @@ from seer.parallel.collectives import any_true
 from seer.parallel.world import World, open_world, statistics_groups
 from seer.run import assemble, resume, validate
 from seer.run.assemble import Data, Training
+from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.finish import Bundles, Ending
 from seer.run.folder import begun_with, claim, same_everywhere
@@ -107,6 +109,7 @@ def _train(
     shards = (
         open_shards(source, check_crc=config.data.check_crc) if source else None
     )  # a wrong path must leave no folder
+    config, by_folder = with_classes(config, shards)
     draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
     probed = None if draws_probe else _probed(config, transform)
     images = sum(map(len, shards)) if shards is not None else config.data.drawn
@@ -117,6 +120,7 @@ def _train(
         output.append(folder)
         shards = assemble.drawn(config, folder, world) if shards is None else shards
         probed = _probed(config, transform) if draws_probe else probed
+        give_targets(task, shards, by_folder)
         same_everywhere(config.plain(), fingerprint(shards), world)
         data = assemble.data(config, shards, transform, world)
         training = assemble.training(config, task, lengths, world, precision)
@@ -287,18 +291,22 @@ def _probe(session: Session) -> OnlineKNN | None:
 
 
 def _evaluators(session: Session, probe: OnlineKNN | None) -> list[Evaluator]:
-    """Returns the probe, and RankMe where the probe has so many images that a tenth of them more is worth a figure."""
+    """Returns the probe, the accuracy of a head that learns classes, and RankMe where the probe has so many images that a tenth
+    of them more is worth a figure."""
     if probe is None:
         return []
+    task = session.training.task
+    found: list[Evaluator] = [probe]
+    how: Mapping[str, Any] = {
+        "mean": tuple(task.transform.mean),
+        "std": tuple(task.transform.std),
+        "threads": max(1, session.data.threads),
+        "dtype": session.training.precision.dtype,
+    }
+    if task.learns_classes:
+        found.append(HeadTop1(probe.test, task.classes, **how))  # type: ignore[attr-defined]
     most = min(1024, (len(probe.train) + len(probe.test)) // 10)
-    if most < 256:
-        return [probe]
-    transform = session.training.task.transform
-    how: Mapping[str, Any] = {"threads": session.data.threads, "dtype": session.training.precision.dtype}
-    return [
-        probe,
-        RankMe(probe.train, probe.test, mean=tuple(transform.mean), std=tuple(transform.std), most=most, **how),
-    ]
+    return [*found, RankMe(probe.train, probe.test, most=most, **how)] if most >= 256 else found
 
 
 def _announce(session: Session, first: int) -> None:
