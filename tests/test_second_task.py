@@ -14,6 +14,7 @@ from seer.core.build import allow
 from seer.core.errors import Interrupted, NumericsError, RequestError
 from seer.core.protocols import StopTraining
 from seer.run.config import RunConfig
+from seer.run.opened import open_run
 from seer.run.plan import plan
 from seer.run.replay import replay
 from seer.run.session import train
@@ -112,6 +113,20 @@ def test_a_step_that_breaks_is_captured_and_repeated(pictures, tmp_path, admitte
     (capture,) = (tmp_path / "run").glob("capture-*")
     found = replay(capture, device="cpu")
     assert found["same"] is True and found["first_activation"]
+
+
+def test_it_can_be_opened_and_stands_where_it_was_saved(undisturbed, pictures, admitted):
+    from safetensors.torch import load_file
+
+    run = open_run(undisturbed)
+    assert run.step == 12 and run.config.batch == 8 and sum(map(len, run.shards)) == 20
+    assert [row["loss"] for row in run.metrics if "loss" in row] == losses(undisturbed)
+    (file,) = (undisturbed / "checkpoints" / "step-00000012").glob("*.safetensors")
+    saved = {name.removeprefix("task/"): tensor for name, tensor in load_file(file).items() if name.startswith("task/")}
+    held = run.task.state_dict()
+    parameters = {name for name in held if name.rsplit(".", 1)[-1] in ("weight", "bias")}
+    assert parameters <= saved.keys() and all(torch.equal(held[name], saved[name]) for name in parameters)
+    assert held["backbone.stem.1.num_batches_tracked"] == 12
 
 
 def test_it_is_planned(pictures, tmp_path, admitted):
