@@ -32,9 +32,8 @@ def _build(name: str, weights: str | None = None, stem_stride: int = 2) -> Any:
 
 def _entry(name: str) -> Callable[..., Any]:
     entry = partial(_build, name)
-    features = zoo.ROWS[name].widths[-1] if name in zoo.ROWS else 2048
     entry.__doc__ = (
-        f"{name}: [B, 3, H, W] -> [B, {features}]. weights: a run, a bundle or a file, whose stem stride then "
+        f"{name}: [B, 3, H, W] -> [B, {zoo.features_of(name)}]. weights: a run, a bundle or a file, whose stem stride then "
         "holds; without them freshly initialised, in training mode, with stem_stride 1 or 2 (RegNetY)."
     )
     return entry

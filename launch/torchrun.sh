@@ -10,6 +10,10 @@ HEAD=localhost:29500                # several machines: name and free port of on
 
 # An old result must not be taken for this run's, should the job be killed before it writes one.
 rm -f "$RUN/result.json"
+TOLD=$(mktemp)
+trap 'rm -f "$TOLD"' EXIT
+exec 3> >(trap "" INT TERM HUP USR1; exec tee "$TOLD")     # no signal may end it before the last line
+tee=$!
 
 # Seconds from the signal that ends a run to SIGKILL, instead of torchrun's 30: longer than one step and one save.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
@@ -19,9 +23,13 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
 python -m torch.distributed.run --nnodes="$NODES" --nproc_per_node="$GPUS" --max-restarts=0 \
     --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     --rdzv_backend=c10d --rdzv_endpoint="$HEAD" --rdzv_id="$(basename "$RUN")" \
-    -m seer pretrain data.source="$SOURCE" output="$RUN" "$@"
+    -m seer pretrain data.source="$SOURCE" output="$RUN" "$@" >&3
 status=$?
+exec 3>&-
+wait "$tee"
 
-# torchrun makes every failure 1, so the run's own status is read where it was written:
+# torchrun makes every failure 1, so the run's own status is read where it was written, or where it ended before it had its
+# folder, in the last line that it printed:
 # 0 done · 75 saved on request, run it again · 65 bad data · 74 storage · 78 wrong request · 70 a defect.
-exit "$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["exit"])' "$RUN/result.json" 2>/dev/null || echo "$status")"
+if [ -f "$RUN/result.json" ]; then cat "$RUN/result.json" > "$TOLD"; fi
+exit "$(tail -n 1 "$TOLD" | python -c 'import json, sys; print(json.load(sys.stdin)["exit"])' 2>/dev/null || echo "$status")"

@@ -4,12 +4,17 @@ Surprising: it listens for signals before it imports anything else. Importing to
 meanwhile would end the process without a word and with a status after which no scheduler queues the job again.
 """
 
+import os
+
 from seer.core.signals import listener
 
 
 def entry() -> None:
     """Runs the program and ends the process with its exit status."""
     listener.listen()
+    # threads of OpenMP that wait for work spin by default, and take the core that prepares the next images; read once,
+    # when torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from seer.cli.main import entry as run
 
     run()

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,14 @@ import pytest
 import torch
 
 from seer.core.log import log
+from seer.core.signals import SIGNALS
 from seer.data import sample
 
 torch.set_num_threads(1)
+# Ignored where a script starts the tests in the background, and then by all processes that they start.
+for number in SIGNALS:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 ROOT = Path(__file__).resolve().parents[1]
 
 

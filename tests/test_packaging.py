@@ -45,7 +45,7 @@ def test_the_wheel_holds_all_code_and_all_configurations_and_nothing_else(wheel)
 def test_the_wheel_says_who_runs_it_and_under_which_licence(wheel):
     names = wheel.namelist()
     (entry_points,) = (n for n in names if n.endswith(".dist-info/entry_points.txt"))
-    assert "seer = seer.cli.main:entry" in wheel.read(entry_points).decode()
+    assert "seer = seer.__main__:entry" in wheel.read(entry_points).decode()
     assert any(re.search(r"\.dist-info/.*LICENSE$", n) for n in names)
     assert header(wheel)["Requires-Python"] == ">=3.11"
 

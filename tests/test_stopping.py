@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from seer.cli import pretrain
 from seer.engine import loop
-from seer.run import assemble
+from seer.run import assemble, session
 from seer.run import finish as ending
 from seer.tasks.swav import SwAVTask
 from tests.program import SMALL, Ended, seer, start, wait
@@ -101,7 +100,7 @@ def signalled(monkeypatch):
     ("place", "name", "words"),
     [
         (assemble, "task", ()),
-        (pretrain, "_announce", ()),
+        (session, "_announce", ()),
         (SwAVTask, "seed_prototypes", ("task.kmeans=32",)),
         (loop, "on_device", ()),
     ],

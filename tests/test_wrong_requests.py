@@ -59,14 +59,14 @@ def test_a_batch_smaller_than_the_ranks_is_refused(capfd, tmp_path: Path, pictur
 
     import torch
 
-    from seer.cli import pretrain
     from seer.parallel.world import World
+    from seer.run import session
 
     @contextmanager
     def four_ranks(*_: object):
         yield World(0, 4, 0, torch.device("cpu"))
 
-    monkeypatch.setattr(pretrain, "open_world", four_ranks)
+    monkeypatch.setattr(session, "open_world", four_ranks)
     words = ("batch=2", f"data.source={pictures}", f"output={tmp_path / 'run'}")
     text = refused(seer(capfd, "pretrain", *SMALL, *words))
     assert "batch=2" in text and "4 ranks" in text

@@ -4,13 +4,14 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from seer.cli import config
 from seer.core.build import build
 from seer.core.log import log
 from seer.engine.precision import DTYPES
-from seer.evals.features import Pictures
+from seer.evals.features import Alone, Pictures
 from seer.evals.probe import labelled
 from seer.parallel.world import open_world
 from seer.run.weights import state
@@ -26,7 +27,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
         folder = Path(wanted["output"])
         folder.mkdir(parents=True, exist_ok=True)
         output.append(folder)
-    train, test = labelled(wanted["data"], card["input_size"])
+    train, test = labelled(SimpleNamespace(**wanted["data"]), card["input_size"])
     threads = wanted["threads"] or len(os.sched_getaffinity(0))
     with open_world(wanted["device"]) as world:
         evaluator = build(
@@ -40,7 +41,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
             threads=threads,
             dtype=DTYPES[wanted["dtype"]],
         )
-        values = evaluator.run(backbone.to(world.device).eval())
+        values = evaluator.run(Alone(backbone.to(world.device).eval()))
     log.info("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     return {
         **values,

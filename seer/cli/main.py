@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from seer.core import log
+from seer.core.build import PLACES
+from seer.core.config import flat
 from seer.core.signals import listener
 
 VERBS = {
@@ -93,9 +95,7 @@ def entry() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except (
-            OSError
-        ):  # closed by whoever read it; at its end the interpreter would try again, and make the status 120
+        except OSError:  # whoever read it is gone; the interpreter would try again, and make the status 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         os._exit(status)
@@ -135,12 +135,25 @@ def _help() -> str:
 
 def _verb_help(verb: str) -> str:
     from seer.cli.config import choices_of, folder  # Hydra costs half a second, which a wrong verb need not wait for
+    from seer.cli.verbs import SCHEMAS
+    from seer.core import schema
 
-    root = folder()
+    root, source = folder(), (folder() / f"{verb}.yaml").read_text(encoding="utf-8")
+    head = [line.removeprefix("# ") for line in source.splitlines() if line.startswith("#")]
+    inherited = (root / "pretrain.yaml").read_text(encoding="utf-8") if verb == "plan" else source
     groups = [
         f"  {path.name}: {', '.join(choices_of(verb, path.name))}"
         for path in sorted(root.iterdir())
-        if path.is_dir() and f"- {path.name}:" in (root / f"{verb}.yaml").read_text(encoding="utf-8")
+        if path.is_dir() and f"- {path.name}:" in inherited
     ]
-    text = (root / f"{verb}.yaml").read_text(encoding="utf-8")
-    return f"seer {verb}: {VERBS[verb]}\n\n{text}\ngroups (group=choice, then group.key=value):\n" + "\n".join(groups)
+    sentences, kind = schema.sentences(SCHEMAS[verb]), SCHEMAS[verb]
+    defaults = flat(schema.defaults(kind, missing="…"))
+    keys = [
+        f"  {key + '=' + json.dumps(value, ensure_ascii=False).strip(chr(34)):34} {sentences.get(key, '')}"
+        for key, value in defaults.items()
+        if key not in PLACES
+    ]
+    parts = [f"seer {verb}: {VERBS[verb]}", "\n".join(head), "keys, with their defaults:\n" + "\n".join(keys)]
+    if groups:
+        parts.append("groups (group=choice, then group.key=value):\n" + "\n".join(groups))
+    return "\n\n".join(parts)

@@ -92,9 +92,9 @@ def find(group: str, target: str) -> Callable[..., Any]:
 
 def build(group: str, node: Mapping[str, Any], *given: Any, **named: Any) -> Any:
     """Calls the target of a group's node with its arguments; `named` replaces what the YAML leaves to the program."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise RequestError(f"{group}: {node!r} names no _target_, the class or function to call")
     arguments = {k: v for k, v in node.items() if k != "_target_"} | named
-    if "_target_" not in node:
-        raise RequestError(f"{group}: {dict(node)} names no _target_, the class or function to call")
     target = find(group, node["_target_"])
     try:
         inspect.signature(target).bind(*given, **arguments)

@@ -1,12 +1,72 @@
-"""A config as plain dicts, lists and values."""
+"""A config as plain dicts, lists and values: what keys it has, and what each takes."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from seer.core import schema
+from seer.core.schema import Duration, Rate
+from seer.core.signature import MISSING, signature
+
+# Arguments that the program gives: no config sets them.
+GIVEN: dict[str, tuple[str, ...]] = {
+    "model": ("device",),
+    "task": ("backbone", "transform", "group"),
+    "optim": ("params",),
+    "schedule": ("step", "total"),
+    "precision": ("device",),
+    "augment": ("label", "labels"),
+    "eval": ("train", "test", "mean", "std", "batch", "threads", "dtype"),
+}
+# What people write as a rate or a duration in a schedule, whose own arguments are numbers.
+SCHEDULE = {"peak": Rate, "start": Rate, "final": Rate, "warmup": Duration, "halved_at": list[Duration]}
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value}; lists are leaves."""
+    """Returns {"a.b": value}; lists are leaves."""
     if not isinstance(config, dict):
         return {prefix: config}
     return {
         k: v for name, value in config.items() for k, v in flat(value, f"{prefix}.{name}" if prefix else name).items()
     }
+
+
+def filled(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Returns the config with every key: those of the schema, and those of the signatures that its targets name.
+
+    Signatures of other libraries are left alone: a key that a new version brings is not one of ours.
+    """
+    whole = _joined(schema.defaults(kind), config)
+    for group, given in GIVEN.items():
+        node = whole.get(group)
+        if isinstance(node, dict) and str(node.get("_target_", "")).startswith("seer."):
+            known = signature(node["_target_"])
+            own = {} if known is None else {n: d for n, (_, d) in known.parameters.items() if d is not MISSING}
+            rest = {name: value for name, value in own.items() if name not in given and name not in node}
+            whole[group] = {**node, **rest}
+    return whole
+
+
+def hint_of(key: str, config: Mapping[str, Any], kind: type) -> Any:
+    """Returns the type of what a key takes; Any where neither the schema nor a signature tells."""
+    group, _, name = key.partition(".")
+    node = config.get(group)
+    if not (isinstance(node, Mapping) and "_target_" in node and name):
+        return schema.hint_of(kind, key)
+    if name == "_target_":
+        return str
+    if group == "schedule" and name in SCHEDULE:
+        return SCHEDULE[name]
+    known = signature(str(node["_target_"]))
+    if known is None or name not in known.parameters:
+        return Any
+    return Duration if name in known.durations else known.parameters[name][0]
+
+
+def _joined(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns both, the second winning; nodes are joined key by key, those with a `_target_` are not."""
+    made = {**defaults, **config}
+    for name, value in config.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping) and "_target_" not in value:
+            made[name] = _joined(default, value)
+    return made

@@ -1,13 +1,14 @@
 """What a part must offer so that others can use it without knowing it. Legend: B images, C channels, S side."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 
-from seer.core.records import Batch, Decoded, Sample, StepOutput
+from seer.core.records import Alarm, Batch, Decoded, Sample, StepOutput, example_batch
 
 
 @runtime_checkable
@@ -29,27 +30,82 @@ class Backbone(Protocol):
     def state_dict(self) -> dict[str, torch.Tensor]: ...
 
 
-class Task(Protocol):
-    """A way of learning: what the loop trains. `model` is what gets wrapped; `backbone` the plain network inside."""
+class Modules(Protocol):
+    """What can be judged: networks by name."""
 
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Returns the plain networks by name, "backbone" among them, in the order of their parameters."""
+        ...
+
+
+class Task(Modules, Protocol):
+    """A way of learning: what the loop trains, and all that the program asks of it.
+
+    Made by the program as `Target(backbone, transform, group, **config)`; arguments that `durations` names come as steps. A
+    class that names `Task` as its base gets what has a body here. `model` is what gets wrapped for several ranks and
+    compiled; `modules` gives the plain networks inside, whose names begin those of parameters (`groups`) and of the state.
+    """
+
+    durations: ClassVar[tuple[str, ...]] = ()
+    groups: ClassVar[tuple[Mapping[str, Any], ...]] = ()  # rules for parameters, where the config has none
+    learns_classes: ClassVar[bool] = (
+        False  # it takes `classes`, names that the program finds in the data where the config has none
+    )
+    targets: Sequence[str] = ()  # fields of a batch beside the views that its transform must give: label, labels
     model: nn.Module
-    backbone: nn.Module
+    transform: "Transform"  # what makes a batch of its samples
+    chance_loss: float | None = None  # the loss of a model that predicts nothing, where that is known
+    alarms: Sequence[Alarm] = ()
 
     def loss(self, batch: Batch) -> StepOutput: ...
 
-    def before_step(self, step: int) -> None: ...
+    def example(self, batch_size: int) -> Batch:
+        """Returns a batch of random images on the CPU, as large as one of a step of `batch_size` images on this rank."""
+        return example_batch(self.transform.layout(batch_size, painted=True), batch_size)
 
-    def after_step(self, step: int) -> None: ...
+    def before_step(self, step: int) -> None:
+        """Called before the loss of a step."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def after_step(self, step: int) -> None:
+        """Called when the parameters of a step are updated."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def warm_start(self, batches: Iterator[Batch], seed: int) -> None:
+        """Prepares a model that has not trained yet from the first batches, if the task does so; on all ranks alike."""
+
+    def describe(self, batch_size: int) -> list[str]:
+        """Returns what people are warned of before training begins, a sentence each. batch_size: of a step, over all ranks."""
+        return []
+
+    def explain(self, evidence: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Returns what can be made of a step's evidence, once it is worth the work."""
+        return evidence
+
+    def counted(self, model: nn.Module, ranks: int) -> "Task":
+        """Returns a copy around another model, whose loss is called to count memory: of one rank of so many, talking to nobody,
+        with all that a long run holds. This one is enough for a loss that uses `self.model` alone."""
+        twin = copy.copy(self)
+        twin.model = model
+        return twin
+
+    def parts(self) -> Mapping[str, Any]:
+        """Returns what is saved, by name: the modules, and whatever else has a state."""
+        return self.modules()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns {"backbone.stem.0.weight": tensor, …} over all parts."""
+        return {f"{name}.{k}": v for name, part in self.parts().items() for k, v in part.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads what `state_dict` gave. Raises what a part raises for keys that do not fit."""
+        for name, part in self.parts().items():
+            first = f"{name}."
+            part.load_state_dict({k.removeprefix(first): v for k, v in state.items() if k.startswith(first)})
 
 
 class Evaluator(Protocol):
-    """Measures a backbone: {"knn_top1": 0.41}."""
+    """Measures what was trained: {"knn_top1": 0.41}. It builds its own data."""
 
-    def run(self, model: Backbone) -> dict[str, float]: ...
+    def run(self, task: Modules) -> dict[str, float]: ...
 
 
 class MetricSink(Protocol):
@@ -87,6 +143,11 @@ class Transform(Protocol):
 
     @property
     def std(self) -> Sequence[float]: ...
+
+    @property
+    def input_size(self) -> int:
+        """Returns the side of the largest views: what a network that was trained on them expects."""
+        ...
 
     def layout(self, batch_size: int, *, painted: bool = False) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Returns dtype and shape of each field of a batch. One of four axes [N, C, H, W] is laid out channels_last, and

@@ -1,6 +1,6 @@
 """Typed values that cross packages. Legend: B images, V views, K prototypes, S side of a view in pixels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -90,6 +90,17 @@ class Batch:
         return Batch(moved, self.skipped, self.images_seen)
 
 
+def example_batch(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], images: int) -> Batch:
+    """Returns a batch of such fields: random pixels, zeros for all else."""
+    generator = torch.Generator().manual_seed(0)
+    made = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}
+    for name, tensor in made.items():
+        if name.startswith("views/"):
+            pixels = torch.randint(256, tensor.shape, generator=generator, dtype=tensor.dtype)
+            made[name] = pixels.contiguous(memory_format=torch.channels_last)
+    return Batch(made, [], images)
+
+
 def stays_on_host(name: str) -> bool:
     """Returns whether a field of a batch is never moved to the device: of colors, index lists are made without waiting."""
     return name.startswith("color/")
@@ -103,6 +114,21 @@ class StepOutput:
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     evidence: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+PATIENCE = 10  # logged steps that have to agree before an alarm is raised
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A sign that training goes wrong. needs: the metric it reads. found: the last rows of metrics -> is it so? words: what
+    it means and the remedy; may name the latest values in braces. rows: how many it waits for."""
+
+    name: str
+    needs: str
+    found: Callable[[list[Mapping[str, float]]], bool]
+    words: str
+    rows: int = PATIENCE
 
 
 @dataclass

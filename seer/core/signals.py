@@ -67,7 +67,7 @@ class Listener:
         self.output, self.unwinds = output, unwinds
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self._told:
+        if self._ending.locked():
             return
         name = signal.Signals(number).name
         if self.asked:
@@ -86,9 +86,13 @@ class Listener:
         if not seconds:
             self.end(name)
         if self._timer is None:
-            self._timer = threading.Timer(seconds, self.end, [name])
+            self._timer = threading.Timer(seconds, self._end_late, [name])
             self._timer.daemon = True
             self._timer.start()
+
+    def _end_late(self, name: str) -> None:
+        if self.asked is not None:  # else somebody has taken it over
+            self.end(name)
 
     def taken(self) -> str | None:
         """Returns the open request, None for none; its answer is the caller's from now on."""

@@ -7,6 +7,7 @@ a tar's first bytes are a name, which may be anything.
 
 import shlex
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from seer.core.log import log
@@ -35,8 +36,7 @@ def what_it_is(path: Path, head: bytes) -> str | None:
     quoted = shlex.quote(str(path))
     for magic, kind, command in _COMPRESSED:
         if head.startswith(magic):
-            plain = path.with_name(path.name.split(".", 1)[0] + ("-plain.tar" if path.suffix == ".tar" else ".tar"))
-            how = f"{command} {quoted} > {shlex.quote(str(plain))}"
+            how = f"{command} {quoted} > {shlex.quote(str(_unpacked(path)))}"
             return (
                 f"{path} is compressed with {kind}, and only plain tars are read; run `{how}` and give what it writes"
             )
@@ -49,6 +49,14 @@ def what_it_is(path: Path, head: bytes) -> str | None:
     if path.suffix.lower() != ".tar" and _is_text(head):
         return f"{path} is text, no tar; a list of images or tars is a .txt with one path a line"
     return None
+
+
+def _unpacked(path: Path) -> Path:
+    """Returns a name for what a compressed tar holds, of no file that is there: the command would replace it."""
+    ending = next((one for one in _TARS if path.name.lower().endswith(one)), path.suffix)
+    stem = path.name[: len(path.name) - len(ending)]
+    names = (path.with_name(f"{stem}{f'-{n}' if n > 1 else ''}.tar") for n in count(1))
+    return next(one for one in names if not one.exists())
 
 
 def tell(where: str, names: Sequence[str]) -> None:

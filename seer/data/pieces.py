@@ -76,9 +76,8 @@ def run_pieces(
             progress(ticks - told)
             told = ticks
     except BrokenProcessPool as error:
-        time.sleep(
-            0.2
-        )  # a request to stop that was sent to all processes of a job, and not yet heard here, is the cause
+        # a request to stop, sent to all processes of a job and not yet heard here, may be why: then it is what ends this one
+        time.sleep(0.2)
         raise StorageError(
             "a writing process died (killed, or out of memory); run the same command again to go on, with fewer processes="
         ) from error

@@ -71,11 +71,14 @@ class Reader:
                 )
         excluded = probes - len(skipped)
         if probes == self.plan.total:
-            why = f", the last {shown(skipped[-1].member)}: {skipped[-1].reason}" if skipped else ""
+            bad = (
+                f"{len(skipped)} are bad, the last {shown(skipped[-1].member)}: {skipped[-1].reason}; "
+                if skipped
+                else ""
+            )
+            left_out = f"data.exclude names {len(self.exclude)} pictures; " if excluded else ""
             raise BadDataError(
-                f"none of the {probes} images of data.source can be used: {len(skipped)} are bad and {excluded} excluded"
-                f"{why}; look at the data, or at data.exclude",
-                skipped,
+                f"none of the {probes} images of data.source can be used: {bad}{left_out}give other data", skipped
             )
         raise BadDataError(
             f"{probes} places tried for one picture of lane {lane}, {excluded} of them excluded; "

@@ -22,6 +22,7 @@ import numpy as np
 
 from seer.core import rng
 from seer.core.errors import BadDataError, RequestError, StorageError
+from seer.core.log import log
 from seer.core.records import Sample, Skipped
 from seer.data.decode import Undecodable, decode, reencoded
 from seer.data.folder import FolderShard
@@ -43,6 +44,7 @@ from seer.data.writing import (
     write_shard,
 )
 
+MOST_DIGITS = 18  # of a number in `cls`
 UNREADABLE = "unreadable"  # a reason besides those of records.KINDS, since training stops at such a file
 INDEXING = ".indexing.jsonl"  # not JOURNAL: the tars are whole before their indexes are
 
@@ -65,19 +67,28 @@ class Part:
     max_side: int | None = None
     quality: int | None = None
     ends: np.ndarray = field(init=False, repr=False)  # int64 [shards], row behind each shard
+    names: tuple[str, ...] | None = field(init=False, repr=False)  # of the classes in `cls`, for the manifest
 
     def __post_init__(self) -> None:
         if self.max_side is not None and self.max_side < 32:
             raise RequestError(f"max_side={self.max_side}: at least 32 pixels")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise RequestError(f"quality={self.quality}: from 1 to 100")
+        object.__setattr__(self, "names", _names_of(self.shards) if self.classes is None else tuple(self.classes))
         object.__setattr__(self, "ends", np.cumsum([len(s) for s in self.shards], dtype=np.int64))
 
     @functools.cached_property
     def request(self) -> str:
         """Names the result: two runs of one request write the same bytes."""
         words = [1, fingerprint(self.shards), self.first, self.total, self.per_shard, self.shuffle, self.seed]
-        return hashlib.sha256(json.dumps([*words, self.classes, self.max_side, self.quality]).encode()).hexdigest()[:16]
+        words += [self.classes, self.max_side, self.quality]
+        if any(self._renumbered(shard) for shard in self.shards):
+            words.append(self.names)
+        return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+
+    def _renumbered(self, shard: Shard) -> bool:
+        """Whether numbers in its `cls` become others: its manifest names other classes than those of all."""
+        return self.classes is None and None not in (self.names, shard.classes) and self.names != shard.classes
 
     def places(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """(shard, row) of pictures first to last of this part."""
@@ -123,8 +134,34 @@ class Part:
             else:
                 if labels:
                     fields["cls"] = labels[folder_of(sample.key)]
+                elif self._renumbered(self.shards[shard]):
+                    _renumber(fields, self.shards[shard].classes or (), self.names or ())
                 yield f"{shard:05d}-{row:09d}", fields
             tick()
+
+
+def _names_of(shards: Sequence[Shard]) -> tuple[str, ...] | None:
+    """Returns the names of the classes of all shards that have a manifest with names; None where some tars have none, so
+    that nobody knows what their numbers mean."""
+    known = {shard.classes for shard in shards if not isinstance(shard, FolderShard)}
+    if len(known) == 1:
+        return known.pop()
+    names = [one for one in known if one is not None]
+    if not names:
+        return None
+    if None in known:
+        log.warning(
+            "a manifest names the classes of some of these tars, and of others none does: the numbers in `cls` are kept as "
+            "they are, and may mean different classes"
+        )
+        return None
+    return tuple(sorted({name for one in names for name in one}))
+
+
+def _renumber(fields: dict[str, bytes], old: Sequence[str], new: Sequence[str]) -> None:
+    text = fields.get("cls", b"").strip()
+    if text.isdigit() and len(text) <= MOST_DIGITS and int(text) < len(old):
+        fields["cls"] = str(new.index(old[int(text)])).encode()
 
 
 def write_part(
@@ -196,8 +233,8 @@ def _write(
     if bad.total() == seen:
         raise too_many(entries[-1])
     card: dict[str, Any] = {"request": part.request, "skipped": bad.total(), "skipped_by_reason": dict(bad)}
-    if part.classes is not None:
-        card["classes"] = list(part.classes)
+    if part.names is not None:
+        card["classes"] = list(part.names)
     if bad:
         try:
             with open(output / "skipped.jsonl", "w", encoding="utf-8") as file:

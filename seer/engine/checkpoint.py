@@ -31,6 +31,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
@@ -253,7 +254,7 @@ def read_part(path: Path, prefix: str) -> tuple[dict[str, torch.Tensor], dict[st
         raise StorageError(damage)
     sets = range(manifest["statistics"])
     try:
-        reader = HuggingFaceStorageReader(str(path))
+        reader = _LooksOnce(str(path))
         wanted = [name for name in names(read_json(path / STATE)) if name.startswith(prefix)]
         targets = _targets(wanted, sets, reader, {})
         dcp.load(targets, storage_reader=reader, no_dist=True)
@@ -261,6 +262,15 @@ def read_part(path: Path, prefix: str) -> tuple[dict[str, torch.Tensor], dict[st
         raise StorageError(f"its tensors cannot be read: {_cause(error)}") from error
     found = {name: _mean(targets, name, sets) if _is_statistic(name) else targets[name] for name in wanted}
     return {name.removeprefix(prefix): tensor for name, tensor in found.items()}, manifest
+
+
+class _LooksOnce(HuggingFaceStorageReader):
+    """Keeps what the headers of the files say: torch asks again, and of a folder that is gone by then it prints a traceback."""
+
+    def read_metadata(self) -> Metadata:
+        if not hasattr(self, "_known"):
+            self._known = super().read_metadata()
+        return self._known
 
 
 def _damage(path: Path, manifest: Mapping[str, Any], rank: int = 0, ranks: int = 1) -> str:

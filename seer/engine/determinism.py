@@ -7,10 +7,12 @@ the switch torch takes deterministic kernels only, and raises where it has none.
 
 import os
 import time
-from collections.abc import Sequence
 
 import torch
-from torch import nn
+
+from seer.core.protocols import Task
+from seer.core.records import Batch
+from seer.engine.precision import Precision
 
 
 def use_deterministic(wanted: bool, device: torch.device) -> None:
@@ -22,36 +24,34 @@ def use_deterministic(wanted: bool, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda" and not wanted
 
 
-def cost(model: nn.Module, shapes: Sequence[Sequence[int]], device: torch.device, rounds: int = 3) -> float:
-    """How many times as long a forward and a backward pass take with the switch as without; it is on afterwards.
+def cost(task: Task, batch: Batch, precision: Precision, device: torch.device, rounds: int = 3) -> float:
+    """Returns how many times as long a forward and a backward pass take with the switch as without; it is on afterwards.
 
-    shapes: [v*B, 3, S, S] of each resolution. All ranks together, since they talk. Gradients and statistics are as before.
+    batch: an example on the device. All ranks together, since they talk. State and gradients are as before.
     """
-    generator = torch.Generator(device).manual_seed(0)
-    crops = [torch.randn(*shape, generator=generator, device=device) for shape in shapes]
-    crops = [x.contiguous(memory_format=torch.channels_last) for x in crops]
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    task.model.train()
     ratios = []
     for _ in range(rounds + 1):
         seconds = []
         for switch in (False, True):
             use_deterministic(switch, device)
-            seconds.append(_seconds(model, crops, device))
+            seconds.append(_seconds(task, batch, precision, device))
         ratios.append(seconds[1] / seconds[0])
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(before[name])
+    task.load_state_dict(before)
     return sorted(ratios[1:])[rounds // 2]  # the first round sets things up
 
 
-def _seconds(model: nn.Module, crops: list[torch.Tensor], device: torch.device) -> float:
+def _seconds(task: Task, batch: Batch, precision: Precision, device: torch.device) -> float:
     def now() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
     start = now()
-    model(crops)[1].square().mean().backward()
+    with precision.autocast():
+        loss = task.loss(batch).loss
+    loss.backward()
     end = now()
-    model.zero_grad(set_to_none=True)
+    task.model.zero_grad(set_to_none=True)
     return end - start

@@ -102,13 +102,15 @@ class TensorBoard:
 
 
 class ProgressBar:
-    """For people, on standard error: done, images/s, data wait, loss beside ln K, time left.
+    """For people, on standard error: done, images/s, data wait, loss, time left. chance_loss: what a model that predicts nothing
+    scores, told beside the loss where it is known (ln K for SwAV).
 
     A terminal gets a moving bar; a log file a line now and then, at most one every `quiet_s` seconds.
     """
 
-    def __init__(self, total_steps: int, first_step: int, chance_loss: float, quiet_s: float = 20):
-        self._total, self._chance, self._quiet = total_steps, chance_loss, quiet_s
+    def __init__(self, total_steps: int, first_step: int, chance_loss: float | None = None, quiet_s: float = 20):
+        self._total, self._quiet = total_steps, quiet_s
+        self._chance = "" if chance_loss is None else f" (chance {chance_loss:.2f})"
         self._live = sys.stderr.isatty()
         self._bar = tqdm(
             total=total_steps,
@@ -125,7 +127,7 @@ class ProgressBar:
             self._say(step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
             return
         words = (
-            f"loss {values['loss']:.3f} (ln K {self._chance:.2f})  {values['images_per_s']:.0f} images/s  "
+            f"loss {values['loss']:.3f}{self._chance}  {values['images_per_s']:.0f} images/s  "
             f"data wait {values['data_wait']:.0%}"
         )
         if self._live:

@@ -5,12 +5,14 @@ Legend: M pictures in all, B in one forward, S side, C features.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.core.protocols import Backbone
+from seer.core.protocols import Backbone, Modules
 from seer.core.records import Labelled
 from seer.data.augment import normalise
 from seer.data.decode import Undecodable, decode
@@ -84,6 +86,22 @@ class Pictures:
             self.broken.add(place)
             return None
         return center(picture, self.short, self.size), int(self.labels.of[place[0]][place[1]])
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A backbone by itself, as an evaluator takes it."""
+
+    backbone: nn.Module
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Returns it by its name."""
+        return {"backbone": self.backbone}
+
+
+def backbone_of(task: Modules) -> Backbone:
+    """Returns the backbone among what was trained."""
+    return task.modules()["backbone"]  # type: ignore[return-value]
 
 
 @torch.no_grad()

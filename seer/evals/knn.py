@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from seer.core.errors import RequestError
-from seer.core.protocols import Backbone
-from seer.evals.features import Pictures, extract
+from seer.core.protocols import Modules
+from seer.evals.features import Pictures, backbone_of, extract
 
 
 def knn_top1(
@@ -56,7 +56,8 @@ class KNN:
         self.train, self.test, self.k, self.temperature = train, test, k, temperature
         self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
-    def run(self, model: Backbone) -> dict[str, float]:
+    def run(self, task: Modules) -> dict[str, float]:
+        model = backbone_of(task)
         known, known_labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
         asked, asked_labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
         top1 = knn_top1(known, known_labels, asked, asked_labels, k=self.k, temperature=self.temperature)

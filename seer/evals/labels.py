@@ -12,7 +12,7 @@ Legend: S shards, n rows of one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 
@@ -21,11 +21,11 @@ import numpy as np
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import shown
+from seer.data.resharding import MOST_DIGITS
 from seer.data.shards import Shard, folder_of
 from seer.data.tar import TarError
 
 UNLABELLED, BROKEN = -1, -2
-MOST_DIGITS = 18  # of a number in `cls`
 MOST_SHOWN = 5  # names in one message
 REMEDY = "write shards with `seer shard labels=folder`, whose manifest.json beside them names the classes"
 
@@ -34,12 +34,13 @@ REMEDY = "write shards with `seer shard labels=folder`, whose manifest.json besi
 class Labels:
     """of[s][row] is an index into names, UNLABELLED, or BROKEN where the headers of a row cannot be read.
 
-    named: names are those of classes, and not the numbers in `cls`.
+    named: names are those of classes, and not the numbers in `cls`. folder: they are names of folders.
     """
 
     of: list[np.ndarray]  # S of int32 [n]
     names: list[str]
     named: bool
+    folder: bool = False
 
     def count(self, label: int) -> int:
         return sum(int((of == label).sum()) for of in self.of)
@@ -79,7 +80,7 @@ def find(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], how: str) -> 
         raise RequestError(f"{where}: no sample has a `cls` member; {REMEDY}")
     if not names.keys() - {""}:
         raise RequestError(f"{where}: no `cls` members and no class folders, so there are no labels")
-    return _sorted(folders, list(names), named=True)
+    return replace(_sorted(folders, list(names), named=True), folder=True)
 
 
 def match(train: Labels, test: Labels) -> Labels:

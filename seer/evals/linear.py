@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from seer.core.errors import RequestError
-from seer.core.protocols import Backbone
-from seer.evals.features import Pictures, extract
+from seer.core.protocols import Modules
+from seer.evals.features import Pictures, backbone_of, extract
 
 
 def linear_top1(
@@ -61,7 +61,8 @@ class Linear:
         self.train, self.test, self.penalty, self.iterations = train, test, penalty, iterations
         self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
-    def run(self, model: Backbone) -> dict[str, float]:
+    def run(self, task: Modules) -> dict[str, float]:
+        model = backbone_of(task)
         known, known_labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
         asked, asked_labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
         top1 = linear_top1(known, known_labels, asked, asked_labels, penalty=self.penalty, iterations=self.iterations)

@@ -1,60 +1,67 @@
-"""Labelled pictures of a config -> the kNN probe of a training run, and the figures it is held against."""
+"""Labelled images -> the kNN probe of a training run, and the figures it is held against."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from seer.data.multicrop import MultiCrop
+from seer.core.protocols import Modules
 from seer.data.shards import open_shards
 from seer.evals.features import Pictures
 from seer.evals.knn import KNN, baselines
 
 
-def labelled(wanted: Mapping[str, Any], size: int) -> tuple[Pictures, Pictures]:
-    """Train and test pictures of a node with train, test, labels, size, resize, most. Classes are matched by name.
+class Wanted(Protocol):
+    """Which images, how they are cut, and where their labels come from; attributes of a config."""
+
+    @property
+    def train(self) -> str | list[str] | None: ...
+    @property
+    def test(self) -> str | list[str] | None: ...
+    @property
+    def labels(self) -> str: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def resize(self) -> int | None: ...
+    @property
+    def most(self) -> int: ...
+
+
+def labelled(wanted: Wanted, size: int) -> tuple[Pictures, Pictures]:
+    """Opens train and test images. Classes are matched by name. size: where `wanted` has none.
 
     Raises RequestError where there are no labels, or none in common.
     """
-    how = {
-        "size": wanted["size"] or size,
-        "resize": wanted["resize"],
-        "labels": wanted["labels"],
-        "most": wanted["most"],
-    }
-    train = Pictures(open_shards(wanted["train"]), **how)
-    test = Pictures(open_shards(wanted["test"]), like=train, **how)
-    return train, test
+    assert wanted.train is not None and wanted.test is not None
+    how: dict[str, Any] = {"size": wanted.size or size, "resize": wanted.resize}
+    how |= {"labels": wanted.labels, "most": wanted.most}
+    train = Pictures(open_shards(wanted.train), **how)
+    return train, Pictures(open_shards(wanted.test), like=train, **how)
 
 
-class Probe:
-    """Evaluator for the loop. Every rank runs it on the whole, so that all hold the same numbers without a word."""
+class OnlineKNN:
+    """An evaluator for the loop. Every rank runs it on the whole, so that all hold the same numbers without a word."""
 
     def __init__(
         self,
-        wanted: Mapping[str, Any],
         train: Pictures,
         test: Pictures,
-        crop: MultiCrop,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        k: int,
+        temperature: float,
         threads: int,
         dtype: torch.dtype,
     ):
         self.train, self.test = train, test
-        self.k, self.temperature, self._threads = wanted["k"], wanted["temperature"], threads
-        self._knn = KNN(
-            self.train,
-            self.test,
-            mean=crop.mean,
-            std=crop.std,
-            k=self.k,
-            temperature=self.temperature,
-            threads=threads,
-            dtype=dtype,
-        )
+        self._baselines = {"k": k, "temperature": temperature, "threads": threads}
+        self._knn = KNN(train, test, mean=mean, std=std, k=k, temperature=temperature, threads=threads, dtype=dtype)
 
-    def run(self, model: Any) -> dict[str, float]:
-        return self._knn.run(model)
+    def run(self, task: Modules) -> dict[str, float]:
+        """Returns {"knn_top1": …} of the backbone."""
+        return self._knn.run(task)
 
     def baselines(self) -> dict[str, float]:
-        """kNN on raw pixels and on colour histograms: what needs no network at all."""
-        return baselines(self.train, self.test, k=self.k, temperature=self.temperature, threads=self._threads)
+        """Returns kNN on raw pixels and on color histograms: what needs no network at all."""
+        return baselines(self.train, self.test, **self._baselines)  # type: ignore[arg-type]

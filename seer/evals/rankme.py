@@ -11,8 +11,8 @@ import copy
 import torch
 
 from seer.core.errors import RequestError
-from seer.core.protocols import Backbone
-from seer.evals.features import Pictures, extract
+from seer.core.protocols import Modules
+from seer.evals.features import Pictures, backbone_of, extract
 
 SMALLEST = 1e-7  # the article's epsilon, added to every share
 
@@ -48,6 +48,7 @@ class RankMe:
         self.pictures.rows = [train.rows[i * count // most] for i in range(most)] if most < count else train.rows
         self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
-    def run(self, model: Backbone) -> dict[str, float]:
+    def run(self, task: Modules) -> dict[str, float]:
+        model = backbone_of(task)
         features, _ = extract(model, self.pictures, **self._how)  # type: ignore[arg-type]
         return {"rankme": rankme(features)}

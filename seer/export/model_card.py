@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from seer.models import families
 from seer.models.bundle import DESCRIPTION, WEIGHTS
 
 FILE = "README.md"
@@ -18,10 +19,11 @@ FILE = "README.md"
 def model_card(described: Mapping[str, Any]) -> str:
     """Markdown with a YAML head, from a bundle's description (`seer.models.bundle`)."""
     shape, colours, origin = described["architecture"], described["normalisation"], described["provenance"]
-    name = shape["name"] or ("ResNet" if "family" in shape else "RegNetY")
+    family = families.of(shape)
+    name = shape["name"] or family.title
     licence = origin.get("licence")
     rows = {
-        "architecture": f"{name}: {_shape(shape)}",
+        "architecture": f"{name}: {family.describe(shape)}",
         "features": f"{described['feature_dim']} numbers a picture, the last stage averaged over its positions",
         "input": f"RGB, {described['input_size']} x {described['input_size']}, values in [0, 1] less mean "
         f"{_list(colours['mean'])}, over std {_list(colours['std'])}",
@@ -36,7 +38,7 @@ def model_card(described: Mapping[str, Any]) -> str:
     judged = f"| metric | value |\n|---|---|\n{metrics}" if metrics else "No metric is recorded."
     return f"""---
 library_name: seer
-tags: [image-feature-extraction, self-supervised, {shape.get("family", "regnet")}]
+tags: [image-feature-extraction, self-supervised, {family.name}]
 ---
 
 # {name}, a vision backbone
@@ -64,15 +66,6 @@ backbone = load_backbone("this folder")  # [B, 3, H, W] -> [B, {described["featu
 `{WEIGHTS}` holds the weights, `{DESCRIPTION}` this description. `seer export weights="this folder" to=torchvision` (or timm)
 writes it for other libraries and compares the features there.
 """
-
-
-def _shape(shape: Mapping[str, Any]) -> str:
-    if "family" in shape:
-        return f"depths {_list(shape['depths'])}, {shape['groups']} groups of {shape['width_per_group']} channels"
-    return (
-        f"widths {_list(shape['widths'])}, depths {_list(shape['depths'])}, group widths {_list(shape['group_widths'])}, "
-        f"stem of {shape['stem_width']} channels with stride {shape['stem_stride']}"
-    )
 
 
 def _data(origin: Mapping[str, Any]) -> str:

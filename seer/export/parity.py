@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from seer.models.regnet import RegNet
-
-if TYPE_CHECKING:
-    from seer.models.resnet import ResNet
+from seer.models.families.family import Network
 
 TOLERANCE = 1e-5
 
@@ -29,7 +25,7 @@ def features(model: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
         return model(pictures.detach().to("cpu", torch.float32))
 
 
-def reference(backbone: RegNet | ResNet, pictures: Tensor) -> Tensor:
+def reference(backbone: Network, pictures: Tensor) -> Tensor:
     """The original's own features [N, C], from a float32 copy on the CPU. Raises ValueError without any picture."""
     if pictures.ndim != 4 or pictures.shape[0] < 1 or pictures.shape[1] != 3:
         raise ValueError(f"the parity check wants pictures [N, 3, S, S] with N >= 1, got {list(pictures.shape)}")

@@ -11,20 +11,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from seer.export import model_card, parity
 from seer.models.bundle import DESCRIPTION, WEIGHTS, write_bundle
+from seer.models.families.family import Network
 from seer.models.pretrained import load_backbone
-from seer.models.regnet import RegNet
-
-if TYPE_CHECKING:
-    from seer.models.resnet import ResNet
 
 
-def export(backbone: RegNet | ResNet, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
+def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
     """Writes the bundle folder `output` and checks the features of what it reads back.
 
     Args:

@@ -17,47 +17,23 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seer.core.errors import RequestError
 from seer.export import parity
+from seer.models import families
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, check_weights, plain, write_safetensors
-from seer.models.names import TIMM
-from seer.models.pretrained import MODEL_FILE, to_names
-from seer.models.regnet import RegNet
+from seer.models.families.family import Network, Timm
+from seer.models.pretrained import MODEL_FILE
 from seer.models.zoo import name_of
 
-if TYPE_CHECKING:
-    from seer.models.resnet import ResNet
-
 CONFIG = "config.json"
-NAMES = {  # ours -> timm's; it has no 10B, and no 4GF of torchvision's rounding
-    "regnety_200mf": "regnety_002",
-    "regnety_400mf": "regnety_004",
-    "regnety_600mf": "regnety_006",
-    "regnety_800mf": "regnety_008",
-    "regnety_800mf_tv": "regnety_008_tv",
-    "regnety_1_6gf": "regnety_016",
-    "regnety_3_2gf": "regnety_032",
-    "regnety_4gf": "regnety_040",
-    "regnety_6_4gf": "regnety_064",
-    "regnety_8gf": "regnety_080",
-    "regnety_8gf_tv": "regnety_080_tv",
-    "regnety_12gf": "regnety_120",
-    "regnety_16gf": "regnety_160",
-    "regnety_32gf": "regnety_320",
-    "regnety_64gf": "regnety_640",
-    "regnety_128gf": "regnety_1280",
-    "regnety_256gf": "regnety_2560",
-    "resnet_50": "resnet50",
-    "resnext_101_32x8d": "resnext101_32x8d",
-}
 
 
-def export(backbone: RegNet | ResNet, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
+def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
     """Writes the folder `output`, checked in timm.
 
     Args:
@@ -71,12 +47,12 @@ def export(backbone: RegNet | ResNet, card: Mapping[str, Any], output: Path, pic
     Raises RequestError where timm is not installed or has no such shape, and ValueError for features that differ by more
     than 1e-5 of their largest value.
     """
-    model, name = _empty_timm_model(backbone)
+    theirs = _theirs(backbone)
+    model, name = _empty_timm_model(backbone, theirs)
     output = Path(output)
     if output.suffix in (".pth", ".pt", ".safetensors"):
         raise RequestError(f"output={output}: to=timm writes a folder with {MODEL_FILE} and {CONFIG}; name a folder")
-    named = to_names(TIMM, backbone.state_dict()) if isinstance(backbone, RegNet) else backbone.state_dict()
-    state = {key: plain(tensor).clone() for key, tensor in named.items()}
+    state = {key: plain(tensor).clone() for key, tensor in theirs.rename(backbone.state_dict()).items()}
     check_weights(state, model.state_dict(), what=f"these weights under timm's names, for its {name},")
     wanted = parity.reference(backbone, pictures)
 
@@ -85,7 +61,7 @@ def export(backbone: RegNet | ResNet, card: Mapping[str, Any], output: Path, pic
     unchecked.mkdir()
     try:
         write_safetensors(state, unchecked / MODEL_FILE)
-        (unchecked / CONFIG).write_text(_config(backbone, card, name), encoding="utf-8")
+        (unchecked / CONFIG).write_text(_config(backbone, card, name, theirs), encoding="utf-8")
         difference = parity.relative_difference(parity.features(timm_model(unchecked), pictures), wanted)
         parity.require(difference, tolerance=parity.TOLERANCE, what=f"timm's {name} with the exported weights")
         for file in (MODEL_FILE, CONFIG):
@@ -110,28 +86,34 @@ def timm_model(folder: Path) -> nn.Module:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def _empty_timm_model(backbone: RegNet | ResNet) -> tuple[nn.Module, str]:
+def _theirs(backbone: Network) -> Timm:
+    """What timm has of the backbone's family. Raises RequestError where it cannot hold this backbone."""
+    family = families.of_model(backbone)
+    if family.timm is None:
+        raise family.refuse("timm")
+    if why := family.timm.refusal(backbone):
+        raise RequestError(why)
+    return family.timm
+
+
+def _empty_timm_model(backbone: Network, theirs: Timm) -> tuple[nn.Module, str]:
     """(timm's model of this shape on meta, its name). Raises RequestError."""
-    if isinstance(backbone, RegNet) and backbone.stem_stride != 2:
-        raise RequestError(
-            f"stem_stride={backbone.stem_stride}: timm's RegNet has a fixed stride-2 stem and would compute other features "
-            "from these weights. to=safetensors keeps the stride"
-        )
     ours = name_of(backbone.architecture)
-    if ours not in NAMES:
+    if ours is None or ours not in theirs.names:
+        others = [target for target in families.of_model(backbone).exports if target != "timm"]
         raise RequestError(
-            f"timm names no network of the shape {ours or backbone.architecture}; it has those of {', '.join(NAMES)}. "
-            "to=torchvision and to=safetensors take every shape"
+            f"timm names no network of the shape {ours or backbone.architecture}; it has those of {', '.join(theirs.names)}. "
+            f"{' and '.join(f'to={target}' for target in others)} take every shape"
         )
     try:
         import timm
     except ImportError as error:
         raise RequestError(f"to=timm is checked in timm, which is not installed ({error}): pip install timm") from error
     with torch.device("meta"):
-        return timm.create_model(NAMES[ours], num_classes=0), NAMES[ours]
+        return timm.create_model(theirs.names[ours], num_classes=0), theirs.names[ours]
 
 
-def _config(backbone: RegNet | ResNet, card: Mapping[str, Any], name: str) -> str:
+def _config(backbone: Network, card: Mapping[str, Any], name: str, theirs: Timm) -> str:
     side = card.get("input_size") or 224
     described = {
         "architecture": name,
@@ -143,8 +125,8 @@ def _config(backbone: RegNet | ResNet, card: Mapping[str, Any], name: str) -> st
             "std": list(card.get("std") or IMAGENET_STD),
             "crop_pct": 224 / 256,  # how `seer evaluate` cuts: the shorter side to size * 256 / 224
             "num_classes": 0,
-            "first_conv": "stem.conv" if isinstance(backbone, RegNet) else "conv1",
-            "classifier": "head.fc" if isinstance(backbone, RegNet) else "fc",
+            "first_conv": theirs.first_conv,
+            "classifier": theirs.classifier,
         },
     }
     return json.dumps(described, indent=2) + "\n"

@@ -1,11 +1,8 @@
-"""A state dict that torchvision's `RegNet` or `ResNet` loads with strict=True, written as a `.pth`.
+"""A state dict that torchvision's own network of the family loads with strict=True, written as a `.pth`.
 
 Surprising:
-- torchvision's builders (`regnet_y_16gf` …) compute widths by another rounding rule than SEER's, so a model of exactly
-  our widths is made from `BlockParams` with explicit lists; the result's `block_params` are those lists.
-- torchvision's stem has a fixed stride of 2, and its networks end in a classifier that a backbone has not: set
-  `model.fc = torch.nn.Identity()` before loading.
-- A ResNet's tensors have torchvision's names already.
+- What torchvision has of a family, and how the tensors are called there, says the family's file in `seer/models/families`.
+- torchvision's networks end in a classifier that a backbone has not: set `model.fc = torch.nn.Identity()` before loading.
 - The file appears only after it was read back into torchvision and gave the same features.
 
 Legend: N pictures, S side.
@@ -17,21 +14,19 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from seer.core.errors import RequestError
 from seer.export import parity
+from seer.models import families
 from seer.models.bundle import plain
-from seer.models.pretrained import to_torchvision_names
-from seer.models.regnet import RegNet
-
-if TYPE_CHECKING:
-    from seer.models.resnet import ResNet
+from seer.models.families.family import Network, Torchvision
 
 
-def export(backbone: RegNet | ResNet, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
+def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
     """Writes `output` (a `.pth` or `.pt` file, else a folder that gets `torchvision.pth`), checked in torchvision.
 
     Args:
@@ -40,22 +35,17 @@ def export(backbone: RegNet | ResNet, card: Mapping[str, Any], output: Path, pic
         output: file or folder; a file there is replaced.
         pictures: [N, 3, S, S], normalised, for the comparison of features in eval mode.
 
-    Returns `file`, `parity` (largest difference over largest feature), `tolerance`, `pictures`, `block_params` (of a RegNet) or
-    `resnet` (depths, groups, width_per_group), `card`.
+    Returns `file`, `parity` (largest difference over largest feature), `tolerance`, `pictures`, `card`, and the shape
+    in torchvision's words: `block_params` (of a RegNet) or `resnet` (depths, groups, width_per_group).
 
-    Raises ValueError for a stem stride other than 2, for features that differ by more than 1e-5, and for a module that
-    is no plain `RegNet` any more.
+    Raises RequestError where torchvision has no such network, ValueError for features that differ by more than 1e-5, and for
+    a module that is no plain network of its family any more.
     """
-    if isinstance(backbone, RegNet) and backbone.stem_stride != 2:
-        raise ValueError(
-            f"stem_stride={backbone.stem_stride}: torchvision's RegNet has a fixed stride-2 stem and would compute "
-            "other features from these weights. to=safetensors keeps the stride"
-        )
+    theirs = _theirs(backbone)
     output = Path(output)
     target = output if output.suffix in (".pth", ".pt") else output / "torchvision.pth"
     wanted = parity.reference(backbone, pictures)
-    named = to_torchvision_names(backbone.state_dict()) if isinstance(backbone, RegNet) else backbone.state_dict()
-    state = {key: plain(tensor).clone() for key, tensor in named.items()}
+    state = {key: plain(tensor).clone() for key, tensor in theirs.rename(backbone.state_dict()).items()}
 
     target.parent.mkdir(parents=True, exist_ok=True)
     unchecked = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
@@ -75,45 +65,26 @@ def export(backbone: RegNet | ResNet, card: Mapping[str, Any], output: Path, pic
         "parity": difference,
         "tolerance": parity.TOLERANCE,
         "pictures": len(pictures),
-        **(
-            {"block_params": _block_params(backbone)}
-            if isinstance(backbone, RegNet)
-            else {"resnet": backbone.architecture}
-        ),
+        **theirs.told(backbone),
         "card": dict(card),
     }
 
 
-def torchvision_model(backbone: RegNet | ResNet, weights: Path) -> nn.Module:
+def torchvision_model(backbone: Network, weights: Path) -> nn.Module:
     """torchvision's network of the backbone's shape in eval mode, without classifier, loaded strictly from `weights`."""
     with torch.device("meta"):
-        model = _torchvision_regnet(backbone) if isinstance(backbone, RegNet) else _torchvision_resnet(backbone)
+        model = _theirs(backbone).network(backbone)
     model.fc = nn.Identity()
     state = torch.load(weights, map_location="cpu", weights_only=True)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def _torchvision_regnet(backbone: RegNet) -> nn.Module:
-    from torchvision.models import regnet
-
-    return regnet.RegNet(regnet.BlockParams(**_block_params(backbone)), stem_width=backbone.stem_width)
-
-
-def _torchvision_resnet(backbone: ResNet) -> nn.Module:
-    from torchvision.models import resnet
-
-    shape = {"groups": backbone.groups, "width_per_group": backbone.width_per_group}
-    return resnet.ResNet(resnet.Bottleneck, list(backbone.depths), **shape)
-
-
-def _block_params(backbone: RegNet) -> dict[str, Any]:
-    stages = len(backbone.widths)
-    return {
-        "depths": list(backbone.depths),
-        "widths": list(backbone.widths),
-        "group_widths": list(backbone.group_widths),
-        "bottleneck_multipliers": [1.0] * stages,
-        "strides": [2] * stages,
-        "se_ratio": backbone.se_ratio,
-    }
+def _theirs(backbone: Network) -> Torchvision:
+    """What torchvision has of the backbone's family. Raises RequestError where it cannot hold this backbone."""
+    family = families.of_model(backbone)
+    if family.torchvision is None:
+        raise family.refuse("torchvision")
+    if why := family.torchvision.refusal(backbone):
+        raise RequestError(why)
+    return family.torchvision

@@ -12,7 +12,7 @@ bundle.json, version 1:
 
     {"format": "seer-bundle", "version": 1, "written": number of the writing,
      "architecture": {"name": zoo name or null, "widths", "depths", "group_widths", "se_ratio", "stem_width",
-                      "stem_stride"}, or {"name", "family": "resnet", "depths", "groups", "width_per_group"},
+                      "stem_stride"}, or {"name", "family", and the entries of that one in seer/models/families},
      "feature_dim", "input_size", "normalisation": {"mean": [3], "std": [3]},
      "provenance": {"recipe", "data_fingerprint", "commit", "step", "images_seen", "licence", "caution", "metrics"}}
 """
@@ -27,7 +27,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,13 +35,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seer.core.errors import StorageError
-from seer.models import zoo
-from seer.models.regnet import RegNet
+from seer.models import families, zoo
+from seer.models.families.family import Network
 from seer.models.zoo import name_of
-
-if TYPE_CHECKING:
-    from seer.core.protocols import Backbone
-    from seer.models.resnet import ResNet
 
 FORMAT = "seer-bundle"
 VERSION = 1
@@ -56,7 +52,7 @@ CARD = ("mean", "std", "input_size", *PROVENANCE)
 
 def write_bundle(
     folder: str | os.PathLike[str],
-    backbone: RegNet | ResNet,
+    backbone: Network,
     *,
     card: Mapping[str, Any],
     state_dict: Mapping[str, Tensor] | None = None,
@@ -65,7 +61,7 @@ def write_bundle(
 
     Args:
         folder: made when missing.
-        backbone: a `RegNet` or `ResNet`, on any device.
+        backbone: a network of one of the families, on any device.
         card: any of `mean`, `std` (three numbers for RGB in [0, 1]; ImageNet's when absent), `input_size` (224),
             `recipe`, `data_fingerprint`, `commit`, `step` and `images_seen` (of the training that made it), `licence`
             (of imported weights), `caution` (what to heed when using them), `metrics` (name -> number).
@@ -110,7 +106,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappi
         ) from error
 
 
-def read_bundle(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, Any]]:
+def read_bundle(folder: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]]:
     """The backbone (float32, CPU, eval mode) and its description, as in this file's head.
 
     Raises FileNotFoundError without weights, ValueError for a broken, foreign or newer description and for weights that
@@ -121,7 +117,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[Backbone, dict[str, Any
     weights, described = read_safetensors(folder / WEIGHTS)
     described = _which(folder, described)
     with torch.device("meta"):
-        backbone = zoo.of(_architecture(described, what=str(folder)))
+        backbone = zoo.of(architecture_in(described, what=str(folder)))
     return fill(backbone, weights, what=str(folder / WEIGHTS)), described
 
 
@@ -157,9 +153,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | No
         return {name: opened.get_tensor(name) for name in opened.keys()}, described
 
 
-def stem_stride_of(description: Mapping[str, Any] | None, *, what: str) -> int:
-    """The stem's stride that a description names; 2, the published models' stride, without one."""
-    return 2 if description is None else _architecture(description, what=what).get("stem_stride", 2)
+def architecture_in(description: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    """The architecture that a description names. Raises ValueError for one that lacks entries, and for a family unknown here."""
+    return families.checked(description.get("architecture"), what=what)
 
 
 def check_weights(given: Mapping[str, Any], wanted: Mapping[str, Tensor], *, what: str) -> None:
@@ -182,7 +178,7 @@ def check_weights(given: Mapping[str, Any], wanted: Mapping[str, Tensor], *, wha
         raise ValueError(f"{what} do not fit the architecture, nothing was loaded: {'; '.join(problems[:5])}{more}")
 
 
-def fill(backbone: RegNet | ResNet, weights: Mapping[str, Tensor], *, what: str) -> RegNet | ResNet:
+def fill(backbone: Network, weights: Mapping[str, Tensor], *, what: str) -> Network:
     """Copies the weights into a backbone on meta, as float32 on the CPU, and returns it in eval mode.
 
     Copies, because the given tensors may be a window onto a file that someone overwrites later.
@@ -277,18 +273,6 @@ def _parse(text: str, *, what: str) -> dict[str, Any]:
     if described.get("version") != VERSION:
         raise ValueError(f"{what} has version {described.get('version')!r}; this program reads {VERSION}: upgrade it")
     return described
-
-
-def _architecture(described: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    architecture = described.get("architecture")
-    architecture = architecture if isinstance(architecture, dict) else {}
-    wanted: tuple[str, ...] = ("widths", "depths", "group_widths", "se_ratio", "stem_width", "stem_stride")
-    if "family" in architecture:
-        wanted = ("family", "depths", "groups", "width_per_group")
-    absent = [key for key in wanted if key not in architecture]
-    if absent:
-        raise ValueError(f"the description of {what} lacks architecture.{', architecture.'.join(absent)}")
-    return {key: architecture[key] for key in wanted}
 
 
 def _flush(path: Path) -> None:

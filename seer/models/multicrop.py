@@ -18,17 +18,20 @@ class MultiCropModel(nn.Module):
 
     def forward(self, crops: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """[v*B, 3, S, S] for each resolution, view-major -> embeddings [V*B, D], scores [V*B, K]."""
-        if not (self._channels_last_weights() if self.channels_last is None else self.channels_last):
-            crops = [x.contiguous() for x in crops]
+        crops = [as_weights_lie(x, self.backbone, self.channels_last) for x in crops]
         features = torch.cat([self.backbone(x) for x in crops])  # [V*B, C]
         return self.head(features)
 
-    def _channels_last_weights(self) -> bool:
-        """Crops come in channels_last and would carry that layout through the whole model, whatever its weights say.
 
-        It matters beyond speed: torch's batch norm for channels_last on a CPU adds up plainly in float32, and features
-        of RegNetY-200MF were 6e-5 off instead of 5e-6 (LOG.md).
-        """
-        kernels = (p for p in self.backbone.parameters() if p.dim() == 4 and p[0, 0].numel() > 1 and p.shape[1] > 1)
+def as_weights_lie(x: torch.Tensor, backbone: nn.Module, channels_last: bool | None) -> torch.Tensor:
+    """Returns pixels [N, 3, S, S] in the layout that a backbone works in. channels_last: which that is; None: as its weights lie.
+
+    Crops come in channels_last and would carry that layout through the whole model, whatever its weights say. It matters
+    beyond speed: torch's batch norm for channels_last on a CPU adds up plainly in float32, and features of RegNetY-200MF
+    were 6e-5 off instead of 5e-6 (LOG.md).
+    """
+    if channels_last is None:
+        kernels = (p for p in backbone.parameters() if p.dim() == 4 and p[0, 0].numel() > 1 and p.shape[1] > 1)
         first = next(kernels, None)
-        return first is None or not first.is_contiguous()
+        channels_last = first is None or not first.is_contiguous()
+    return x if channels_last else x.contiguous()

@@ -140,10 +140,6 @@ HUGGING_FACE = Names(
     first=(0, 0),
     heads=re.compile(r"classifier\.1\.(weight|bias)"),
 )
-# A ResNet's names are torchvision's in all libraries. What stands on it: torchvision's and timm's classifier, SwAV's head,
-# VISSL's heads.
-RESNET_HEADS = re.compile(rf"fc\.(weight|bias)|(projection_head|prototypes)\..+|{VISSL.heads.pattern}")
-RESNET_BLOCK = re.compile(r"layer(?P<stage>[1-4])\.(?P<block>\d{1,4})\.(conv[123]|bn[123]|downsample\.[01])\.\w+")
 LIBRARIES = (OURS, TORCHVISION, VISSL, TIMM, HUGGING_FACE)
 
 
@@ -165,8 +161,3 @@ def recognise(keys: Iterable[str]) -> Names | None:
             counts[number] += bool(names.numbers.match(key))
     best = max(counts, key=lambda number: counts[number])
     return LIBRARIES[best] if counts[best] else None
-
-
-def is_resnet(keys: Iterable[str]) -> bool:
-    """Whether any of these unwrapped keys names a block of a ResNet."""
-    return any(RESNET_BLOCK.fullmatch(key) for key in keys)

@@ -3,21 +3,20 @@
 Surprising:
 - A file's name says nothing here: widths, depths, group widths and the squeeze ratio are read off the tensors' shapes,
   because published files exist whose names promise another model than they hold. Only the stem's stride is not in any
-  shape: it comes from a bundle's description, and is 2 for everything else.
+  shape: a bundle's file describes itself, and 2 is taken for everything else.
 - Heads and classifiers are left out; every other key must be there, be expected and have its shape, or nothing is loaded.
-- Pickles cannot run code: see `seer.models.checkpoints`. What tensors are called: `seer.models.names`.
+- Pickles cannot run code: see `seer.models.checkpoints`. What tensors are called: `seer.models.families`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from seer.core.errors import RequestError
 from seer.core.log import log
@@ -25,17 +24,16 @@ from seer.models import zoo
 from seer.models.bundle import (
     DESCRIPTION,
     WEIGHTS,
+    architecture_in,
     check_weights,
     fill,
     read_bundle,
     read_safetensors,
-    stem_stride_of,
     step_of,
 )
 from seer.models.checkpoints import read_checkpoint
-from seer.models.names import LIBRARIES, OURS, RESNET_HEADS, TORCHVISION, Names, is_resnet, recognise, unwrapped
-from seer.models.regnet import RegNet
-from seer.models.shapes import architecture_of, resnet_architecture_of
+from seer.models.families import FAMILIES
+from seer.models.names import LIBRARIES, OURS, unwrapped
 
 if TYPE_CHECKING:
     from seer.core.protocols import Backbone
@@ -91,7 +89,7 @@ def load_with_origin(path_or_run: str | os.PathLike[str]) -> tuple[Backbone, Ori
         state, container = dict(tensors), "safetensors"
     else:
         state, container = read_checkpoint(path)
-    return _from_state(state, container, stem_stride=stem_stride_of(described, what=str(path)), what=str(path))
+    return _from_state(state, container, described, what=str(path))
 
 
 def tell_age(bundle: Path, described: Mapping[str, Any]) -> None:
@@ -105,111 +103,26 @@ def tell_age(bundle: Path, described: Mapping[str, Any]) -> None:
         )
 
 
-def to_names(names: Names, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under another library's names; the tensors are the same objects.
-
-    Raises RequestError for keys that are no RegNet's of ours, the first five named.
-    """
-    return _renamed(state_dict, names.from_ours, what=OURS.library)
-
-
-def from_names(names: Names, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Another library's RegNetY state dict under our names, without its heads; the tensors are the same objects.
-
-    Raises RequestError for keys that are no RegNetY's of theirs, the first five named.
-    """
-    trunk = {key: tensor for key, tensor in state_dict.items() if not names.heads.fullmatch(key)}
-    return _renamed(trunk, names.to_ours, what=names.library)
-
-
-def to_torchvision_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`to_names` for torchvision: keys of `torchvision.models.regnet.RegNet` without its classifier `fc`."""
-    return to_names(TORCHVISION, state_dict)
-
-
-def from_torchvision_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`from_names` for torchvision: its classifier `fc` is left out."""
-    return from_names(TORCHVISION, state_dict)
-
-
-def _renamed(state_dict: Mapping[str, Tensor], name: Callable[[str], str | None], *, what: str) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for key, tensor in state_dict.items():
-        if new := name(key):
-            renamed[new] = tensor
-        else:
-            unknown.append(key)
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise RequestError(
-            f"these keys are no RegNetY's in names of {what}: {', '.join(map(repr, unknown[:5]))}{more}. Give a plain "
-            "RegNetY's state dict"
-        )
-    return renamed
-
-
-def _from_state(state: Mapping[str, Any], container: str, *, stem_stride: int, what: str) -> tuple[Backbone, Origin]:
-    plain = {key: unwrapped(key) for key in state}
-    if is_resnet(plain.values()):
-        return _resnet_from_state(state, plain, container, what=what)
-    names = recognise(plain.values())
-    if names is None:
-        raise RequestError(
-            f"{what} holds no RegNetY in names of {', '.join(n.library for n in LIBRARIES)}; its first keys: "
-            f"{', '.join(map(repr, list(state)[:5])) or 'none'}. Give the weights of a RegNetY"
-        )
-    trunk = {key: value for key, value in state.items() if not names.heads.fullmatch(plain[key])}
-    spelled: dict[str, str] = {}  # ours -> as the file says it
-    for key in trunk:
-        if not (ours := names.to_ours(plain[key])):
-            continue
-        if ours in spelled:
-            raise RequestError(f"{what} holds one tensor twice, as {spelled[ours]!r} and {key!r}: remove one of them")
-        spelled[ours] = key
-    if not any(".se." in ours for ours in spelled):
-        raise RequestError(
-            f"{what} is a RegNet of {names.library} without squeeze-and-excitation (RegNetX); only RegNetY is supported"
-        )
-    known = {ours: trunk[key] for ours, key in spelled.items()}
-    with torch.device("meta"):
-        backbone = RegNet(**architecture_of(known, entries=len(trunk), what=what), stem_stride=stem_stride)
-    # Checked under the file's own names, so that the message speaks of keys its owner can find.
-    wrapper = _in_front(spelled.values(), plain)
-    wanted = {
-        spelled.get(ours) or f"{wrapper}{names.from_ours(ours)}": tensor
-        for ours, tensor in backbone.state_dict().items()
-    }
-    check_weights(trunk, wanted, what=f"the weights in {what}")
-    left_out = len(state) - len(trunk)
-    caution = None
-    if any(".clf." in key for key in state):  # a head of VISSL; other libraries have none of that name
-        caution = (
-            "VISSL's supervised RegNets were trained on BGR pictures, SEER's and its fine-tuned ones on RGB; the file does "
-            "not say which it is. If its accuracy is low, reverse the stem's three input channels"
-        )
-    return fill(backbone, known, what=what), Origin(names.library, container, left_out, caution)
-
-
-def _resnet_from_state(
-    state: Mapping[str, Any], plain: Mapping[str, str], container: str, *, what: str
+def _from_state(
+    state: Mapping[str, Any], container: str, described: Mapping[str, Any] | None, *, what: str
 ) -> tuple[Backbone, Origin]:
-    """All libraries share the names, so whose file it was is not known: told from what it holds besides."""
-    known: dict[str, Any] = {}
-    for key, value in state.items():
-        if not RESNET_HEADS.fullmatch(plain[key]):
-            if plain[key] in known:
-                raise RequestError(f"{what} holds {plain[key]!r} twice: remove one of them")
-            known[plain[key]] = value
+    """described: what a bundle's file says of itself; its shape is not guessed."""
+    if described is not None:
+        with torch.device("meta"):
+            backbone = zoo.of(architecture_in(described, what=what))
+        return fill(backbone, state, what=what), Origin(OURS.library, container)
+    plain = {key: unwrapped(key) for key in state}
+    family = next((row for row in FAMILIES.values() if row.claims(plain.values())), None)
+    if family is None:
+        raise RequestError(
+            f"{what} holds no {' or '.join(row.title for row in FAMILIES.values())} in names of "
+            f"{', '.join(n.library for n in LIBRARIES)}; its first keys: "
+            f"{', '.join(map(repr, list(state)[:5])) or 'none'}. Give the weights of one, or a bundle, which says its shape"
+        )
+    found = family.read(state, plain, what)
     with torch.device("meta"):
-        backbone = zoo.of(resnet_architecture_of(known, what=what))
-    left_out = len(state) - len(known)
-    for key in backbone.state_dict():  # old files have no counters of batch norm, which nothing reads
-        if key.endswith(".num_batches_tracked"):
-            known.setdefault(key, torch.tensor(0))
-    return fill(backbone, known, what=what), Origin(TORCHVISION.library, container, left_out)
-
-
-def _in_front(keys: Any, plain: Mapping[str, str]) -> str:
-    """What stands before the names in this file, told by one key whose name ends as its unwrapped self."""
-    return next((key.removesuffix(plain[key]) for key in keys if key.endswith(plain[key])), "")
+        backbone = family.build(found.architecture)
+    # Checked under the file's own names, so that the message speaks of keys its owner can find.
+    wanted = {found.spell(ours): tensor for ours, tensor in backbone.state_dict().items()}
+    check_weights(found.trunk, wanted, what=f"the weights in {what}")
+    return fill(backbone, found.known, what=what), Origin(found.library, container, found.left_out, found.caution)

@@ -257,6 +257,10 @@ class RegNet(nn.Module):
             "stem_stride": self.stem_stride,
         }
 
+    def blocks(self) -> dict[str, nn.Module]:
+        """Returns {"stage1.block0": its module, ...}, in the order of depth."""
+        return {f"{s}.{name}": block for s in self.stage_names for name, block in getattr(self, s).named_children()}
+
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fills every parameter and buffer, as after `to_empty`: weights drawn, running statistics 0 and 1.
 

@@ -58,6 +58,10 @@ class ResNet(resnet.ResNet):
             "width_per_group": self.width_per_group,
         }
 
+    def blocks(self) -> dict[str, nn.Module]:
+        """Returns {"layer1.block0": its module, ...}, in the order of depth."""
+        return {f"{s}.block{i}": block for s in STAGES for i, block in enumerate(getattr(self, s))}
+
     def init_weights(self) -> None:
         """Fills every parameter and buffer, as after `to_empty`: He's normal by the outputs, batch norm 1 and 0."""
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""The architecture of a state dict, told from the shapes of its tensors.
+"""The architecture of a RegNetY's state dict, told from the shapes of its tensors.
 
 Surprising: everything is decided by majority within a stage, so that a single bad tensor is named later, when the keys are
 compared, and does not bend the architecture to itself. The squeeze ratio was rounded away: of the ratios that the tensors
@@ -15,9 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from seer.core.errors import RequestError
-from seer.models.names import RESNET_BLOCK
 
-RESNET_OUT = 256  # channels of layer1 in every ResNet and ResNeXt of bottlenecks (arXiv 1512.03385, table 1)
 _BLOCK = re.compile(r"stage(\d{1,4})\.block(\d{1,6})\.([a-z]+\.[a-z]+)\.([a-z_]+)")
 
 
@@ -67,33 +65,6 @@ def architecture_of(ours: Mapping[str, Any], *, entries: int, what: str) -> dict
         "se_ratio": _se_ratio(squeezed, width, stem_width),
         "stem_width": stem_width,
     }
-
-
-def resnet_architecture_of(tensors: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    """`ResNet.architecture` that fits these tensors. Raises RequestError where they tell none of bottleneck blocks."""
-    depths = [0, 0, 0, 0]
-    for key in tensors:
-        if found := RESNET_BLOCK.fullmatch(key):
-            stage, block = int(found["stage"]) - 1, int(found["block"])
-            depths[stage] = max(depths[stage], block + 1)
-    middle = tensors.get("layer1.0.conv2.weight")
-    if "layer1.0.conv3.weight" not in tensors:
-        raise RequestError(
-            f"{what} is a ResNet of plain blocks (18 or 34 layers), or not whole; those of bottlenecks, 50 layers and more, are read"
-        )
-    if not isinstance(middle, Tensor) or middle.ndim != 4 or not middle.shape[1] or sum(depths) > len(tensors):
-        raise RequestError(
-            f"{what} does not tell its architecture: layer1.0.conv2.weight is missing or damaged. Give the whole file"
-        )
-    width, each = middle.shape[:2]
-    out = tensors["layer1.0.conv3.weight"].shape[0]
-    if out != RESNET_OUT:
-        times = out / RESNET_OUT
-        raise RequestError(
-            f"{what} is a ResNet whose stages are {times:g} times as wide (layer1 gives {out} channels, not {RESNET_OUT}), like "
-            "SwAV's ResNet-50w2; the ResNets read are those of the usual width, ResNet-50, -101, -152 and ResNeXt"
-        )
-    return {"family": "resnet", "depths": depths, "groups": width // each, "width_per_group": each}
 
 
 def _se_ratio(squeezed: Mapping[tuple[int, int], int], width: Mapping[int, int], stem_width: int) -> float:

@@ -71,6 +71,16 @@ class LARS(torch.optim.Optimizer):
         self._step_supports_amp_scaling = True  # torch's mark of optimizers that heed found_inf
         self.ratios: list[Tensor] = []  # of the last step's adapted tensors: each [N], on their device
 
+    def metrics(self) -> dict[str, Tensor]:
+        """Returns {"trust/smallest", "trust/median", "trust/largest": [] float32} over the last step's adapted tensors, on their
+        device; {} where nothing was adapted. Tensors without a gradient of any size (ratio 0) do not count."""
+        if not self.ratios:
+            return {}
+        ratios = torch.cat([r.float() for r in self.ratios])  # [all N]
+        counted = torch.where(ratios > 0, ratios, torch.nan)
+        smallest = torch.where(ratios > 0, ratios, torch.inf).amin()
+        return {"trust/smallest": smallest, "trust/median": counted.nanmedian(), "trust/largest": ratios.amax()}
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -95,17 +105,6 @@ class LARS(torch.optim.Optimizer):
                     self.ratios.append(ratios)
                 update(parameters, [self.state[p]["momentum_buffer"] for p in parameters], ratios, group, found)
         return loss
-
-
-def trust(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """{"trust/smallest", "trust/median", "trust/largest": [] float32} over the last step's adapted tensors, on their device; {}
-    for another optimizer, or where nothing was adapted. Tensors without a gradient of any size (ratio 0) do not count."""
-    if not isinstance(optimizer, LARS) or not optimizer.ratios:
-        return {}
-    ratios = torch.cat([r.float() for r in optimizer.ratios])  # [all N]
-    counted = torch.where(ratios > 0, ratios, torch.nan)
-    smallest = torch.where(ratios > 0, ratios, torch.inf).amin()
-    return {"trust/smallest": smallest, "trust/median": counted.nanmedian(), "trust/largest": ratios.amax()}
 
 
 def _on_cpu(

@@ -1,8 +1,8 @@
 """What a training step keeps in memory beside weights and pictures, before one is made: counted on tensors without data.
 
-Torch's FakeTensorMode runs the real forward and backward pass, with autocast, recompute and all, on shapes alone; every new
-storage is added up until it is freed. RegNetY-16GF takes half a second. What libraries take behind torch's back (workspaces of
-convolutions) and what an allocator wastes is not in it.
+Torch's FakeTensorMode runs the real forward and backward pass, with autocast, recompute, loss and all, on shapes alone; every
+new storage is added up until it is freed. RegNetY-16GF takes half a second. What libraries take behind torch's back
+(workspaces of convolutions) and what an allocator wastes is not in it.
 
 `recomputed_within` gives `parallel.remat=budget=GB` its blocks: those that keep most are made again first, and no more than are
 needed.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +25,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seer.core.errors import RequestError
-from seer.parallel.remat import remat, stages_of
+from seer.parallel.blocks import blocks, towers
+from seer.parallel.remat import remat
 
 Shapes = Sequence[Sequence[int]]
+Loss = Callable[[nn.Module, list[Tensor]], Tensor]
+
+
+def mean_square(model: nn.Module, crops: list[Tensor]) -> Tensor:
+    """Returns the least that a loss can be, beside which a task's own may be measured."""
+    return model(crops)[1].square().mean()
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,12 @@ def step_memory(
     policy: str | Sequence[str] = "none",
     *,
     sharded: bool = False,
+    loss: Loss = mean_square,
 ) -> StepMemory:
     """model: plain, on any device, meta too; it takes crops and gives (embeddings, scores), and is left alone. shapes:
     [v*B, 3, S, S] of each resolution, on one rank. dtype: of autocast. policy: of `remat`. sharded: as under FSDP, which
     gathers a backbone's weights in `dtype` (not counted here) and lets a whole gradient go once the last resolution has
-    added to it."""
+    added to it. loss: of a model and its float32 crops, called in autocast; what it makes counts."""
     with FakeTensorMode():
         twin = remat(_twin(model), policy).train()
         if sharded:
@@ -59,21 +67,23 @@ def step_memory(
         live = Live([*twin.parameters(), *twin.buffers(), *crops])
         with live:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                loss = twin(crops)[1].square().mean()
+                value = loss(twin, crops)
             kept = live.now
-            loss.backward()
+            value.backward()
         return StepMemory(kept, live.peak)
 
 
-def recomputed_within(model: nn.Module, budget: int, shapes: Shapes, dtype: torch.dtype = torch.float32) -> list[str]:
-    """The blocks to make again so that a step peaks at `budget` bytes at most; [] when none need be.
+def recomputed_within(
+    model: nn.Module, budget: int, shapes: Shapes, dtype: torch.dtype = torch.float32, loss: Loss = mean_square
+) -> list[str]:
+    """The blocks to make again so that a step with this loss peaks at `budget` bytes at most; [] when none need be.
 
     Fewer for a larger budget, always. Raises RequestError with the least that is possible.
     """
     order = [name for name, _ in sorted(_kept_by_block(model, shapes, dtype).items(), key=lambda item: -item[1])]
     least = None
     for count in range(len(order) + 1):
-        peak = step_memory(model, shapes, dtype, order[:count] or "none").peak
+        peak = step_memory(model, shapes, dtype, order[:count] or "none", loss=loss).peak
         if peak <= budget:
             return sorted(order[:count], key=_place)
         least = peak if least is None else min(least, peak)
@@ -129,7 +139,7 @@ def _twin(model: nn.Module) -> nn.Module:
 
 
 def _as_gathered(twin: nn.Module, dtype: torch.dtype) -> None:
-    for module in getattr(twin, "backbone", twin).modules():
+    for module in [m for tower in towers(twin).values() for m in tower.modules()]:
         if not isinstance(module, _BatchNorm):
             for name, p in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=dtype), p.requires_grad))
@@ -144,20 +154,19 @@ def _kept_by_block(model: nn.Module, shapes: Shapes, dtype: torch.dtype) -> dict
         twin = _twin(model).train()
         crops = [torch.empty(*shape).contiguous(memory_format=torch.channels_last) for shape in shapes]
         live = Live([*twin.parameters(), *twin.buffers(), *crops])
-        stages = stages_of(getattr(twin, "backbone", twin))
-        if not stages:
+        found = blocks(twin)
+        if not found:
             raise RequestError("parallel.remat=budget=…: this network has no stages of blocks; use parallel.remat=none")
-        blocks = {f"{s}.block{i}": block for s, stage in stages.items() for i, block in enumerate(stage)}
-        with _measured(blocks, live, kept), live, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with _measured(found, live, kept), live, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             twin(crops)
     return kept
 
 
 @contextmanager
-def _measured(blocks: dict[str, nn.Module], live: Live, kept: dict[str, int]) -> Iterator[None]:
+def _measured(parts: dict[str, nn.Module], live: Live, kept: dict[str, int]) -> Iterator[None]:
     before: dict[str, int] = {}
     hooks = []
-    for name, block in blocks.items():
+    for name, block in parts.items():
         hooks.append(block.register_forward_pre_hook(lambda *_, n=name: before.update({n: live.now})))
         hooks.append(
             block.register_forward_hook(lambda *_, n=name: kept.update({n: kept.get(n, 0) + live.now - before[n]}))
@@ -170,5 +179,5 @@ def _measured(blocks: dict[str, nn.Module], live: Live, kept: dict[str, int]) ->
 
 
 def _place(block: str) -> tuple[str, int]:
-    stage, _, number = block.partition(".block")
+    stage, _, number = block.rpartition("block")
     return stage, int(number)

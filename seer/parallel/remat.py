@@ -8,6 +8,8 @@
     budget=GB   as few blocks as bring a step down to so much (`parallel/memory.py` chooses their names)
     [names]     these are made again, as wholes: "stage2", "stage3.block4", or consecutive blocks "stage3.block0-8"
 
+of every tower of the model; blocks of a second one have its name in front, "text.stage1.block0" (`parallel/blocks.py`).
+
 Surprising:
 - Batch norm would count a batch twice. In the second pass momentum is 0 and the counter is put back, so running statistics are
   those of a run without recompute, to the last bit. (`track_running_stats=False` there makes torch raise.)
@@ -20,7 +22,7 @@ SEER's 10B was trained with ["stage1", "stage2", "stage3.block0-8", "stage3.bloc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
@@ -33,20 +35,21 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from seer.core.errors import RequestError
 from seer.parallel.allocator import give_back
+from seer.parallel.blocks import stages_by_tower, stages_of
 
 POLICIES = ("none", "block", "stage", "selective")
-_ITEM = re.compile(r"(?P<stage>\w+?)(\.block(?P<first>\d+)(-(?P<last>\d+))?)?")
+_ITEM = re.compile(r"(?:(?P<stage>[\w.]+)\.)?block(?P<first>\d+)(?:-(?P<last>\d+))?|(?P<whole>[\w.]+)")
 
 
 def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
-    """A network with stages that are `nn.Sequential`s of blocks (RegNet, ResNet), or something that holds one as
-    `backbone` -> the same object, its stages recomputed by the policy. Raises RequestError for an unknown policy or block,
-    and for blocks named twice."""
-    if policy == "none":
-        return model
-    stages, groups = stages_of(getattr(model, "backbone", model)), chosen(model, policy)
-    for name, stage in stages.items():
+    """A model with towers (`parallel/blocks.py`) -> the same object, stages of all of them recomputed by the policy.
+
+    Raises RequestError for an unknown policy or block, for blocks named twice, and for a stage that is no `nn.Sequential`.
+    """
+    groups = chosen(model, policy)
+    for name, blocks in stages_of(model).items() if groups else ():
         if groups[name]:
+            stage = _sequential(model, name, blocks)
             stage.__class__ = _Recomputed
             stage.groups, stage.selective = groups[name], policy == "selective"  # type: ignore[assignment]
     return model
@@ -56,50 +59,43 @@ def chosen(model: nn.Module, policy: str | Sequence[str]) -> dict[str, list[tupl
     """The runs of blocks of each stage, from first to behind the last, that a policy makes again. Raises RequestError."""
     if policy == "none":
         return {}
-    backbone = getattr(model, "backbone", model)
-    stages = stages_of(backbone)
+    stages = stages_of(model)
     if not stages:
+        raise RequestError(f"parallel.remat: {type(model).__name__} has no stages of blocks; use parallel.remat=none")
+    if not isinstance(policy, str):
+        return _named(policy, stages)
+    if policy == "fairscale":
         raise RequestError(
-            f"parallel.remat: {type(backbone).__name__} has no stages of blocks; use parallel.remat=none"
+            "parallel.remat=fairscale: its checkpoint wrapper counts batch statistics twice, and DDP stops at it (a network that "
+            "runs once for each crop size marks its weights ready twice); parallel.remat=block keeps as little, with the "
+            "statistics of a plain step"
         )
-    if isinstance(policy, str):
-        if policy == "fairscale":
-            raise RequestError(
-                "parallel.remat=fairscale: its checkpoint wrapper counts batch statistics twice, and DDP stops at it (a network that "
-                "runs once for each crop size marks its weights ready twice); parallel.remat=block keeps as little, with the "
-                "statistics of a plain step"
-            )
-        if policy not in POLICIES:
-            raise RequestError(
-                f"parallel.remat={policy}: one of {', '.join(POLICIES)}, budget=GB, or a list of names like stage3.block0-8"
-            )
-        groups = {name: [(i, i + 1) for i in range(len(stage))] for name, stage in stages.items()}
-        if policy == "stage":
-            *earlier, last = stages
-            groups = {**{name: [(0, len(stages[name]))] for name in earlier}, last: []}
-            if earlier:
-                groups[earlier[-1]] = [(0, (len(stages[earlier[-1]]) + 1) // 2)]
-        return groups
-    return _named(policy, stages)
+    if policy not in POLICIES:
+        raise RequestError(
+            f"parallel.remat={policy}: one of {', '.join(POLICIES)}, budget=GB, or a list of names like stage3.block0-8"
+        )
+    if policy == "stage":
+        return {name: spans for tower in stages_by_tower(model) for name, spans in _by_stage(tower).items()}
+    return {name: [(i, i + 1) for i in range(len(blocks))] for name, blocks in stages.items()}
 
 
-def stages_of(backbone: nn.Module) -> dict[str, nn.Sequential]:
-    """{"stage1": its blocks, ...}; {} for a network that has none."""
-    return {
-        n: m
-        for n, m in backbone.named_children()
-        if isinstance(m, nn.Sequential) and re.fullmatch(r"(stage|layer)\d", n)
-    }
+def _by_stage(stages: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[tuple[int, int]]]:
+    """The spans of policy `stage` in one tower, since the backward pass of each tower begins at its own end."""
+    *earlier, last = stages
+    groups = {**{name: [(0, len(stages[name]))] for name in earlier}, last: []}
+    if earlier:
+        groups[earlier[-1]] = [(0, (len(stages[earlier[-1]]) + 1) // 2)]
+    return groups
 
 
-def _named(items: Sequence[str], stages: dict[str, nn.Sequential]) -> dict[str, list[tuple[int, int]]]:
+def _named(items: Sequence[str], stages: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[tuple[int, int]]]:
     groups: dict[str, list[tuple[int, int]]] = {name: [] for name in stages}
     for item in items:
         found = _ITEM.fullmatch(str(item))
-        stage = found["stage"] if found else None
-        if not found or stage not in stages:
+        stage = (found["whole"] or found["stage"] or "") if found else None
+        if not found or stage is None or stage not in stages:
             raise RequestError(
-                f"parallel.remat names {item!r}; there are {', '.join(stages)} and their blocks, stage1.block0"
+                f"parallel.remat names {item!r}; there are {', '.join(stages)} and their blocks, {next(iter(stages))}.block0"
             )
         first = int(found["first"] or 0)
         end = len(stages[stage]) if found["first"] is None else int(found["last"] or first) + 1
@@ -112,6 +108,17 @@ def _named(items: Sequence[str], stages: dict[str, nn.Sequential]) -> dict[str, 
             if start < end:
                 raise RequestError(f"parallel.remat names block {start} of {name} twice")
     return groups
+
+
+def _sequential(model: nn.Module, name: str, blocks: Sequence[nn.Module]) -> nn.Sequential:
+    """The module that runs exactly these blocks, one after the other. Raises RequestError where there is none."""
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and list(map(id, module)) == list(map(id, blocks)):
+            return module
+    raise RequestError(
+        f"parallel.remat: no nn.Sequential holds the {len(blocks)} blocks of {name} and nothing else, so they cannot be made "
+        "again; use parallel.remat=none"
+    )
 
 
 class _Recomputed(nn.Sequential):

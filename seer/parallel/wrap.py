@@ -2,12 +2,12 @@
 
     ddp         every rank holds everything; gradients are averaged (DistributedDataParallel)
     fsdp        every rank holds a part of each parameter, its gradient and its optimizer state, and gathers a block when it
-            runs (FSDP2, `fully_shard`): blocks one by one, the rest of the backbone, the head
+            runs (FSDP2, `fully_shard`): blocks of each tower one by one, the rest of the tower, the head
     fairscale   wraps model and optimizer together, once there is an optimizer (`parallel/fairscale_backend.py`)
 
 Surprising: modules keep their names and their places under both, so `task.backbone` is always what evaluators run and what
 checkpoints name. Under FSDP backbone and head are roots of their own, because an evaluator calls the backbone alone, and
-weights stay contiguous, since `fully_shard` takes no others: the crops bring channels_last in. In 16-bit training the backbone's
+weights stay contiguous, since `fully_shard` takes no others: the crops bring channels_last in. In 16-bit training a tower's
 parameters travel narrow and their gradients are summed in float32; batch norms, a unit of their own in each block, and the
 head with its prototypes stay float32 throughout, as SEER's did.
 """
@@ -19,13 +19,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from seer.core.errors import RequestError
 from seer.parallel.batchnorm import group_batchnorm
+from seer.parallel.blocks import around, blocks, towers
 from seer.parallel.remat import remat as recompute
-from seer.parallel.remat import stages_of
 from seer.parallel.world import World, batch_norm_groups
 
 # features are a view of pooled maps, and nobody writes into them
@@ -61,7 +62,7 @@ def parallelize(
     model = group_batchnorm(model, batch_norm_groups(world, batch_norm_group), world.device, compiled=compiled)
     model = recompute(model, remat)
     if compiled:
-        _compile(getattr(model, "backbone", model), whole=remat == "none" and not sharded)
+        _compile(model, whole=remat == "none" and not sharded)
     if world.group is None:
         return model
     if contiguous:
@@ -87,11 +88,11 @@ def check_mode(mode: str, remat: str | Sequence[str], compiled: bool) -> None:
         )
 
 
-def _compile(backbone: nn.Module, whole: bool) -> None:
-    """In place. Shapes are fixed, so each crop size is compiled once, in one graph, collectives and all. Recompute and FSDP act
-    between blocks: then each block is compiled by itself, and those that are alike share what was compiled. FSDP in 16 bits
-    gathers batch norms apart (`_shard`), which cuts a block's graph at each of them."""
-    parts = [backbone] if whole else [block for stage in stages_of(backbone).values() for block in stage]
+def _compile(model: nn.Module, whole: bool) -> None:
+    """In place: every tower, or a model without any as a whole. Shapes are fixed, so each crop size is compiled once, in one
+    graph, collectives and all. Recompute and FSDP act between blocks: then each block is compiled by itself, and those that are
+    alike share what was compiled. FSDP in 16 bits gathers batch norms apart (`_shard`), which cuts a block's graph at each."""
+    parts = (list(towers(model).values()) or [model]) if whole else list(blocks(model).values())
     # torch gives up after 8 variants of one function, and all blocks are one: two sizes, first and second pass, each shape of
     # block; four norms of a block where graphs are cut
     dynamo = torch._dynamo.config
@@ -116,12 +117,23 @@ def _shard(model: nn.Module, world: World, dtype: torch.dtype) -> nn.Module:
         # what has run is let go at once, at the root too: evaluators and checkpoints come between forward passes
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
-    for part in model.children():
-        stages = stages_of(part)
-        for stage in stages.values():
-            for block in stage:
-                unit(block, narrow)
-        unit(part, narrow if stages else wide)
-        if hasattr(part, "forward_stages"):
-            register_fsdp_forward_method(part, "forward_stages")
+    for block in blocks(model).values():
+        unit(block, narrow)
+    for tower in towers(model).values():
+        unit(tower, narrow)
+        if hasattr(tower, "forward_stages"):
+            register_fsdp_forward_method(tower, "forward_stages")
+    for part in around(model):
+        unit(part, wide)
+    _all_sharded(model)
     return model
+
+
+def _all_sharded(model: nn.Module) -> None:
+    """Raises RequestError for a parameter that no part holds: it would be whole on every rank, and its gradient that rank's own."""
+    whole = [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
+    if whole:
+        raise RequestError(
+            f"parallel.mode=fsdp: {', '.join(whole[:5])} of {type(model).__name__} lies in no module of its own, so FSDP cannot "
+            "shard it: put it into a module, or use parallel.mode=ddp"
+        )

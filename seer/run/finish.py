@@ -13,23 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from seer.core.config import flat
 from seer.core.errors import StorageError
 from seer.core.log import log
-from seer.data.multicrop import MultiCrop
-from seer.engine.probe import peak_memory_gb
-from seer.engine.recorder import FlightRecorder
+from seer.engine.alarms import FlightRecorder
+from seer.engine.step_timer import peak_memory_gb
 from seer.models.bundle import write_bundle
 from seer.parallel.batchnorm import mean_statistics
 from seer.parallel.collectives import whole_on_first
 from seer.parallel.world import World
-from seer.run import folder as run_folder
 from seer.run.assemble import Training
+from seer.run.config import RunConfig
+from seer.run.result import summary
 
-# Bytes of a backbone whose bundle comes with every checkpoint: 1.6GF has 43 MB, for which a step waits 10 to 20 ms longer (the
-# copy) and the saving thread 0.1 to 0.2 s (measured on two busy cores); 4GF has 79 MB and takes 0.3 s
-SMALL = 64_000_000
+# Bytes of a backbone whose bundle comes with every checkpoint: for 4GF's 79 MB a step waits 31 ms longer (the copy) and the
+# saving thread 0.18 s, 65 ms of them the processor's; for 200MF's 11 MB 4 ms and 0.08 s (medians on two busy cores)
+SMALL = 80_000_000
 
 
 @dataclass
@@ -37,18 +38,22 @@ class Bundles:
     """RUN/bundle, which only the holder of the run's lock writes. data: fingerprint of what is trained on. batch: images of a
     step over all ranks. statistics: how many groups of ranks have batch statistics of their own."""
 
-    wanted: Mapping[str, Any]
+    config: RunConfig
     folder: Path
     training: Training
-    crop: MultiCrop
     world: World
     data: str
     batch: int
     statistics: int
     newest: int = -1  # the step of the one that is there, as far as this process wrote it
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The plain network that a bundle holds."""
+        return self.training.task.modules()["backbone"]
+
     def __post_init__(self) -> None:
-        tensors = self.training.task.backbone.state_dict().values()
+        tensors = self.backbone.state_dict().values()
         sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors)
         self.small = not sharded and sum(tensor.nbytes for tensor in tensors) <= SMALL
         if self.world.rank == 0:
@@ -59,7 +64,7 @@ class Bundles:
         """What `Checkpoints` writes beside the checkpoint of a step: see there. Called by all ranks together."""
         if not self.small:
             return None
-        state = self.training.task.backbone.state_dict()
+        state = self.backbone.state_dict()
         state |= mean_statistics(state, self.world.group, self.statistics)
         if self.world.rank:
             return None
@@ -75,24 +80,24 @@ class Bundles:
 
     def gathered(self) -> dict[str, torch.Tensor]:
         """The whole backbone on the first rank; {} on the others, which help to gather what is sharded."""
-        state = self.training.task.backbone.state_dict()
+        state = self.backbone.state_dict()
         state |= mean_statistics(state, self.world.group, self.statistics)
         return whole_on_first(state, self.world.group)
 
     def write(self, weights: Mapping[str, torch.Tensor], step: int, metrics: Mapping[str, Any]) -> None:
+        transform = self.training.task.transform
         card = {
-            "mean": list(self.crop.mean),
-            "std": list(self.crop.std),
-            "input_size": self.wanted["eval"]["size"] or self.crop.sizes[0],
-            "recipe": json.dumps(flat(dict(self.wanted))),
+            "mean": list(transform.mean),
+            "std": list(transform.std),
+            "input_size": self.config.eval.size or transform.input_size,
+            "recipe": json.dumps(flat(self.config.plain())),
             "data_fingerprint": self.data,
             "step": step,
             "images_seen": step * self.batch,
             "licence": self.training.licence,
             "metrics": {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)},
         }
-        backbone = self.training.task.backbone
-        write_bundle(self.folder, backbone, card=card, state_dict=weights)  # type: ignore[arg-type]
+        write_bundle(self.folder, self.backbone, card=card, state_dict=weights)  # type: ignore[arg-type]
         self.newest = step
 
 
@@ -112,10 +117,10 @@ class Ending:
         weights = self.bundles.gathered() if bundle else {}
         if self.world.rank:
             return {}
-        result = {**run_folder.summary(self.folder), "steps": steps, "images": steps * self.batch}
+        result = {**summary(self.folder), "steps": steps, "images": steps * self.batch}
         result["seconds"] = round(time.monotonic() - self.start, 1)
         result["peak_memory_gb"] = round(peak_memory_gb(self.world.device), 3)
-        result["alarms"] = self.recorder.told
+        result["alarms"] = self.recorder.raised
         last = (self.folder / "checkpoints" / "last").resolve()
         result |= {"output": str(self.folder), "checkpoint": str(last)}
         if bundle:

@@ -116,6 +116,8 @@ def _one(path: Path) -> State:
     for left in reversed(range(3)):
         folder = path.resolve()
         if not folder.is_dir():
+            if left and path.resolve() != folder:
+                continue
             there = ", ".join(map(str, steps_in(path.absolute().parent))) or "none"
             raise RequestError(f"weights={path}: there is no such checkpoint; there are those of steps {there}")
         try:
@@ -167,7 +169,7 @@ def _filled(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Pa
         if not isinstance(model, nn.Module) or not isinstance(getattr(model, "architecture", None), dict):
             raise RequestError(f"{wanted['model'].get('_target_')} of the run's {CONFIG} is no backbone")
         plain = zoo.of(model.architecture)  # type: ignore[arg-type]
-    return fill(plain, tensors, what=str(folder))
+    return fill(plain, tensors, what=str(folder))  # type: ignore[return-value]
 
 
 def _card(wanted: Mapping[str, Any], manifest: Mapping[str, Any], run: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""`seer pretrain replay=RUN/capture-00001234`: the step that broke a run, again.
+"""Repeats the step that broke a run, from its capture: `seer pretrain replay=RUN/capture-00001234`.
 
-Reads the run's folder and writes nothing there. Words given beside `replay` do not count, but for `data.source`, should the
-pictures have moved; everything else is in the capture.
+Reads the run's folder and writes nothing there. Everything is in the capture; `source` and `device` may differ, should the
+images have moved.
 """
 
 import json
@@ -18,14 +18,16 @@ from seer.core.log import log
 from seer.data.shards import open_shards
 from seer.engine import replay as engine
 from seer.engine.numerics import CARD, WEIGHTS
-from seer.parallel.world import open_world
+from seer.parallel.world import World, open_world
 from seer.run import assemble
+from seer.run.classes import give_targets, with_classes
+from seer.run.config import RunConfig
+from seer.run.older import renewed
 from seer.run.schedule import Lengths
 
 
-def run(words: dict[str, Any]) -> dict[str, Any]:
+def replay(folder: Path, source: str | list[str] | None = None, device: str = "auto") -> dict[str, Any]:
     """Returns what the step gives now beside what it gave then. Raises RequestError for what is no whole capture."""
-    folder = Path(words["replay"])
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         weights = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
@@ -33,31 +35,43 @@ def run(words: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(f"replay={folder} is no capture: {error.filename} is missing; give RUN/capture-…") from error
     except (ValueError, pickle.UnpicklingError, RuntimeError) as error:
         raise RequestError(f"replay={folder} is damaged: {error}") from error
-    wanted, step = card["config"], int(card["step"])
-    check_targets(wanted)  # whoever wrote it
-    wanted["parallel"]["mode"] = "auto"  # the capture holds whole tensors
-    source = words["data"]["source"] or wanted["data"]["source"]
-    with open_world(words["parallel"]["device"], wanted["parallel"]["timeout_s"]) as world:
+    check_targets(card["config"])  # whoever wrote it
+    config = RunConfig.of(renewed(card["config"]))
+    config = config.replace(parallel={"mode": "auto"}, weights=None)  # the capture holds whole tensors
+    with open_world(device, config.parallel.timeout_s) as world:
         if world.size != card["ranks"]:
             raise RequestError(f"replay={folder} is of {card['ranks']} ranks, started are {world.size}: start as many")
-        seen = torch.load(folder / f"rank-{world.rank:05d}.pt", map_location="cpu", weights_only=True)
-        named = {key: wanted["data"].get(key) for key in ("image", "fields")}
-        shards = open_shards(source or folder.parent / "pictures" / "train", **named)
-        crop, lengths = (
-            build("augment", wanted["augment"]),
-            Lengths(wanted["steps"], wanted["batch"], sum(map(len, shards))),
-        )
-        task, _ = assemble.task({**wanted, "weights": None}, crop, lengths, world)
-        precision = build("precision", wanted["precision"], world.device)
-        training = assemble.training(wanted, task, lengths, world, precision)
-        data = assemble.data(wanted, shards, crop, world)
-        kept = {name: tensor for name, tensor in seen.items() if name.startswith("queue.")}
-        before = {name: tensor for name, tensor in weights.items() if not name.startswith("queue.")} | kept
-        scale = float(card["loss_scale"]) if "loss_scale" in card else None
-        with closing(data.loader.batches(step * wanted["batch"])) as batches:  # type: ignore[type-var]
-            batch = next(batches).to(world.device)
-        found = engine.replay(task, batch, training.precision, step=step, weights=before, scale=scale)
+        found = _repeated(config, folder, source, card, weights, world)
+    step = int(card["step"])
     same = {name: str(found[name]) == card[name] for name in ("loss", "grad_norm")}
     log.info(f"step {step}: then loss {card['loss']}, gradient norm {card['grad_norm']}; now {found}")
     now = {name: str(value) if isinstance(value, float) else value for name, value in found.items()}  # JSON has no nan
     return {"replayed": step, **now, "then": {name: card[name] for name in same}, "same": all(same.values())}
+
+
+def _repeated(
+    config: RunConfig,
+    folder: Path,
+    source: str | list[str] | None,
+    card: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    world: World,
+) -> dict[str, Any]:
+    seen = torch.load(folder / f"rank-{world.rank:05d}.pt", map_location="cpu", weights_only=True)
+    named: dict[str, Any] = {"image": config.data.image, "fields": config.data.fields}
+    shards = open_shards(source or config.data.source or folder.parent / "pictures" / "train", **named)
+    transform = build("augment", config.augment)
+    lengths = Lengths(config.steps, config.batch, sum(map(len, shards)))
+    task, _ = assemble.task(config, transform, lengths, world)
+    give_targets(task, shards, with_classes(config, shards)[1])
+    precision = build("precision", config.precision, world.device)
+    training = assemble.training(config, task, lengths, world, precision)
+    data = assemble.data(config, shards, transform, world)
+    own = {
+        name: tensor for name, tensor in seen.items() if name in weights
+    }  # what each rank has of its own, like a queue
+    scale = float(card["loss_scale"]) if "loss_scale" in card else None
+    step = int(card["step"])
+    with closing(data.loader.batches(step * config.batch)) as batches:  # type: ignore[type-var]
+        batch = next(batches).to(world.device)
+    return engine.replay(task, batch, training.precision, step=step, weights={**weights, **own}, scale=scale)

@@ -4,6 +4,7 @@ Surprising: everything is converted before the run folder is made, so that a wro
 """
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from seer.core.build import find
 from seer.core.errors import RequestError
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule, scaled_peak
+from seer.run.config import PlateauConfig
 
 
 class Lengths:
@@ -31,27 +33,30 @@ class Lengths:
             raise RequestError(f"{key}: {error}") from error
 
 
-def schedule(node: Mapping[str, Any], plateau: Mapping[str, Any], lengths: Lengths) -> tuple[Schedule, Plateau | None]:
+def schedule(node: Mapping[str, Any], plateau: PlateauConfig, lengths: Lengths) -> tuple[Schedule, Plateau | None]:
     """The learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now.
 
     With it, for a schedule that takes `halved_at`, the watcher that appends to that list.
     """
     numbers = {k: v for k, v in node.items() if k != "_target_"}
-    if "total" in node:
+    target = find("schedule", node["_target_"])
+    numbers.pop("total", None)  # stood in configs of earlier versions
+    if "total" in inspect.signature(target).parameters:
         numbers["total"] = lengths.total
     numbers["peak"] = rate(node["peak"], lengths.batch, None)
     for name in ("start", "final"):
         if name in numbers:
             numbers[name] = rate(node[name], lengths.batch, numbers["peak"])
-    numbers["warmup"] = lengths.steps(node["warmup"], "schedule.warmup")
-    if str(node["warmup"]).strip().endswith("%") and float(str(node["warmup"]).strip()[:-1]) < 100:
+    warmup = node.get("warmup", 0)
+    numbers["warmup"] = lengths.steps(warmup, "schedule.warmup")
+    if str(warmup).strip().endswith("%") and float(str(warmup).strip()[:-1]) < 100:
         numbers["warmup"] = min(numbers["warmup"], lengths.total - 1)  # shares are rounded up: all of a run of one step
     watcher = None
     if "halved_at" in node:
         numbers["halved_at"] = [lengths.steps(one, "schedule.halved_at") for one in node["halved_at"]]
-        patience = lengths.steps(plateau["patience"], "plateau.patience")
-        watcher = Plateau(patience, plateau["threshold"], numbers["halved_at"], after=numbers["warmup"])
-    made = functools.partial(find("schedule", node["_target_"]), **numbers)
+        patience = lengths.steps(plateau.patience, "plateau.patience")
+        watcher = Plateau(patience, plateau.threshold, numbers["halved_at"], after=numbers["warmup"])
+    made = functools.partial(target, **numbers)
     made(0)
     return made, watcher
 

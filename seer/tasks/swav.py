@@ -3,6 +3,7 @@
 Legend: B images per rank, V views, A assign views, D embedding, H heads, K prototypes of each, Q queued images per rank.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from seer.core.errors import RequestError
+from seer.core.log import log
+from seer.core.protocols import Task
 from seer.core.records import Batch, StepOutput
 from seer.data.augment import finish
 from seer.data.multicrop import MultiCrop
@@ -21,10 +24,11 @@ from seer.models.heads import SwAVHead
 from seer.models.kmeans import spherical_kmeans
 from seer.models.multicrop import MultiCropModel
 from seer.parallel.collectives import Group, all_gather_stack, assign_whole
+from seer.tasks.swav_alarms import alarms
 
 
-class SwAVTask:
-    """backbone, crop, group: given by the program. The rest are the method's numbers (`facts/seer.md` section 2.1).
+class SwAVTask(Task):
+    """backbone, transform, group: given by the program. The rest are the method's numbers (`facts/seer.md` section 2.1).
 
     hidden, embedding, prototypes, batch_norm, last_batch_norm, heads: see `SwAVHead`; the loss is the mean over heads.
     temperature of the prediction; epsilon and iterations of Sinkhorn; assign: the views whose codes are predicted, among
@@ -33,10 +37,13 @@ class SwAVTask:
     many images before the first step, 0 = none: prototypes start at random.
     """
 
+    durations = ("hard_until", "queue_from")  # of the arguments: given as steps
+    groups = ({"pattern": r"^head\.prototypes", "frozen_steps": "1ep"},)
+
     def __init__(
         self,
         backbone: nn.Module,
-        crop: MultiCrop,
+        transform: MultiCrop,
         group: Group | None = None,
         *,
         hidden: Sequence[int] = (2048,),
@@ -54,10 +61,12 @@ class SwAVTask:
         queue_from: int = 0,
         kmeans: int = 0,
     ):
-        if crop.views < 2:
+        if transform.views < 2:
             raise RequestError("augment.counts: SwAV predicts one view from another, so it needs two views or more")
-        if not assign or max(assign) >= crop.counts[0] or min(assign) < 0 or len(set(assign)) != len(assign):
-            raise RequestError(f"task.assign={list(assign)}: distinct views among the {crop.counts[0]} largest, from 0")
+        if not assign or max(assign) >= transform.counts[0] or min(assign) < 0 or len(set(assign)) != len(assign):
+            raise RequestError(
+                f"task.assign={list(assign)}: distinct views among the {transform.counts[0]} largest, from 0"
+            )
         if temperature <= 0 or epsilon <= 0 or iterations < 1:
             raise RequestError(
                 f"task.temperature={temperature}, task.epsilon={epsilon}, task.iterations={iterations}: all above 0"
@@ -77,19 +86,35 @@ class SwAVTask:
         features: int = backbone.feature_dim  # type: ignore[assignment]
         self.head = SwAVHead(features, hidden, embedding, prototypes, batch_norm, last_batch_norm, heads)
         self.model: nn.Module = MultiCropModel(backbone, self.head)
-        self.crop, self.group, self.prototypes, self.heads = crop, group, prototypes, heads
+        self.transform, self.group, self.prototypes, self.heads = transform, group, prototypes, heads
         self.temperature, self.epsilon, self.iterations, self.assign = temperature, epsilon, iterations, tuple(assign)
         self.queue = Queue(queue, group) if queue else None
         self.hard_until, self.queue_from, self.step, self.kmeans = hard_until, queue_from, 0, kmeans
         self.chance_loss = math.log(prototypes)  # what a model that predicts nothing scores
+        self.alarms = alarms(self.chance_loss, prototypes)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "head": self.head}
+
+    def describe(self, batch_size: int) -> list[str]:
+        """Warns of more prototypes than images that share them. batch_size: images of a step, over all ranks."""
+        queue = 0 if self.queue is None else self.queue.length
+        if self.prototypes <= batch_size + queue:
+            return []
+        return [
+            f"{self.prototypes} prototypes share {batch_size + queue} images a step (batch {batch_size} + queue {queue}), so some "
+            "get none; use fewer task.prototypes, a larger batch, or task.queue"
+        ]
 
     def loss(self, batch: Batch) -> StepOutput:
-        device = batch.fields[f"views/{self.crop.sizes[0]}"].device
+        device = batch.fields[f"views/{self.transform.sizes[0]}"].device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            views = [finish(batch.fields, size, self.crop.mean, self.crop.std) for size in self.crop.sizes]
+            views = [
+                finish(batch.fields, size, self.transform.mean, self.transform.std) for size in self.transform.sizes
+            ]
         every_view, scores = self.model(views)  # [V*B, D], [V*B, H*K]
-        embeddings = every_view.detach().unflatten(0, (self.crop.views, -1))[list(self.assign)]  # [A, B, D]
-        by_head = scores.unflatten(0, (self.crop.views, -1)).split(self.prototypes, dim=2)  # H of [V, B, K]
+        embeddings = every_view.detach().unflatten(0, (self.transform.views, -1))[list(self.assign)]  # [A, B, D]
+        by_head = scores.unflatten(0, (self.transform.views, -1)).split(self.prototypes, dim=2)  # H of [V, B, K]
         codes, deviation = self._codes(torch.stack([s.detach()[list(self.assign)] for s in by_head]))  # [H, A, B, K]
         losses = [
             swav_loss(s, q, temperature=self.temperature, assign=self.assign)
@@ -110,6 +135,12 @@ class SwAVTask:
             {"embeddings": every_view.detach(), **queued},
         )
 
+    def warm_start(self, batches: Iterator[Batch], seed: int) -> None:
+        """Starts prototypes from the embeddings of the first images, where `kmeans` asks for it."""
+        if self.kmeans:
+            log.info(f"{self.prototypes} prototypes start from the embeddings of {self.kmeans} images")
+            self.seed_prototypes(batches, seed)
+
     @torch.no_grad()
     def seed_prototypes(self, batches: Iterator[Batch], seed: int) -> None:
         """Prototypes by k-means on the embeddings of the first large view of `kmeans` images; every head by a seed of its own.
@@ -123,8 +154,10 @@ class SwAVTask:
         while sum(map(len, rows)) < self.kmeans:
             batch = next(batches).to(device)
             with torch.autocast(device.type, enabled=False):
-                views = finish(batch.fields, self.crop.sizes[0], self.crop.mean, self.crop.std)  # [v*B, 3, S, S]
-            embeddings = self.model([views])[0].unflatten(0, (self.crop.counts[0], -1))[0]  # [B, D]
+                views = finish(
+                    batch.fields, self.transform.sizes[0], self.transform.mean, self.transform.std
+                )  # [v*B, 3, S, S]
+            embeddings = self.model([views])[0].unflatten(0, (self.transform.counts[0], -1))[0]  # [B, D]
             rows.append(all_gather_stack(embeddings.contiguous(), self.group).flatten(0, 1))  # [R*B, D]
         joined = torch.cat(rows)[: self.kmeans].float()
         with torch.autocast(device.type, enabled=False):
@@ -156,13 +189,17 @@ class SwAVTask:
     def after_step(self, step: int) -> None:
         self.head.normalise_prototypes()
 
-    def state_dict(self) -> dict[str, Any]:
-        parts = {"backbone": self.backbone, "head": self.head, "queue": self.queue}
-        return {
-            f"{name}.{k}": v for name, part in parts.items() if part is not None for k, v in part.state_dict().items()
-        }
+    def counted(self, model: nn.Module, ranks: int) -> "SwAVTask":
+        """Returns a copy with a full queue and, where codes are ever one-hot, with those."""
+        twin = copy.copy(self)
+        twin.model, twin.backbone, twin.head, twin.group = model, model.backbone, model.head, None  # type: ignore[assignment]
+        twin.step = 0
+        if self.queue is not None:
+            share = max(1, self.queue.length // ranks)
+            twin.queue = Queue(share)
+            width = self.head.prototypes.weight.shape[1]
+            twin.queue.load_state_dict({"rows": torch.empty(len(self.assign), share, width)})
+        return twin
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, part in (("backbone.", self.backbone), ("head.", self.head), ("queue.", self.queue)):
-            if part is not None:
-                part.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
+    def parts(self) -> dict[str, Any]:
+        return self.modules() if self.queue is None else {**self.modules(), "queue": self.queue}

@@ -5,27 +5,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.config_store import ConfigStore
 
 from seer.cli import config
-from seer.core.build import find
+from seer.cli.verbs import SCHEMAS
+from seer.core import schema
+from seer.core.build import PLACES, find
+from seer.core.config import GIVEN
 from seer.core.errors import RequestError
+from seer.core.signature import MISSING, signature
 from seer.models.zoo import names
 
 FOLDER = Path(config.folder())
-# What the program gives a target of each group: not for people to write.
-GIVEN = {
-    "model": set(),
-    "augment": set(),
-    "task": {"backbone", "crop", "group"},
-    "optim": {"params"},
-    "schedule": {"step"},
-    "precision": {"device"},
-    "eval": {"train", "test", "mean", "std", "batch", "threads", "dtype"},
-    "surgery": {"model"},
-    "data": set(),
-    "log": set(),
-    "parallel": set(),
-}
 TARGETS = sorted(p for p in FOLDER.rglob("*.yaml") if "_target_" in p.read_text())
 
 
@@ -40,25 +31,54 @@ def refused(*words: str, verb: str = "pretrain") -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("path", TARGETS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_the_yaml_lists_every_argument_of_its_target_and_no_other(path):
+def nodes(path: Path) -> list[dict]:
     whole = yaml.safe_load(path.read_text())
-    for node in whole.get("steps", [whole]):
+    return whole.get("steps", [whole.get("node", whole)])
+
+
+@pytest.mark.parametrize("path", TARGETS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_yaml_names_arguments_of_its_target_and_repeats_no_default_of_ours(path):
+    for node in nodes(path):
         parameters = inspect.signature(find(path.parent.name, node["_target_"])).parameters
+        given = set(GIVEN.get(path.parent.name, ("model",)))
         assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
-        assert set(node) - {"_target_"} == set(parameters) - GIVEN[path.parent.name]
-        assert GIVEN[path.parent.name] <= set(parameters), "a name that the program gives is not taken"
+        mine = {name: value for name, value in node.items() if name != "_target_"}
+        assert set(mine) <= set(parameters) - given
+        if node["_target_"].startswith("torch."):  # what another library takes is stated whole: its defaults may change
+            assert set(mine) == set(parameters) - given
+        else:
+            assert not [name for name, value in mine.items() if parameters[name].default == value]
 
 
-def test_every_group_with_a_target_is_known_here_and_there_are_many():
-    assert {p.parent.name for p in TARGETS} <= set(GIVEN) and len(TARGETS) >= 30
+@pytest.mark.parametrize("target", sorted({node["_target_"] for path in TARGETS for node in nodes(path)}))
+def test_a_signature_read_from_the_source_is_the_one_that_is_called(target):
+    group = next(group for group in PLACES if any(target.startswith(place) for place in PLACES[group]))
+    called, read = inspect.signature(find(group, target)).parameters, signature(target)
+    assert list(read.parameters) == list(called)
+    for name, (_, default) in read.parameters.items():
+        true = called[name].default
+        if default is not MISSING and true is not None:
+            assert default == (list(map(listed, true)) if isinstance(true, tuple | list) else true)
+        elif default is MISSING:  # none, or none that a config could hold
+            assert not isinstance(true, int | float | str | bool | list | tuple)
 
 
-def test_every_model_of_the_zoo_has_its_yaml_and_any_other_states_its_widths():
-    nodes = {p.stem: yaml.safe_load(p.read_text()) for p in (FOLDER / "model").glob("*.yaml")}
-    named = {stem: node["name"] for stem, node in nodes.items() if "name" in node}
-    assert named == {name: name for name in names()}
-    assert all("widths" in node for stem, node in nodes.items() if stem not in named)
+def listed(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_every_group_with_a_target_says_what_the_program_gives():
+    assert set(PLACES) - {"surgery"} == set(GIVEN) and {p.parent.name for p in TARGETS} == set(PLACES)
+
+
+def test_the_names_of_the_zoo_are_choices_of_the_model_and_no_files():
+    assert config.choices_of("pretrain", "model") == ["regnety_32px", "regnety_tiny", *names()]
+    assert config.read("pretrain", ["model=regnety_10b"])["model"] == {
+        "_target_": "seer.models.zoo.build",
+        "name": "regnety_10b",
+        "stem_stride": 2,
+    }
+    assert "model" not in ConfigStore.instance().repo or ConfigStore.instance().repo["model"] == {}
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "shard", "evaluate", "export"])
@@ -71,10 +91,13 @@ def test_every_verb_says_what_it_needs(verb):
 
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in (FOLDER / "recipe").glob("*.yaml")))
 def test_every_recipe_composes_and_its_keys_all_exist(recipe):
-    plain, full = config.read("pretrain", []), config.read("pretrain", [f"recipe={recipe}"])
-    every_choice = {k for group in ("model", "data", "augment", "task", "optim", "schedule", "precision")
-                    for p in (FOLDER / group).glob("*.yaml") for k in (f"{group}.{n}" for n in yaml.safe_load(p.read_text()))}  # fmt: skip
-    assert set(config.flat(full)) <= set(config.flat(plain)) | every_choice
+    full = config.read("pretrain", [f"recipe={recipe}"])
+    known = {*schema.sentences(SCHEMAS["pretrain"]), "surgery.steps"}
+    for group in PLACES:
+        if "_target_" in full[group]:
+            parameters = signature(full[group]["_target_"]).parameters
+            known |= {f"{group}.{name}" for name in parameters} | {f"{group}._target_"}
+    assert set(config.flat(full)) <= known
 
 
 @pytest.mark.parametrize(

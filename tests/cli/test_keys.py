@@ -1,12 +1,14 @@
 """A wrong word for any key ends with 78 before there is a run folder, or is no wrong word; never with a traceback."""
 
 import copy
-from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
 from seer.cli import config
+from seer.cli.verbs import SCHEMAS
+from seer.core import schema
+from seer.core.config import hint_of
 from tests.program import SMALL, seer
 
 TINY = [w for w in SMALL if not w.startswith("model=")] + ["model=regnety_tiny", "augment.sizes=[32,16]", "steps=1"]
@@ -41,11 +43,17 @@ def with_value(wanted: dict, key: str, value: object) -> dict:
 
 
 @pytest.mark.parametrize("verb", NEEDS)
-def test_what_a_key_takes_is_known_where_its_yaml_shows_nothing(verb):
-    whole = yaml.safe_load((Path(config.folder()) / f"{verb}.yaml").read_text())
-    shown = config.flat({k: v for k, v in whole.items() if k != "defaults"})
-    shown = config.flat(config.read(verb, NEEDS[verb])) | shown
-    assert {key for key, value in shown.items() if value in (None, "???")} <= set(config.KINDS)
+def test_what_every_key_takes_is_known(verb):
+    whole = config.read(verb, NEEDS[verb])
+    for key, value in config.flat(whole).items():
+        hint = hint_of(key, whole, SCHEMAS[verb])
+        assert hint is not Any or value is not None, key
+        assert schema.fits(hint, value), key
+
+
+def test_every_key_of_a_schema_has_a_sentence():
+    for kind in SCHEMAS.values():
+        assert [key for key, words in schema.sentences(kind).items() if not words] == []
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,33 @@ def test_a_batch_that_the_gpus_cannot_share_is_refused(capfd):
     assert ended.status == 78 and "batch=100 over gpus=8" in ended.result["error"]
     assert "gpus=0: at least one" in seer(capfd, "plan", "gpus=0").result["error"]
     assert "apex has had no amp" in seer(capfd, "plan", "precision=apex_o1").result["error"]
+
+
+@pytest.mark.slow
+def test_a_process_on_a_cpu_has_an_allocator_and_a_ring_of_batches_and_a_gpu_has_not(capfd):
+    words = ("plan", "model=regnety_200mf", "augment=small", "batch=64", "gpus=1", "optim=adamw")
+    gpu, cpu = (seer(capfd, *words, *more).result for more in ((), ("parallel.device=cpu",)))
+    assert (gpu["device"], cpu["device"]) == ("gpu", "cpu") and "allocator" not in gpu
+    assert cpu["allocator"] == pytest.approx(0.39 * cpu["step"], abs=0.01)
+    for plan, parts in ((gpu, PARTS), (cpu, (*PARTS, "libraries", "allocator"))):
+        assert plan["sum"] == pytest.approx(sum(plan[part] for part in parts), abs=0.04)
+
+
+@pytest.mark.slow
+def test_the_true_loss_is_counted(capfd):
+    """With 60,000 prototypes scores are nearly all there is: at the least themselves and the gradient of the loss, of 8 x 4
+    views, and the codes of 8 x 2."""
+    words = ("plan", "model=regnety_200mf", "augment=small", "batch=8", "gpus=1", "task.prototypes=60000")
+    plan, queued = seer(capfd, *words).result, seer(capfd, *words, "task.queue=512").result
+    assert plan["step"] >= 4 * 60_000 * (2 * 8 * 4) / 1e9
+    rows = 4 * 60_000 * 512 * 2 / 1e9
+    assert queued["step"] - plan["step"] >= 2 * rows  # scores of the queue, and Sinkhorn's copy of them
+
+
+@pytest.mark.slow
+def test_adamw_takes_scratch_of_all_tensors_at_once_on_a_gpu(capfd):
+    """A wide head and one small picture: the update is the worst moment."""
+    words = ("plan", "model=regnety_200mf", "augment=small", "batch=2", "gpus=1", "task.hidden=[32768,4096]")
+    lars, adamw = (seer(capfd, *words, f"optim={name}").result for name in ("lars", "adamw"))
+    assert adamw["step"] == pytest.approx(8 * adamw["parameters"] / 1e9, abs=0.01)
+    assert lars["step"] < 0.8 * adamw["step"]

@@ -89,7 +89,7 @@ PRIVATE = [
     "seer.data.decode.FORMATS",
     "seer.data.index.INDEX",
     "seer.core.log.log",
-    "seer.models.zoo.ROWS",
+    "seer.models.zoo.STRIDE",
 ]
 
 REFUSED = [

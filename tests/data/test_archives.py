@@ -55,16 +55,22 @@ def test_what_is_no_tar_is_named_by_its_first_bytes_with_the_remedy(tmp_path, ta
         assert error.value.exit_status == 78
 
 
-@pytest.mark.parametrize("name", ["it's.tar.gz", "a b.tgz", "x.tar"])
-def test_the_command_that_is_told_makes_what_can_be_read(tmp_path, tar, name):
+@pytest.mark.parametrize("name", ["it's.tar.gz", "a b.tgz", "x.tar", "x.1.tar.gz", "x.gz"])
+def test_the_command_that_is_told_makes_what_can_be_read_and_replaces_nothing(tmp_path, tar, name):
     (tmp_path / "d").mkdir()
     path = tmp_path / "d" / name
     path.write_bytes(gzip.compress(tar))
     with pytest.raises(RequestError) as error:
         open_shards(path)
     subprocess.run(str(error.value).split("`")[1], shell=True, check=True)
-    (made,) = [one for one in (tmp_path / "d").iterdir() if one != path]
-    assert len(open_shards(made)[0]) == 3
+    before = {one: one.read_bytes() for one in (tmp_path / "d").iterdir()}
+    with pytest.raises(RequestError) as error:
+        open_shards(path)
+    subprocess.run(str(error.value).split("`")[1], shell=True, check=True)
+    made = [one for one in (tmp_path / "d").iterdir() if one != path]
+    assert [len(open_shards(one)[0]) for one in made] == [3, 3] and all(
+        one.read_bytes() == before[one] for one in before
+    )
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="no zstd program")

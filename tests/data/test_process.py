@@ -382,12 +382,12 @@ def test_a_death_is_told_on_every_rank(folder, capfd):
 
 
 def test_what_was_skipped_before_a_run_of_bad_pictures_comes_with_the_error(tmp_path):
-    bad = {f"k{i:03d}" for i in range(30)}
-    made = ((f"k{i:03d}", {"png": b"no picture" if f"k{i:03d}" in bad else png(i)}) for i in range(33))
-    write_shards(made, tmp_path, total=33, per_shard=33)
+    bad = {f"k{i:03d}" for i in range(63)}
+    made = ((f"k{i:03d}", {"png": b"no picture" if f"k{i:03d}" in bad else png(i)}) for i in range(66))
+    write_shards(made, tmp_path, total=66, per_shard=66)
     shards, found = open_shards(tmp_path), []
     for threads in (0, 2):
-        reader = Reader(shards, plan([33], seed=0, lanes=1), 0)
+        reader = Reader(shards, plan([66], seed=0, lanes=1), 0)
         stream = Loader(reader, CROP, batch=8 * CHUNK, threads=threads).batches(0)
         with closing(stream), pytest.raises(BadDataError, match=f"{MOST_BAD} pictures in a row") as error:
             next(stream)

@@ -5,7 +5,9 @@ import time
 import pytest
 import torch
 
+from seer.core.records import StepOutput
 from seer.engine.determinism import cost, use_deterministic
+from seer.engine.precision import Precision
 from tests.program import SMALL, losses, seer
 
 CPU = torch.device("cpu")
@@ -37,21 +39,26 @@ def test_a_run_with_the_switch_prints_its_cost_and_gives_the_losses_of_one_witho
 def test_the_cost_is_a_ratio_of_times_and_leaves_the_switch_on(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", time.process_time)  # neighbours take time, too
 
-    class Slower(torch.nn.Module):
-        """Takes longer when all must be deterministic."""
+    class Slower:
+        """A task that takes longer when all must be deterministic."""
 
         def __init__(self):
-            super().__init__()
-            self.norm = torch.nn.BatchNorm2d(3)
+            self.model = torch.nn.BatchNorm2d(3)
 
-        def forward(self, crops):
+        def loss(self, batch):
             times = 40 if torch.are_deterministic_algorithms_enabled() else 4
-            y = self.norm(crops[0])
+            y = self.model(batch)
             for _ in range(times):
-                y = y + crops[0].sin()
-            return None, y
+                y = y + batch.sin()
+            return StepOutput(y.square().mean())
 
-    model = Slower().train()
-    assert cost(model, [(8, 3, 64, 64)], CPU) > 2
+        def state_dict(self):
+            return self.model.state_dict()
+
+        def load_state_dict(self, state):
+            self.model.load_state_dict(state)
+
+    task = Slower()
+    assert cost(task, torch.randn(8, 3, 64, 64), Precision(CPU), CPU) > 2
     assert torch.are_deterministic_algorithms_enabled()
-    assert model.norm.num_batches_tracked == 0 and model.norm.weight.grad is None
+    assert task.model.num_batches_tracked == 0 and task.model.weight.grad is None

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seer.cli import pretrain
 from seer.core.errors import NumericsError, RequestError
 from seer.data import sample
 from seer.data.shards import write_shards
@@ -17,6 +16,7 @@ from seer.engine import precision
 from seer.engine.metrics import read_rows
 from seer.engine.precision import DTYPES, MOST_SKIPPED, Precision, quickest
 from seer.optim.lars import LARS
+from seer.run import session
 from seer.tasks import swav
 from tests.engine.test_numerics import guard
 from tests.program import Ended, seer
@@ -194,7 +194,7 @@ def test_a_run_goes_on_in_the_precision_it_began_with_on_a_machine_that_is_quick
     pictures, tmp_path, capfd, monkeypatch
 ):
     for here, again in (("bf16", ""), ("fp32", "is complete")):
-        monkeypatch.setattr(pretrain, "quickest", lambda _, here=here: here)
+        monkeypatch.setattr(session, "quickest", lambda _, here=here: here)
         ended = train(capfd, pictures, tmp_path / "run", "auto", "steps=1")
         assert ended.status == 0 and again in ended.words, ended.words
         assert "dtype: bf16" in (tmp_path / "run" / "config.yaml").read_text()

@@ -11,9 +11,11 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
+from seer.core.protocols import Modules
 from seer.data import sample
 from seer.data.shards import write_shards
-from seer.engine.loop import _evaluate
+from seer.engine.control import evaluate
+from seer.evals.features import Alone
 from seer.parallel.world import World
 from seer.run.weights import state
 from tests.program import SMALL, losses, start, wait
@@ -22,13 +24,14 @@ pytestmark = pytest.mark.slow
 
 
 class Statistics:
-    def run(self, model: nn.Module) -> dict[str, torch.Tensor]:
+    def run(self, task: Modules) -> dict[str, torch.Tensor]:
+        model = task.modules()["backbone"]
         assert not model.training
         return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
 class Fails:
-    def run(self, model: nn.Module) -> dict[str, float]:
+    def run(self, task: Modules) -> dict[str, float]:
         raise ValueError("no picture")
 
 
@@ -39,12 +42,12 @@ def speak(rank: int, folder: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     for step in range(3 + 2 * rank):
         model(torch.randn(5, 3, generator=torch.Generator().manual_seed(10 * rank + step)) + rank)
-    task = SimpleNamespace(model=model, backbone=model)
-    own = Statistics().run(model.eval())
-    seen = _evaluate(task, [Statistics()], world, 2)
-    alone = _evaluate(task, [Statistics()], world, 1)
+    task = SimpleNamespace(model=model, modules=lambda: {"backbone": model})
+    own = Statistics().run(Alone(model.eval()))
+    seen = evaluate(task, [Statistics()], world, 2)
+    alone = evaluate(task, [Statistics()], world, 1)
     try:
-        _evaluate(task, [Fails()], world, 2)
+        evaluate(task, [Fails()], world, 2)
     except ValueError:
         after = {name: buffer.clone() for name, buffer in model.named_buffers()}
     torch.save([own, seen, alone, after], f"{folder}/{rank}.pt")

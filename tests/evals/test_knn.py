@@ -7,7 +7,7 @@ import torch
 
 from seer.core.errors import RequestError
 from seer.data.shards import open_shards
-from seer.evals.features import Pictures
+from seer.evals.features import Alone, Pictures
 from seer.evals.knn import KNN, baselines, knn_top1
 from tests.data.pictures import png
 
@@ -100,7 +100,7 @@ def test_the_evaluator_and_the_baselines_tell_pictures_apart_by_what_differs(tmp
                 picture[i : i + 8, 2 * i : 2 * i + 8] = 128
                 (folder / f"{i}.png").write_bytes(encoded(picture, "PNG"))
     train, test = (Pictures(open_shards(tmp_path / part), size=32) for part in ("train", "test"))
-    assert KNN(train, test, mean=(0.5,) * 3, std=(0.2,) * 3, k=3).run(MeanColour()) == {"knn_top1": 1.0}
+    assert KNN(train, test, mean=(0.5,) * 3, std=(0.2,) * 3, k=3).run(Alone(MeanColour())) == {"knn_top1": 1.0}
     found = baselines(train, test, k=3)
     assert found["knn_colours"] == 1.0 and set(found) == {"knn_pixels", "knn_colours"}
 
@@ -113,5 +113,5 @@ def test_features_of_noise_are_worth_no_more_than_chance(tmp_path):
             for i in range(60):
                 (folder / f"{i}.png").write_bytes(png(1000 * (part == "test") + 100 * label + i, 16, 16))
     train, test = (Pictures(open_shards(tmp_path / part), size=16) for part in ("train", "test"))
-    found = KNN(train, test, mean=(0.5,) * 3, std=(0.2,) * 3).run(MeanColour())["knn_top1"]
+    found = KNN(train, test, mean=(0.5,) * 3, std=(0.2,) * 3).run(Alone(MeanColour()))["knn_top1"]
     assert abs(found - 0.5) < 4.5 * math.sqrt(0.25 / 120)

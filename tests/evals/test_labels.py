@@ -1,6 +1,7 @@
 """Classes are matched by name wherever they come from: each class has a color of its own, which tells who is who."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,9 +62,8 @@ def foreign(path, rows):
 
 
 def both(train, test, **how) -> tuple[Pictures, Pictures]:
-    return labelled(
-        {"train": str(train), "test": str(test), "size": 16, "resize": None, "labels": "auto", "most": 0} | how, 16
-    )
+    given = {"train": str(train), "test": str(test), "size": 16, "resize": None, "labels": "auto", "most": 0}
+    return labelled(SimpleNamespace(**given | how), 16)
 
 
 def names_of(pictures: Pictures) -> list[str]:
@@ -159,6 +159,25 @@ def test_shards_of_two_folders_on_one_side_are_joined_by_name(tmp_path):
     joined = Pictures(open_shards(train), size=16)
     test = Pictures(open_shards(folder(tmp_path / "c", ["ant", "bee", "cat"])), size=16, like=joined)
     assert joined.classes == ["ant", "bee", "cat"] and baselines(joined, test, k=3)["knn_colours"] == 1.0
+
+
+def resharded(path, *sources):
+    shards = open_shards([str(one) for one in sources])
+    total = sum(map(len, shards))
+    return write_part(Part(shards, 0, total), path, processes=1, max_bad=0, progress=lambda n: None)
+
+
+def test_shards_of_shards_keep_the_names_of_the_classes_and_join_those_that_are_numbered_apart(tmp_path, told):
+    one, other = sharded(tmp_path / "a", ["ant", "cat"]), sharded(tmp_path / "b", ["bee", "cat"])
+    test = folder(tmp_path / "c", ["ant", "bee", "cat"])
+    assert resharded(tmp_path / "same", one)["classes"] == ["ant", "cat"]
+    assert sorted(names_of(both(one, tmp_path / "same")[1])) == ["ant"] * 4 + ["cat"] * 4
+    assert resharded(tmp_path / "joined", one, other)["classes"] == ["ant", "bee", "cat"]
+    for train in (tmp_path / "joined", test):
+        assert baselines(*both(train, test), k=3)["knn_colours"] == 1.0
+    assert baselines(*both(test, tmp_path / "joined"), k=3)["knn_colours"] == 1.0 and not told.records
+    assert "classes" not in resharded(tmp_path / "mixed", one, foreign(tmp_path / "d", [("ant", b"0")]))
+    assert len(told.records) == 1
 
 
 def labels(names: list[str], named: bool) -> Labels:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,12 +18,14 @@ from seer.data.shards import open_shards, picture_of
 from seer.evals.features import centre
 from seer.export import model_card, parity, to_safetensors, to_timm, to_torchvision
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, write_bundle
+from seer.models.families import FAMILIES
 from seer.models.pretrained import load_backbone
 from seer.models.regnet import RegNet
 from seer.models.zoo import build
 from tests.models import foreign_files as foreign
 from tests.program import seer
 
+TIMM = {**FAMILIES["regnet"].timm.names, **FAMILIES["resnet"].timm.names}
 CARD = {"recipe": "swav", "images_seen": 5, "metrics": {"knn_top1": 0.4}}
 
 
@@ -94,8 +97,9 @@ def test_features_that_differ_raise_and_leave_the_older_file(tmp_path, pictures,
     def wrong(state):
         return {next((k.replace(a, b) for a, b in swapped.items() if a in k), k): v for k, v in real(state).items()}
 
-    real = to_torchvision.to_torchvision_names
-    monkeypatch.setattr(to_torchvision, "to_torchvision_names", wrong)
+    row = FAMILIES["regnet"]
+    real = row.torchvision.rename
+    monkeypatch.setitem(FAMILIES, "regnet", replace(row, torchvision=replace(row.torchvision, rename=wrong)))
     with pytest.raises(ValueError, match="differ from the original's"):
         to_torchvision.export(small(), CARD, tmp_path / "model.pth", pictures)
     assert os.listdir(tmp_path) == ["model.pth"] and (tmp_path / "model.pth").read_bytes() == b"older"
@@ -162,11 +166,11 @@ def test_the_timm_folder_loads_strictly_in_timm_and_gives_the_same_features(tmp_
     assert all(torch.equal(loaded[key], value) for key, value in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("name", to_timm.NAMES)
+@pytest.mark.parametrize("name", TIMM)
 def test_timms_model_of_each_name_has_our_widths(name):
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
-        theirs = timm.create_model(to_timm.NAMES[name], num_classes=0)
+        theirs = timm.create_model(TIMM[name], num_classes=0)
     ours = build(name, device="meta")
     with torch.no_grad():
         maps = ours.forward_stages(torch.empty(1, 3, 64, 64, device="meta"))
@@ -190,7 +194,7 @@ def test_a_backbone_that_timm_cannot_build_is_refused_with_the_way_out(tmp_path,
 
 def test_a_timm_whose_widths_differ_is_refused_before_anything_is_written(tmp_path, pictures, monkeypatch):
     pytest.importorskip("timm")
-    monkeypatch.setitem(to_timm.NAMES, "regnety_800mf_tv", "regnety_008")
+    monkeypatch.setitem(FAMILIES["regnet"].timm.names, "regnety_800mf_tv", "regnety_008")
     with pytest.raises(
         ValueError, match=r"for its regnety_008, do not fit the architecture.*is \[144, 64, 1, 1\], wanted \[128"
     ):

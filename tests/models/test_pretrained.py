@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from seer.models import bundle
 from seer.models.bundle import card_of, read_bundle, write_bundle
-from seer.models.pretrained import from_torchvision_names, load_backbone, to_torchvision_names
+from seer.models.families.regnet import from_names, to_names
+from seer.models.names import TORCHVISION
+from seer.models.pretrained import load_backbone
 from seer.models.regnet import RegNet
 from seer.models.zoo import build
 
@@ -49,9 +51,9 @@ def same(a: RegNet, b: RegNet) -> bool:
 def test_names_translate_to_torchvision_and_back_for_every_zoo_model():
     for name in ("regnety_200mf", "regnety_16gf", "regnety_10b"):
         ours = build(name, device="meta").state_dict()
-        theirs = to_torchvision_names(ours)
+        theirs = to_names(TORCHVISION, ours)
         assert len(theirs) == len(ours)
-        back = from_torchvision_names(theirs)
+        back = from_names(TORCHVISION, theirs)
         assert list(back) == list(ours) and all(back[key] is ours[key] for key in ours)
 
 
@@ -59,17 +61,17 @@ def test_translated_names_are_those_of_torchvisions_own_model():
     models = pytest.importorskip("torchvision.models")
     theirs = models.regnet_y_400mf(weights=None).state_dict()
     ours = build("regnety_400mf", device="meta").state_dict()
-    translated = to_torchvision_names(ours)
+    translated = to_names(TORCHVISION, ours)
     assert set(theirs) - set(translated) == {"fc.weight", "fc.bias"}
     assert all(translated[key].shape == theirs[key].shape for key in translated)
-    assert set(from_torchvision_names(theirs)) == set(ours)
+    assert set(from_names(TORCHVISION, theirs)) == set(ours)
 
 
 def test_translation_refuses_foreign_names_and_names_the_first_five():
     state = {f"layer{i}.conv.weight": torch.zeros(1) for i in range(7)}
-    for translate in (to_torchvision_names, from_torchvision_names):
+    for translate in (to_names, from_names):
         with pytest.raises(ValueError) as caught:
-            translate(state)
+            translate(TORCHVISION, state)
         assert all(f"'layer{i}.conv.weight'" in str(caught.value) for i in range(5))
         assert "layer5" not in str(caught.value) and "and 2 more" in str(caught.value)
 
@@ -240,7 +242,7 @@ def test_torchvisions_state_dict_loads_from_a_pth_and_gives_its_features(tmp_pat
 )
 def test_every_dimension_is_read_off_the_tensors(tmp_path, spelling, kind, changes):
     model = small(**changes)
-    state = model.state_dict() if spelling == "ours" else to_torchvision_names(model.state_dict())
+    state = model.state_dict() if spelling == "ours" else to_names(TORCHVISION, model.state_dict())
     state = dict(random.Random(1).sample(sorted(state.items()), len(state)))
     path = tmp_path / f"weights{kind}"
     torch.save(state, path) if kind == ".pth" else save_file(state, path)
@@ -257,7 +259,7 @@ def test_half_precision_files_load_as_float32(tmp_path):
 @pytest.mark.parametrize("spelling", ["ours", "torchvision"])
 def test_the_first_five_bad_keys_are_named_in_one_error_as_the_file_spells_them(tmp_path, spelling):
     ours = small().state_dict()
-    renamed = to_torchvision_names(ours) if spelling == "torchvision" else dict(ours)
+    renamed = to_names(TORCHVISION, ours) if spelling == "torchvision" else dict(ours)
     spell = dict(zip(ours, renamed, strict=True))
     missing = [spell["stage2.block1.c.conv.weight"], spell["stem.bn.bias"]]
     for key in missing:
@@ -305,7 +307,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, legacy):
     [
         ({"classy_state_dict": {"base_model": {}}}, "without base_model > model > trunk; there it holds nothing"),
         ({"encoder": {"a": torch.zeros(1)}, "optimizer": {}}, "several parts, 'encoder', 'optimizer'"),
-        ({"conv1.weight": torch.zeros(1)}, "holds no RegNetY"),
+        ({"conv1.weight": torch.zeros(1)}, "holds no RegNetY or ResNet"),
         ({}, "its first keys: none"),
         ({"stem.0.weight": torch.zeros(1), "trunk_output.block1.block1-0.f.a.0.weight": torch.zeros(1)}, "RegNetX"),
         ({"stage1.block0.se.reduce.weight": torch.zeros(8)}, "does not tell its architecture"),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from seer.core.protocols import Backbone
-from seer.models.pretrained import to_torchvision_names
+from seer.models.families.regnet import FAMILY
 from seer.models.regnet import RegNet, Shape, from_parameters
 from seer.models.zoo import build
 
@@ -71,7 +71,7 @@ def in_torchvision(model: RegNet) -> nn.Module:
     )
     theirs = torchvision_regnet.RegNet(parameters)
     theirs.fc = nn.Identity()
-    theirs.load_state_dict(to_torchvision_names(model.state_dict()), strict=True)
+    theirs.load_state_dict(FAMILY.torchvision.rename(model.state_dict()), strict=True)
     return theirs
 
 
@@ -103,7 +103,7 @@ def test_features_equal_torchvisions_with_the_same_weights(training):
     pictures = torch.randn(4, 3, 96, 96)
     with torch.no_grad():
         assert largest_difference(ours(pictures), theirs(pictures)) < 1e-5
-    for key, value in to_torchvision_names(ours.state_dict()).items():
+    for key, value in FAMILY.torchvision.rename(ours.state_dict()).items():
         assert torch.allclose(value.float(), theirs.state_dict()[key].float(), rtol=1e-4, atol=1e-5), key
 
 
@@ -114,7 +114,7 @@ def test_gradients_equal_torchvisions_with_the_same_weights():
     pictures = torch.randn(4, 3, 64, 64)
     for model in (ours, theirs):
         model.double()(pictures.double()).square().sum().backward()
-    gradients = to_torchvision_names({name: p.grad for name, p in ours.named_parameters()})
+    gradients = FAMILY.torchvision.rename({name: p.grad for name, p in ours.named_parameters()})
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-10)
 

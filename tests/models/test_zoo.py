@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from seer.export import to_timm
 from seer.models import zoo
+from seer.models.families import FAMILIES
 
 # name: parameters with a 1000-class layer, without it; then for 224 x 224 pictures, with that layer, multiplications in 1e9
 # and outputs of convolutions in 1e6, both with as many digits as are published (None: not published).
@@ -81,7 +81,7 @@ def test_a_row_has_the_published_parameters_and_costs_the_published_arithmetic(n
     with torch.no_grad():
         maps = model.forward_stages(torch.empty(1, 3, 64, 64, device="meta"))
     assert list(map(int, widths.split(","))) == [m.shape[1] for name, m in maps.items() if name != "stem"]
-    assert timms == to_timm.NAMES.get(name, "")
+    assert timms == {**FAMILIES["regnet"].timm.names, **FAMILIES["resnet"].timm.names}.get(name, "")
     if torchvisions:
         assert hasattr(pytest.importorskip("torchvision.models"), torchvisions)
 
@@ -138,9 +138,9 @@ def test_the_stem_stride_reaches_the_model():
 
 
 def test_an_architecture_finds_its_name_whatever_its_stem_stride():
-    for name in zoo.ROWS:
+    for name in FAMILIES["regnet"].zoo:
         assert zoo.name_of(zoo.build(name, stem_stride=1, device="meta").architecture) == name
-    for name in zoo.RESNETS:
+    for name in FAMILIES["resnet"].zoo:
         assert zoo.name_of(zoo.build(name, device="meta").architecture) == name
     other = zoo.build("regnety_200mf", device="meta").architecture
     assert zoo.name_of(other | {"stem_width": 24}) is None

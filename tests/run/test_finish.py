@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from seer.engine.recorder import FlightRecorder
+from seer.engine.alarms import FlightRecorder
 from seer.parallel.world import World
 from seer.run.finish import Ending
 
@@ -22,7 +22,7 @@ def test_a_stop_between_two_logged_steps_tells_the_pictures_and_the_losses_up_to
     (tmp_path / "skipped.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lost))
     alone = World(0, 1, 0, torch.device("cpu"))
     none = cast(Any, SimpleNamespace(newest=-1))
-    ending = Ending(tmp_path, none, alone, 16, FlightRecorder(1.0, 3))
+    ending = Ending(tmp_path, none, alone, 16, FlightRecorder())
     result = ending.result(5, bundle=False)
     assert (result["steps"], result["images"], result["loss"]) == (5, 80, 4.0)
     assert result["skipped"] == 2 and result["skipped_by_reason"] == {"truncated": 1, "format": 1}

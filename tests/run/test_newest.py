@@ -12,14 +12,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from seer.cli.main import main
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import setup
 from seer.data import sample
 from seer.data.shards import write_shards
 from seer.models.bundle import card_of, read_bundle
+from seer.models.pretrained import load_backbone
 from seer.models.regnet import RegNet
 from seer.run import newest as run_weights
-from seer.run.weights import state
+from seer.run import weights
+from seer.run.weights import start_from, state
 from seer.tasks.swav import SwAVTask
 from tests.engine.checkpoints import flip
 from tests.program import ROOT, SMALL, Ended, last_of_each, seer
@@ -48,8 +51,6 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     write_shards(sample.samples(48, seed=1), folder / "pictures", total=48, per_shard=48)
     words = (*WORDS, f"data.source={folder / 'pictures'}", f"output={folder / 'run'}")
-    from seer.cli.main import main
-
     with pytest.MonkeyPatch.context() as patch:
         for step, number in ((2, signal.SIGINT), (4, signal.SIGTERM)):
             patch.setattr(SwAVTask, "after_step", struck(step, number))
@@ -93,15 +94,15 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def features(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+def features(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     network = RegNet(**SHAPE)
-    network.load_state_dict(weights)
+    network.load_state_dict(tensors)
     with torch.no_grad():
         return network.eval()(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5)))
 
 
-def export(capfd, weights: Path, output: Path) -> Ended:
-    return seer(capfd, "export", "to=safetensors", f"weights={weights}", f"output={output}", "pictures=2")
+def export(capfd, place: Path, output: Path) -> Ended:
+    return seer(capfd, "export", "to=safetensors", f"weights={place}", f"output={output}", "pictures=2")
 
 
 def test_a_run_stopped_by_sigterm_gives_its_newest_checkpoint_and_never_the_older_bundle(run, tmp_path, capfd):
@@ -216,6 +217,19 @@ def test_a_run_without_anything_saved_and_a_step_that_is_not_there_are_wrong_req
         state(str(run))
 
 
+def test_training_starts_from_the_newest_state_and_not_where_ranks_have_read_different_ones(run, monkeypatch):
+    colours = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    backbone = RegNet(**SHAPE)
+    start_from(str(run), backbone, **colours)
+    assert same(dict(backbone.state_dict()), truth(run, 4))
+    monkeypatch.setattr(weights, "gather_text", lambda mine, group: [mine, mine.replace("4", "5")])
+    untouched = RegNet(**SHAPE)
+    before = {name: tensor.clone() for name, tensor in untouched.state_dict().items()}
+    with pytest.raises(RequestError, match="checkpoint of step 4, checkpoint of step 5"):
+        start_from(str(run), untouched, **colours)
+    assert same(dict(untouched.state_dict()), before)
+
+
 def changed(run: Path, **nodes: object) -> None:
     """The run's config with other nodes; a checkpoint is newer than the bundle, so it is read."""
     wanted = yaml.safe_load((run / "config.yaml").read_text())
@@ -270,8 +284,6 @@ def test_the_licence_of_weights_that_training_started_from_stays_with_the_checkp
 
 
 def test_a_bundle_asked_for_by_name_or_in_python_is_taken_and_its_age_told(run, told):
-    from seer.models.pretrained import load_backbone
-
     assert state(str(run / "bundle")).step == 2 and "newest checkpoint of step 4" in told.text
     told.clear()
     load_backbone(run)

@@ -119,6 +119,11 @@ class MultiCrop:
         self.scales = np.repeat(np.array(scales, dtype=np.float64), counts, axis=0)  # [V, 2]
         self.aspect = np.log(np.array(aspect, dtype=np.float64))
 
+    @property
+    def input_size(self) -> int:
+        """Returns the side of the large views."""
+        return self.sizes[0]
+
     def layout(self, batch_size: int, *, painted: bool = False) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Returns `views/S` [v*B, 3, S, S] of each size and, unless painted, `color/S/NAME` [v*B, ...], view-major."""
         found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}

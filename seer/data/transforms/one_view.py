@@ -84,6 +84,11 @@ class OneView:
         self.mask, self.boxes, self.label, self.labels = mask, boxes, label, labels
         self.colored = train and max(jitter, grayscale, blur) > 0
 
+    @property
+    def input_size(self) -> int:
+        """Returns the side of the view."""
+        return self.size
+
     def layout(self, batch_size: int, *, painted: bool = False) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Returns `views/S`, `color/S/…` where there is any to be applied later, and the targets that are asked for."""
         b, found = batch_size, self._crop.layout(batch_size, painted=painted or not self.colored)

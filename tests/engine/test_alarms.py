@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from seer.core.records import PATIENCE
 from seer.data import sample
 from seer.data.shards import write_shards
-from seer.engine.recorder import ALARMS, PATIENCE, FlightRecorder
+from seer.engine.alarms import ALARMS, FlightRecorder
 from seer.models.heads import SwAVHead
+from seer.tasks import swav_alarms
 from tests.program import Ended, seer
 
 HEALTHY = {
@@ -32,6 +34,7 @@ SMALL = (
     "every.evaluate=0", "log.tensorboard=false", "data.threads=1", "parallel.device=cpu", "steps=12",
     "schedule.peak=0.002", "schedule.warmup=0",
 )  # fmt: skip
+OWN = swav_alarms.alarms(chance=4.159, prototypes=64)
 FIXED = "groups=[{pattern: prototypes, frozen_steps: 100%}]"
 
 
@@ -54,11 +57,11 @@ def said():
 
 
 def recorder() -> FlightRecorder:
-    return FlightRecorder(chance=4.159, prototypes=64)
+    return FlightRecorder(OWN)
 
 
 def test_every_alarm_is_shown_below():
-    assert set(WRONG) == {a.name for a in ALARMS}
+    assert set(WRONG) == {a.name for a in (*OWN, *ALARMS)}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -66,10 +69,10 @@ def test_an_alarm_is_raised_once_and_only_its_own_when_its_number_stays_wrong(na
     one = recorder()
     for step in range(PATIENCE):
         one.write(step, HEALTHY)
-    assert one.told == [] and said == []
+    assert one.raised == [] and said == []
     for step in range(PATIENCE, 4 * PATIENCE):
         one.write(step, {**HEALTHY, **WRONG[name]})
-    assert one.told == [name] and len(said) == 1 and "step " in said[0] and ";" in said[0]
+    assert one.raised == [name] and len(said) == 1 and "step " in said[0] and ";" in said[0]
 
 
 @pytest.mark.parametrize("name", ["uniform codes", "loss at ln K", "unused prototypes", "embeddings in a point"])
@@ -77,22 +80,22 @@ def test_one_good_step_among_the_last_keeps_it_silent(name, said):
     one = recorder()
     for step in range(5 * PATIENCE):
         one.write(step, {**HEALTHY, **(WRONG[name] if step % PATIENCE else {})})
-    assert one.told == [] and said == []
+    assert one.raised == [] and said == []
 
 
 def test_a_run_that_goes_on_is_judged_by_where_it_began_and_a_small_fall_is_no_news(said):
-    one = FlightRecorder(chance=4.159, prototypes=64, knn_start=0.5)
+    one = FlightRecorder(OWN, knn_start=0.5)
     one.write(10, {"knn_top1": 0.495})
-    assert one.told == []
+    assert one.raised == []
     one.write(20, {"knn_top1": 0.48})
-    assert one.told == ["kNN below its start"] and "kNN fell to 0.480 from 0.500" in said[0]
+    assert one.raised == ["kNN below its start"] and "kNN fell to 0.480 from 0.500" in said[0]
 
 
 def test_rows_of_evaluations_are_passed_over(said):
     one = recorder()
     for step in range(3 * PATIENCE):
         one.write(step, {"knn_top1": 0.1})
-    assert one.told == [] and said == []
+    assert one.raised == [] and said == []
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,7 @@ def test_a_run_that_goes_wrong_is_told_so(name, pictures, tmp_path, capfd, monke
         monkeypatch.setattr(SwAVHead, "normalise_prototypes", lambda self: None)
     ended = train(capfd, pictures, tmp_path, *COLLAPSING[name])
     assert name in ended.result["alarms"]
-    words = next(a.words for a in ALARMS if a.name == name)
+    words = next(a.words for a in (*OWN, *ALARMS) if a.name == name)
     assert sum(line.startswith("step ") and line.endswith(words[-20:]) for line in ended.words.splitlines()) == 1
 
 

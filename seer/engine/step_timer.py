@@ -6,7 +6,7 @@ import time
 import torch
 
 
-class Probe:
+class StepTimer:
     """Call `waited` when the batch has come, `stepped` when the step is issued, `mark` before what follows: another batch, or
     what is to be left out up to `skip`. `read` gives the means since the last.
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from seer.engine import probe as module
-from seer.engine.probe import Probe
+from seer.engine import step_timer as module
+from seer.engine.step_timer import StepTimer
 
 
 class Clock:
@@ -21,7 +21,9 @@ def clock(monkeypatch):
     return clock
 
 
-def window(probe: Probe, clock: Clock, steps: int, *, saving: float = 0.0, device: float = 0.18) -> dict[str, float]:
+def window(
+    probe: StepTimer, clock: Clock, steps: int, *, saving: float = 0.0, device: float = 0.18
+) -> dict[str, float]:
     """Of steps that take 20 ms of pictures, nothing of the host and `device` seconds of a device that only the last one
     waits for, as the loop has it."""
     told: dict[str, float] = {}
@@ -42,7 +44,7 @@ def window(probe: Probe, clock: Clock, steps: int, *, saving: float = 0.0, devic
 
 @pytest.mark.parametrize("log", [1, 10])
 def test_each_window_tells_the_time_of_its_own_steps_also_where_the_device_is_waited_for_once_a_window(clock, log):
-    probe = Probe(torch.device("cpu"), batch=50)
+    probe = StepTimer(torch.device("cpu"), batch=50)
     for _ in range(3):
         told = window(probe, clock, log)
         expected = (0.02 + 0.18 * log) / log
@@ -52,5 +54,5 @@ def test_each_window_tells_the_time_of_its_own_steps_also_where_the_device_is_wa
 
 
 def test_a_checkpoint_is_no_part_of_what_a_step_costs(clock):
-    probe = Probe(torch.device("cpu"), batch=50)
+    probe = StepTimer(torch.device("cpu"), batch=50)
     assert window(probe, clock, 10, saving=7.0) == pytest.approx(window(probe, clock, 10))

@@ -1,0 +1,101 @@
+"""What each verb is asked for: every key with its default, type, limits and sentence. Imports nothing heavy."""
+
+from dataclasses import MISSING, dataclass
+
+from seer.core.schema import Node, Number, Path, Paths, Share, Switch, Whole, Word, setting
+from seer.run.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Pretrain(RunConfig):
+    """`seer pretrain`."""
+
+    replay: Path | None = setting(None, "RUN/capture-…: repeat the step that broke a run; nothing is written")
+
+
+@dataclass(frozen=True)
+class Plan(Pretrain):
+    """`seer plan`."""
+
+    gpus: Whole = setting(8, "how many share the batch")
+    gpu_memory: Number = setting(80.0, "GB of each")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images of an evaluation."""
+
+    train: Paths = setting(MISSING, "labelled images that are known")
+    test: Paths = setting(MISSING, "labelled images that are asked for")
+    labels: Word = setting(
+        "auto", "member (`cls`), folder (its name), auto (member where any sample has one); classes match by name"
+    )
+    size: Whole | None = setting(None, "side of the center crop; null = what the weights were trained for", least=1)
+    resize: Whole | None = setting(
+        None, "shorter side before the crop; null = size * 256 / 224, or size below 64", least=1
+    )
+    most: Whole = setting(0, "use so many of each at the most; 0 = all", least=0)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """`seer evaluate`."""
+
+    weights: Path = setting(
+        MISSING, "a run (its newest whole state), RUN/checkpoints/step-…, a bundle, or a file of weights"
+    )
+    eval: Node = setting(MISSING, "what is measured")
+    data: Labelled = setting(MISSING, "on which images")
+    output: Path | None = setting(None, "folder for result.json; null = none is written")
+    batch: Whole = setting(256, "images of one forward pass", least=1)
+    threads: Whole | None = setting(None, "that read images; null = the cores this process may use", least=1)
+    device: Word = setting("auto", "cpu, cuda, or cuda where there is one")
+    dtype: Word = setting("fp32", "of the forward pass: fp32 or bf16")
+
+
+@dataclass(frozen=True)
+class Export:
+    """`seer export`."""
+
+    weights: Path = setting(
+        MISSING,
+        "a run (its newest whole state), RUN/checkpoints/step-…, a bundle, or weights of torchvision, VISSL, timm or Hugging Face",
+    )
+    to: Word = setting(MISSING, "torchvision, timm, safetensors, or all")
+    output: Path = setting(MISSING, "file or folder; to=all makes a folder for each target in it")
+    licence: Word | None = setting(
+        None, "of imported weights, kept in the bundle and its model card; null = what the weights say"
+    )
+    source: Paths | None = setting(None, "images for the parity check; null = built-in ones")
+    pictures: Whole = setting(8, "how many of them", least=1)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`seer shard`."""
+
+    source: Paths = setting(
+        MISSING, "a folder of images (nested as it likes), a tar, a glob, a .txt with a path a line, or a,b,c of these"
+    )
+    output: Path = setting(MISSING, "folder for shard-000000.tar …, an index beside each, manifest.json")
+    image: Word | None = setting(None, "the ending of the image, where samples have several: input.jpg")
+    fields: dict[str, Word] | None = setting(
+        None, "what else belongs to an image, by its ending: {mask: png} makes a.png the mask of a.jpg"
+    )
+    per_shard: Whole = setting(10000, "images in a shard; all shards hold the same number, give or take one")
+    shuffle: Switch = setting(True, "lay the images in a random order, once")
+    seed: Whole = setting(0, "of that order")
+    labels: Word | None = setting(None, "folder = the name of the folder that holds an image becomes its `cls` member")
+    holdout: Whole = setting(0, "so many images into OUTPUT/test, the rest into OUTPUT/train")
+    max_side: Whole | None = setting(
+        None, "longest side in pixels; larger images are made smaller, once (changes pixels)"
+    )
+    quality: Whole | None = setting(
+        None, "1 to 100: all images become JPEGs of this quality; null = as they are, or 90 where made smaller"
+    )
+    processes: Whole | None = setting(None, "that write; null = the cores this process may use")
+    max_bad: Share = setting("1%", "stop (exit 65) when more of the images cannot be used, and 100 at least")
+    index_only: Switch = setting(False, "true = indexes for the tars of the source; nothing is copied")
+
+
+SCHEMAS: dict[str, type] = {"pretrain": Pretrain, "plan": Plan, "evaluate": Evaluate, "export": Export, "shard": Shard}

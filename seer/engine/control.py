@@ -1,0 +1,117 @@
+"""What comes after a step: log, evaluate, save or stop, decided in one place and agreed between the ranks once."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from seer.core.errors import Interrupted
+from seer.core.protocols import Evaluator, Task
+from seer.engine.monitor import Monitor
+from seer.engine.saving import Checkpoints
+from seer.engine.stop import StopRequest
+from seer.parallel.agreement import replicated, same_weights
+from seer.parallel.batchnorm import averaged
+from seer.parallel.collectives import highest
+from seer.parallel.world import World
+
+SAVE, GIVE_UP, STOP = 1, 2, 3  # what a rank may ask for at the end of a step; the highest counts
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often, in steps; 0 = only where it must be (evaluation and checkpoint: at the end; compare, of the weights that
+    ranks hold in common: before a checkpoint). minutes: a checkpoint also so long after the last one, on any rank's clock;
+    0 = not."""
+
+    log: int
+    evaluate: int
+    checkpoint: int
+    compare: int = 0
+    minutes: float = 0.0
+
+
+@dataclass
+class Control:
+    """save(step) begins to save the state of a run at a step; checkpoints tells how that went."""
+
+    task: Task
+    every: Every
+    monitor: Monitor
+    save: Callable[[int], None]
+    checkpoints: Checkpoints
+    evaluators: Sequence[Evaluator]
+    stop: StopRequest
+    first_step: int
+    total_steps: int
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A context in which a request to stop waits for the end of a step; at its end the last save is waited for."""
+        with self.stop.held(), closing(self.checkpoints):
+            yield
+
+    def before(self) -> None:
+        """Evaluates what has not been trained yet."""
+        if self.first_step == 0 and self.evaluators:
+            self.monitor.metrics.add(0, self._evaluated())
+            self.monitor.timer.skip()
+
+    def after(self, step: int) -> None:
+        """Does what is due after a step. Raises Interrupted, StorageError and NumericsError."""
+        done, end, enough = step + 1, step + 1 == self.total_steps, False
+        if self._due(done, self.every.log):
+            enough = self.monitor.log(step)
+        if self.evaluators and self._due(done, self.every.evaluate):
+            with self.monitor.phase(step, "evaluating"):
+                self.monitor.metrics.add(step, self._evaluated())
+            enough = self.monitor.flush() or enough
+        asked = highest(self._wish(enough), self.monitor.world.group)  # what any rank asks for
+        if asked == GIVE_UP and not end:
+            self.checkpoints.settle()
+        if self.every.compare and done % self.every.compare == 0:
+            self._compare(done)
+        if asked or self._due(done, self.every.checkpoint):
+            with self.monitor.phase(done, "saving"):
+                self._compare(done)
+                self.save(done)
+            self._saved_at = time.monotonic()
+        if end or asked == STOP:
+            self.checkpoints.settle()
+        if asked == STOP and not end:
+            raise Interrupted(
+                f"stopped on {self.stop.asked or 'request'} after step {done} of {self.total_steps}, saved; run again to go on",
+                done,
+            )
+        self.monitor.ready(done)
+
+    def _due(self, done: int, interval: int) -> bool:
+        return done == self.total_steps or (interval > 0 and done % interval == 0)
+
+    def _wish(self, enough: bool) -> int:
+        late = self.every.minutes and time.monotonic() - self._saved_at > 60 * self.every.minutes
+        lost = self.checkpoints.look()
+        return STOP if enough or self.stop.asked else GIVE_UP if lost else SAVE if late else 0
+
+    def _compare(self, done: int) -> None:
+        same_weights(done, replicated(self.task.state_dict()), self.monitor.world.group)
+
+    def _evaluated(self) -> dict[str, float]:
+        return evaluate(self.task, self.evaluators, self.monitor.world, self.checkpoints.statistics)
+
+
+def evaluate(task: Task, evaluators: Sequence[Evaluator], world: World, groups: int) -> dict[str, float]:
+    """Runs every evaluator on the plain networks, in evaluation mode with the mean of all groups' statistics; back to
+    training with their own afterwards. groups: how many groups of ranks have batch statistics of their own."""
+    task.model.eval()
+    try:
+        # images of any size and number come here: nothing is compiled for them
+        stance = torch.compiler.set_stance("force_eager")
+        with torch.no_grad(), stance, averaged(nn.ModuleDict(task.modules()), world.group, groups):
+            return {name: value for one in evaluators for name, value in one.run(task).items()}
+    finally:
+        task.model.train()

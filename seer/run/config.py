@@ -1,0 +1,159 @@
+"""What a training run is asked for, as typed values: read once, checked, resolved into a new object, never written to.
+
+Nodes with a `_target_` stay plain: the signature of what they name is their schema (`core.build`). Durations and rates stay
+as people write them; `run.schedule` turns them into steps and numbers once the size of the data is known.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+from seer.core import schema
+from seer.core.errors import RequestError
+from seer.core.schema import Duration, Node, Nodes, Number, Path, Paths, Share, Steps, Switch, Whole, Word, setting
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on, and how it is read."""
+
+    source: Paths | None = setting(
+        None, "a folder of images or of tars, a tar, a glob, {000..009}, a .txt with a path a line"
+    )
+    lanes: Whole | None = setting(None, "ranks must divide it and it the batch; null = chosen by the batch", least=1)
+    block: Whole = setting(8192, "rows shuffled together inside a lane", least=1)
+    threads: Whole | None = setting(
+        None, "that prepare images, in a process beside each rank; null = the cores of this rank; 0 = none", least=0
+    )
+    prefetch: Whole = setting(4, "batches made ahead", least=1)
+    prefetch_gb: Number = setting(4.0, "fewer where the memory for them would be more, per rank", above=0)
+    max_bad: Share = setting("1%", "stop (exit 65) when more of the last 100,000 images are bad, or half of one shard")
+    check_crc: Switch = setting(True, "compare every row with its index; without it a flipped byte passes")
+    image: Word | None = setting(None, "the ending of the image, where samples have several: input.jpg")
+    fields: dict[str, Word] | None = setting(
+        None, "what else belongs to an image, by its ending: {mask: png} makes a.png the mask of a.jpg"
+    )
+    exclude: Paths | None = setting(None, "images never to read: a run's skipped.jsonl, or lines of shard<TAB>member")
+    drawn: Whole = setting(0, "without a source: how many built-in images to draw for training", least=0)
+    drawn_test: Whole = setting(0, "and for the probe", least=0)
+
+
+@dataclass(frozen=True)
+class IntervalsConfig:
+    """How often; durations, 0 = only at the end (log: at least 1)."""
+
+    log: Steps = setting(10, "a row of numbers")
+    evaluate: Steps = setting("10%", "the probe")
+    checkpoint: Steps = setting("5%", "a checkpoint")
+    compare: Steps = setting("1%", "whether weights are the same on all ranks; 0 = only before a checkpoint")
+    minutes: Number = setting(0, "a checkpoint also so many minutes after the last one; 0 = not", least=0)
+    keep: Whole = setting(2, "how many of the newest checkpoints stay")
+    keep_steps: Steps = setting(0, "those at its multiples stay for ever; 0 = none")
+    keep_hours: Number = setting(
+        0, "the first after so many hours since the last that stayed for ever stays, too; 0 = none"
+    )
+    background: Switch = setting(True, "checkpoints are written while training goes on; costs a copy of the state")
+
+
+@dataclass(frozen=True)
+class PlateauConfig:
+    """When has the loss stopped falling? For schedule=constant_halving."""
+
+    patience: Duration = setting("2%", "windows of logged losses")
+    threshold: Number = setting(0.001, "halve when a window's mean is less than this share below the lowest so far")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Where a step runs, and how it is spread over ranks."""
+
+    device: Word = setting("auto", "cpu, cuda, or cuda where there is one")
+    mode: Word = setting("auto", "of several ranks: ddp, fsdp, fairscale; auto = ddp")
+    batch_norm_group: Whole = setting(0, "ranks that share batch statistics: 0 = all, 1 = none")
+    channels_last: Switch = setting(True, "the layout of activations")
+    remat: str | list[str] = setting(
+        "none", "what is made again in the backward pass: block, stage, selective, budget=GB, names"
+    )
+    compile: Switch = setting(False, "the backbone by torch.compile")
+    deterministic: Switch = setting(False, "the same bits every time, on a GPU too")
+    timeout_s: Number = setting(600.0, "how long a rank waits for another", above=0)
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """kNN while training, when labelled images are given."""
+
+    train: Paths | None = setting(None, "labelled images that are known")
+    test: Paths | None = setting(None, "labelled images that are asked for")
+    labels: Word = setting("auto", "member (`cls` in the shards), folder (name of the folder), auto")
+    size: Whole | None = setting(None, "side of the center crop; null = that of the large views", least=1)
+    resize: Whole | None = setting(
+        None, "shorter side before the crop; null = size * 256 / 224, or size below 64", least=1
+    )
+    most: Whole = setting(0, "use so many images of each at the most; 0 = all", least=0)
+    k: Whole = setting(20, "neighbours", least=1)
+    temperature: Number = setting(0.07, "of their votes", above=0)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where numbers go besides metrics.jsonl."""
+
+    tensorboard: Switch = setting(True, "event files in RUN/tensorboard")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. model, task, augment, optim, schedule, precision: nodes with a `_target_`."""
+
+    model: Node = setting(MISSING, "the backbone")
+    task: Node = setting(MISSING, "the way of learning")
+    augment: Node = setting(MISSING, "what makes a batch of images")
+    optim: Node = setting(MISSING, "the optimizer")
+    schedule: Node = setting(MISSING, "of the learning rate")
+    precision: Node = setting(MISSING, "of the arithmetic")
+    output: Path = setting("runs/pretrain", "the run folder; the same request again goes on from its last checkpoint")
+    seed: Whole = setting(0, "from which every random number of the run comes")
+    weights: Path | None = setting(None, "start from a run, a bundle or foreign weights: the backbone is loaded")
+    steps: Duration = setting("100ep", "length of the run")
+    batch: Whole = setting(256, "images of one step over all ranks")
+    surgery: Node = setting({"steps": []}, "what is done to the backbone before it trains")
+    data: DataConfig = setting(DataConfig(), "what is trained on")
+    every: IntervalsConfig = setting(IntervalsConfig(), "how often")
+    plateau: PlateauConfig = setting(PlateauConfig(), "when the loss has stopped falling")
+    parallel: ParallelConfig = setting(ParallelConfig(), "where it runs")
+    eval: ProbeConfig = setting(ProbeConfig(), "the kNN probe")
+    log: LogConfig = setting(LogConfig(), "where numbers go")
+    groups: Nodes | None = setting(
+        None,
+        "rules for parameters, the first that matches a name wins; keys: seer.optim.groups.Rule; null = the task's own",
+    )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Makes one of plain values, like a run's config.yaml; keys of a verb that are none of a run's must be gone.
+
+        Raises RequestError.
+        """
+        config = schema.read(cls, values)
+        if config.batch < 1:
+            raise RequestError(f"batch={config.batch}: at least 1 image")
+        if bool(config.eval.train) != bool(config.eval.test):
+            raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
+        return config
+
+    def plain(self) -> dict[str, Any]:
+        """Returns what a run's config.yaml holds."""
+        return schema.plain(self)
+
+    def replace(self, **changes: Any) -> "RunConfig":
+        """Returns a new config; a mapping changes keys of a node and leaves the others."""
+        new: dict[str, Any] = {}
+        for name, value in changes.items():
+            node = getattr(self, name)
+            if isinstance(value, Mapping) and dataclasses.is_dataclass(node) and not isinstance(node, type):
+                new[name] = dataclasses.replace(node, **value)
+            else:
+                new[name] = {**node, **value} if isinstance(value, Mapping) else value
+        return dataclasses.replace(self, **new)

@@ -1,0 +1,86 @@
+"""A run that is going or over, opened to be looked at: its config, its task as it stands, its data, its numbers."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seer.core.build import build, check_targets
+from seer.core.errors import RequestError, StorageError
+from seer.core.log import log
+from seer.core.protocols import Task
+from seer.data.shards import Shard, open_shards
+from seer.engine.checkpoint import read_part
+from seer.engine.metrics import read_rows
+from seer.engine.retention import steps_in
+from seer.parallel.world import World
+from seer.run import assemble
+from seer.run.classes import give_targets, with_classes
+from seer.run.config import RunConfig
+from seer.run.folder import read_config
+from seer.run.older import renewed
+from seer.run.schedule import Lengths
+
+TASK = "task/"  # how names of its tensors begin in a checkpoint
+
+
+@dataclass(frozen=True)
+class Run:
+    """config: what was asked for, in today's words. step: of the newest whole checkpoint, 0 where there is none."""
+
+    folder: Path
+    config: RunConfig
+    step: int
+    _state: dict[str, torch.Tensor] | None
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """Returns what the run trains on. Raises RequestError where it has moved."""
+        how = self.config.data
+        source = how.source or str(self.folder / "pictures" / "train")
+        return open_shards(source, check_crc=how.check_crc, image=how.image, fields=how.fields)
+
+    @cached_property
+    def task(self) -> Task:
+        """Returns the task on the CPU, plain, with the weights of `step`, or as it began where there is none."""
+        transform = build("augment", self.config.augment)
+        lengths = Lengths(self.config.steps, self.config.batch, sum(map(len, self.shards)))
+        alone = World(0, 1, 0, torch.device("cpu"))
+        task, _ = assemble.task(self.config.replace(weights=None), transform, lengths, alone)
+        give_targets(task, self.shards, with_classes(self.config, self.shards)[1])
+        if self._state is not None:
+            task.load_state_dict(self._state)
+        return task
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns the rows of metrics.jsonl so far."""
+        path = self.folder / "metrics.jsonl"
+        return read_rows(path) if path.exists() else []
+
+
+def open_run(folder: str | Path) -> Run:
+    """Opens a run folder. Takes no lock and writes nothing, so the run may be going.
+
+    Raises RequestError for a folder that holds no run, or one whose config may not be built, and StorageError where it has
+    checkpoints and none is whole.
+    """
+    folder = Path(folder)
+    try:
+        values = read_config(folder)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{folder} holds no run that can be read ({error}); give the output= of one") from error
+    check_targets(values)
+    config = RunConfig.of(renewed(values))
+    steps = steps_in(folder / "checkpoints")
+    for step in reversed(steps):
+        try:
+            state, _ = read_part(folder / "checkpoints" / f"step-{step:08d}", TASK)
+            return Run(folder, config, step, state)
+        except StorageError as error:
+            log.warning(f"checkpoint of step {step} is passed over: {error}")
+    if steps:
+        raise StorageError(f"none of {len(steps)} checkpoints in {folder} is whole; restore one")
+    return Run(folder, config, 0, None)

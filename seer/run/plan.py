@@ -1,0 +1,178 @@
+"""What a training step of any task needs of each GPU, counted on shapes before a job is queued.
+
+The sum of parts, printed one by one: what stays (weights, gradients, momentum), whole blocks that FSDP has gathered, buffers
+that talk, images, and the step's own tensors with the task's true loss, which `parallel/memory.py` counts by running the step
+without data. Of a GPU a tenth of the memory is left for what libraries take for themselves and what allocators waste.
+
+With `parallel.device=cpu` it is the memory of one training process, beyond that of the program before its first step. There
+`allocator` is what holes between the C library's blocks add and `libraries` what these keep, measured allowances
+(`parallel/allocator.py`), and `pictures` has the ring of batches in it; the reader process beside it is not counted.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from seer.core.build import build
+from seer.core.errors import RequestError
+from seer.core.log import log
+from seer.core.protocols import Task
+from seer.data import augment
+from seer.data.loader import HELD
+from seer.data.slot import BatchLayout
+from seer.engine.precision import DTYPES, quickest
+from seer.parallel.allocator import LIBRARIES, wasted
+from seer.parallel.blocks import towers
+from seer.parallel.memory import Live, Shapes, step_memory
+from seer.parallel.world import World
+from seer.run import assemble
+from seer.run.config import RunConfig
+from seer.run.resume import moments
+from seer.run.schedule import Lengths
+
+LEFT = 0.1  # of the memory, for libraries and allocators
+IMAGES = 10**9  # durations are given meaning by these; they change no byte
+
+
+def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
+    """Returns the sum and its parts, in GB of each GPU. Raises RequestError."""
+    batch, how = config.batch, config.parallel
+    if gpus < 1:
+        raise RequestError(f"gpus={gpus}: at least one")
+    if batch % gpus:
+        raise RequestError(f"batch={batch} over gpus={gpus}: the batch is a multiple of the GPUs; give batch=…")
+    task = _task(config)
+    host = how.device == "cpu"
+    dtype = _dtype(config, host)
+    sharded = how.mode == "fsdp" and gpus > 1
+    shapes = assemble.view_shapes(task.transform, batch // gpus)
+    loss = assemble.counted_loss(task, batch // gpus, gpus)
+    policy = assemble.recomputed(how.remat, task.model, shapes, dtype, loss)
+
+    units = _units(task.model)
+    _print_units(units, dtype, sharded, policy)
+    parameters = sum(units.values())
+    largest = sorted(units.values())[-2:]
+    share = gpus if sharded else 1
+    tensors = step_memory(task.model, shapes, dtype, policy, sharded=sharded, loss=loss).peak
+    scratch = _scratch(config.optim, task.model, host) / share  # beside gradients, once activations are gone
+    gradients = 4 * parameters / share
+    step = max(tensors, scratch + (0 if sharded else gradients), 0 if host else _painting(task, batch // gpus))
+    # under DDP the step's peak has the gradients in it already
+    held = {
+        "weights": 4 * parameters / share,
+        "gradients": gradients if sharded else 0,
+        "momentum": 4 * moments(config.optim) * parameters / share,
+        "gathered": torch.finfo(dtype).bits // 8 * sum(largest) if sharded else 0,
+        "buffers": 4 * largest[-1] if sharded else 4 * parameters if gpus > 1 else 0,
+        "pictures": _pictures(config, task, batch // gpus, shapes, host),
+        "step": step,
+    }
+    if host:
+        at_once = assemble.budget(how.remat) is not None
+        held["libraries"] = LIBRARIES
+        held["allocator"] = wasted(round(step), recomputes=policy != "none", at_once=at_once)
+    total = _print_parts(held, gpu_memory)
+    parts = {name: round(size / 1e9, 2) for name, size in held.items()}
+    fits = total <= gpu_memory * (1 - LEFT)
+    return {
+        **{"device": "cpu" if host else "gpu", "gpus": gpus, "parameters": parameters},
+        **parts,
+        **{"sum": round(total, 2), "fits": fits},
+    }
+
+
+def _task(config: RunConfig) -> Task:
+    """Makes the task without memory for its weights."""
+    transform = build("augment", config.augment)
+    lengths = Lengths(config.steps, config.batch, IMAGES)
+    with torch.device("meta"):
+        alone = World(0, 1, 0, torch.device("cpu"))
+        return assemble.task(config.replace(weights=None), transform, lengths, alone)[0]
+
+
+def _dtype(config: RunConfig, host: bool) -> torch.dtype:
+    asked = config.precision.get("dtype", "auto")
+    if asked not in (*DTYPES, "auto"):
+        build("precision", config.precision, torch.device("cpu"))  # says which there are
+    auto = DTYPES[quickest(torch.device("cpu"))] if host else torch.bfloat16  # that of a GPU of such a size
+    return DTYPES.get(asked, auto)
+
+
+def _print_parts(held: Mapping[str, float], memory: float) -> float:
+    """Returns the sum of the parts, in GB."""
+    total = sum(held.values()) / 1e9
+    room = memory * (1 - LEFT)
+    for name, size in held.items():
+        log.info(f"  {name:10} {size / 1e9:8.2f} GB")
+    remedy = "does not fit; lower batch, or give parallel.mode=fsdp, parallel.remat=block, or more gpus"
+    log.info(
+        f"  {'sum':10} {total:8.2f} GB of {room:.1f} GB ({memory:g} GB less a tenth): {'fits' if total <= room else remedy}"
+    )
+    return total
+
+
+def _pictures(config: RunConfig, task: Task, images: int, shapes: Shapes, host: bool) -> float:
+    """Returns the bytes of the float32 views of a step, and of uint8 batches: on a GPU one more step of both, on a CPU the
+    ring."""
+    pixels = sum(3 * n * side * side for n, _, side, _ in shapes)
+    if not host:
+        return 2 * 5 * pixels
+    block = BatchLayout(task.transform.layout(images, painted=True), images).bytes
+    how = config.data
+    ahead = max(1, int(min(how.prefetch, how.prefetch_gb * 1e9 // block - HELD)))  # as `Loader` chooses
+    return 4 * pixels + (HELD if how.threads == 0 else ahead + HELD) * block
+
+
+def _scratch(optim: Mapping[str, Any], model: nn.Module, host: bool) -> float:
+    """Returns the bytes that an update takes beside gradients: Adam's square roots and quotients, of one tensor at a time on a
+    CPU and of all at once on a GPU; the fused ones and LARS take none."""
+    if "betas" not in optim or optim.get("fused"):
+        return 0
+    sizes = [4 * p.numel() for p in model.parameters()]
+    one_by_one = optim.get("foreach") is False or (host and not optim.get("foreach"))
+    return 2 * max(sizes) if one_by_one else sum(sizes)
+
+
+def _painting(task: Task, images: int) -> int:
+    """Returns the bytes that color and blur take on a GPU, of one size of views at a time, before there is any activation:
+    gathered views beside the finished ones, as many as are to be expected. 0 for a transform that leaves no color to apply."""
+    transform: Any = task.transform
+    layout = transform.layout(images)
+    if getattr(transform, "device", "auto") == "cpu" or not any(name.startswith("color/") for name in layout):
+        return 0
+    most = 0
+    with FakeTensorMode():
+        for n, _, side, _ in assemble.view_shapes(transform, images):
+            turned, blurred = (math.ceil(share * n) for share in (transform.jitter / 4, transform.blur))
+            with Live() as live:
+                augment.hue(torch.empty(turned, 3, side, side), torch.empty(turned, 1, 1, 1))
+                if blurred:
+                    reach = math.ceil(3 * transform.blur_sigma[1])
+                    augment.blur(torch.empty(blurred, 3, side, side), torch.empty(blurred), reach)
+            most = max(most, live.peak)
+    return most
+
+
+def _units(model: nn.Module) -> dict[str, int]:
+    """What FSDP gathers at once, and its parameters: each block and the rest of each tower, and the head."""
+    units: dict[str, int] = {}
+    for front, tower in towers(model).items():
+        counts = {front + name: _parameters(block) for name, block in tower.blocks().items()}  # type: ignore[operator]
+        units |= {f"{front}stem": _parameters(tower) - sum(counts.values()), **counts}
+    return {**units, "head": _parameters(model) - sum(units.values())}
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _print_units(units: Mapping[str, int], dtype: torch.dtype, sharded: bool, policy: str | Sequence[str]) -> None:
+    kind = "gathered one by one, " if sharded else ""
+    log.info(f"{len(units)} parts, {kind}{str(dtype).removeprefix('torch.')}; recomputed: {policy}")
+    for name, count in units.items():
+        log.info(f"  {name:18} {count / 1e6:10.2f} M parameters")

@@ -1,0 +1,91 @@
+"""What a run saves together, how it is saved, and how a run goes on from it: one list (`parts`)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seer.core.errors import RequestError
+from seer.core.log import log
+from seer.data.order import MOST_LANES, largest_divisor
+from seer.engine.retention import Keep
+from seer.engine.saving import Checkpoints
+from seer.parallel.world import World, same_statistics
+from seer.run.assemble import Training
+from seer.run.config import RunConfig
+from seer.run.finish import Bundles
+
+
+def parts(training: Training) -> dict[str, Any]:
+    """Returns what is saved together, by the names that stand in checkpoints."""
+    every = {"task": training.task, "optimizer": training.optimizer, "precision": training.precision}
+    return every if training.plateau is None else {**every, "plateau": training.plateau}
+
+
+def state(training: Training) -> dict[str, Any]:
+    """Returns the state of every part."""
+    return {name: part.state_dict() for name, part in parts(training).items()}
+
+
+def sharded(training: Training) -> dict[str, torch.Tensor]:
+    """Returns the tensors that are read into the same shards, by their names in a checkpoint."""
+    named = {f"task/{name}": tensor for name, tensor in training.task.state_dict().items()}
+    parameters = (p for group in training.optimizer.param_groups for p in group["params"])
+    named |= {f"optimizer/state/{i}": parameter for i, parameter in enumerate(parameters)}
+    return {name: tensor for name, tensor in named.items() if hasattr(tensor, "full_tensor")}
+
+
+def size(training: Training) -> int:
+    """Returns the bytes of one checkpoint, over all ranks."""
+    parameters = sum(p.numel() for group in training.optimizer.param_groups for p in group["params"])
+    held = sum(t.numel() * t.element_size() for t in training.task.state_dict().values())
+    return held + 4 * moments(training.optimizer.defaults) * parameters
+
+
+def moments(defaults: Mapping[str, Any]) -> int:
+    """Returns how many moments an optimizer of these settings keeps of each parameter."""
+    return 2 if "betas" in defaults else 1
+
+
+def checkpoints(config: RunConfig, folder: Path, training: Training, world: World, bundles: Bundles) -> Checkpoints:
+    """Makes RUN/checkpoints. Raises StorageError when the disk cannot hold them."""
+    every = config.every
+    made = Checkpoints(
+        folder / "checkpoints",
+        world,
+        Keep(every.keep, training.keep_steps, every.keep_hours),
+        statistics=bundles.statistics,
+        background=every.background,
+        beside=bundles.beside,
+    )
+    made.check_room(size(training))
+    return made
+
+
+def resume(
+    saved: Checkpoints, training: Training, facts: Mapping[str, Any], world: World, batch_norm_group: int
+) -> int:
+    """Loads the newest checkpoint into every part; returns the step to go on from. Raises RequestError for other data, and for
+    batch statistics of another number of images."""
+    found = saved.load_newest(sharded(training))
+    if found is None:
+        return 0
+    before, manifest = found
+    changed = {"data": "the images have changed; restore them", "batch": "give the batch of before"}
+    changed["plan"] = (
+        "the images would come in another order; give data.lanes as before (a run begun by a version that chose no more than "
+        f"{MOST_LANES} goes on with data.lanes={largest_divisor(facts['batch'], MOST_LANES)})"
+    )
+    for name, remedy in changed.items():
+        if manifest[name] != facts[name]:
+            raise RequestError(
+                f"the checkpoint of step {manifest['step']} was made with {name} {manifest[name]}, now it is "
+                f"{facts[name]}: {remedy}, or give another output="
+            )
+    if "batch_norm_images" in manifest:
+        same_statistics(world, batch_norm_group, facts["batch"], manifest["batch_norm_images"])
+    for name, part in parts(training).items():
+        part.load_state_dict(before[name])
+    log.info(f"going on from step {manifest['step']}")
+    return int(manifest["step"])

@@ -1,0 +1,340 @@
+"""One training run, from its config to what it leaves behind: `train`. Called by the command line, and by anyone in Python."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seer.core import rng
+from seer.core.build import build, find
+from seer.core.errors import BadDataError, Interrupted, LostPeer, StorageError
+from seer.core.log import log
+from seer.core.protocols import Evaluator, MetricSink
+from seer.data.ledger import Ledger
+from seer.data.shards import fingerprint, open_shards
+from seer.engine.alarms import FlightRecorder
+from seer.engine.control import Control
+from seer.engine.determinism import cost, use_deterministic
+from seer.engine.loop import fit
+from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
+from seer.engine.monitor import Monitor
+from seer.engine.numerics import Guard
+from seer.engine.precision import quickest
+from seer.engine.retention import steps_in
+from seer.engine.stop import StopRequest
+from seer.evals.classification import HeadTop1
+from seer.evals.features import Pictures
+from seer.evals.probe import OnlineKNN, labelled
+from seer.evals.rankme import RankMe
+from seer.parallel.collectives import any_true
+from seer.parallel.world import World, open_world, statistics_groups
+from seer.run import assemble, resume, validate
+from seer.run.assemble import Data, Training
+from seer.run.classes import give_targets, with_classes
+from seer.run.config import RunConfig
+from seer.run.finish import Bundles, Ending
+from seer.run.folder import begun_with, claim, same_everywhere
+from seer.run.result import finished, kept, summary
+from seer.run.schedule import Lengths, rate
+from seer.run.skipped import SkippedLines, over_ranks
+
+Probed = tuple[Pictures, Pictures]  # labelled images that are known, and that are asked for
+
+
+@dataclass
+class Session:
+    """A run whose folder is claimed. sinks, evaluators: given by a caller, beside the run's own."""
+
+    config: RunConfig
+    folder: Path
+    world: World
+    stop: StopRequest
+    data: Data
+    training: Training
+    probed: Probed | None
+    sinks: Sequence[MetricSink] = ()
+    evaluators: Sequence[Evaluator] = ()
+
+
+def train(
+    config: RunConfig,
+    *,
+    sinks: Sequence[MetricSink] = (),
+    evaluators: Sequence[Evaluator] = (),
+    output: list[Path] | None = None,
+) -> dict[str, Any]:
+    """Trains a run to its end, going on from its newest checkpoint where there is one, and returns its result.
+
+    sinks receive what is logged, on the first rank, and may raise StopTraining; evaluators run beside the kNN probe. output:
+    gets the run folder as soon as it is owned. Every rank calls this. Raises RequestError, BadDataError, StorageError,
+    NumericsError, LostPeer, and Interrupted once a requested stop is saved.
+    """
+    output = [] if output is None else output
+    validate.check_config(config)
+    try:
+        with open_world(config.parallel.device, config.parallel.timeout_s) as world, StopRequest() as stop:
+            return _train(config, world, stop, output, sinks, evaluators)
+    except LostPeer as lost:
+        raise kept(Path(config.output), lost) from lost
+    except KeyboardInterrupt as asked:
+        raise _interrupted(asked, output) from None
+
+
+def _interrupted(asked: KeyboardInterrupt, output: Sequence[Path]) -> Interrupted:
+    """Returns the word of a run that was stopped outside of training: what the folder holds already stands."""
+    name = asked.args[0] if asked.args else "SIGINT"
+    step = max((step for folder in output for step in steps_in(folder / "checkpoints")), default=0)
+    saved = f"with step {step} saved" if step else "before anything had to be saved"
+    error = Interrupted(f"stopped on {name} {saved}; run the same command again{' to go on' if step else ''}", step)
+    if hasattr(asked, "tells"):
+        error.tells = asked.tells  # type: ignore[attr-defined]
+    return error
+
+
+def _train(
+    config: RunConfig,
+    world: World,
+    stop: StopRequest,
+    output: list[Path],
+    sinks: Sequence[MetricSink],
+    evaluators: Sequence[Evaluator],
+) -> dict[str, Any]:
+    use_deterministic(config.parallel.deterministic, world.device)
+    folder = Path(config.output)
+    config = resolved(config, folder, world)
+    transform, precision = build("augment", config.augment), build("precision", config.precision, world.device)
+    validate.check_batch(config, world)
+    source = config.data.source
+    shards = (
+        open_shards(source, check_crc=config.data.check_crc) if source else None
+    )  # a wrong path must leave no folder
+    config, by_folder = with_classes(config, shards)
+    draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
+    probed = None if draws_probe else _probed(config, transform)
+    images = sum(map(len, shards)) if shards is not None else config.data.drawn
+    lengths = Lengths(config.steps, config.batch, images)
+    task, licence = assemble.task(config, transform, lengths, world)
+    validate.check_parts(config, task, lengths, precision, world, images)
+    with claim(folder, config.plain(), world):
+        output.append(folder)
+        shards = assemble.drawn(config, folder, world) if shards is None else shards
+        probed = _probed(config, transform) if draws_probe else probed
+        give_targets(task, shards, by_folder)
+        same_everywhere(config.plain(), fingerprint(shards), world)
+        data = assemble.data(config, shards, transform, world)
+        training = assemble.training(config, task, lengths, world, precision)
+        training.licence = licence
+        return _run(Session(config, folder, world, stop, data, training, probed, sinks, evaluators))
+
+
+def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:
+    """Returns the config with what the machine, the task and the folder decide: precision, groups, the images of the probe."""
+    if config.precision.get("dtype") == "auto":
+        config = config.replace(precision={"dtype": begun_with(folder, "precision.dtype") or quickest(world.device)})
+    if config.groups is None:
+        own = getattr(find("task", config.task.get("_target_", "")), "groups", ())
+        config = config.replace(groups=[dict(rule) for rule in own])
+    if not config.data.source and config.data.drawn_test and not config.eval.train:
+        config = config.replace(eval={part: str(folder / "pictures" / part) for part in ("train", "test")})
+    return config
+
+
+def _probed(config: RunConfig, transform: Any) -> Probed | None:
+    """Opens the labelled images of the kNN probe, where there are any. Raises RequestError."""
+    return labelled(config.eval, transform.input_size) if config.eval.train else None
+
+
+def _run(session: Session) -> dict[str, Any]:
+    config, folder, world, training = session.config, session.folder, session.world, session.training
+    group = config.parallel.batch_norm_group
+    facts = _facts(session)
+    bundles = Bundles(
+        config, folder / "bundle", training, world, facts["data"], config.batch, statistics_groups(world, group)
+    )
+    checkpoints = resume.checkpoints(config, folder, training, world, bundles)
+    first = resume.resume(checkpoints, training, facts, world, group)
+    if first >= training.total_steps and (done := finished(folder)):
+        log.info(f"{folder} is complete; give another output=, or delete it to train again")
+        return done
+    probe = _probe(session)
+    _announce(session, first)
+    if config.parallel.deterministic:
+        _tell_cost(session)
+    if first == 0:
+        _warm_start(session)
+    recorder = FlightRecorder(training.task.alarms, summary(folder).get("knn_top1_untrained") if first else None)
+    metrics = Metrics([*_sinks(session, first), *(session.sinks if world.rank == 0 else ()), recorder])
+    if probe and first == 0:
+        metrics.add(0, probe.baselines())
+    ending = Ending(folder, bundles, world, config.batch, recorder)
+    limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
+    lines = SkippedLines(folder, world, first, limits, config.batch, session.data.excluded)
+    monitor = Monitor(
+        world,
+        metrics,
+        _guard(session),
+        lines,
+        training.optimizer,
+        training.precision,
+        training.plateau,
+        config.batch,
+        session.data.plan.total,
+    )
+
+    def save(step: int) -> None:
+        checkpoints.save(step, resume.state(training), {**facts, "images": step * config.batch})
+
+    evaluators = [*_evaluators(session, probe), *session.evaluators]
+    control = Control(
+        training.task,
+        training.every,
+        monitor,
+        save,
+        checkpoints,
+        evaluators,
+        session.stop,
+        first,
+        training.total_steps,
+    )
+    return _fit(session, monitor, control, lines, ending)
+
+
+def _fit(session: Session, monitor: Monitor, control: Control, lines: SkippedLines, ending: Ending) -> dict[str, Any]:
+    """Runs the loop, and leaves everything closed and told however it ends."""
+    training = session.training
+    try:
+        fit(
+            training.task,
+            session.data.loader.batches,
+            training.optimizer,
+            lr=training.lr,
+            precision=training.precision,
+            monitor=monitor,
+            control=control,
+        )
+    except Interrupted as interrupted:
+        monitor.metrics.close()
+        lines.close()
+        # a bundle of many GB must not stand between the save and exit 75, without which no scheduler goes on
+        bundle = not any_true(session.stop.hurried, session.world.group)
+        try:
+            interrupted.result = ending.result(interrupted.step, bundle=bundle)
+        except (OSError, StorageError) as error:
+            log.error(f"what the run leaves behind cannot be written: {error}; the checkpoint is whole")
+        raise
+    except BadDataError as error:
+        lines.last(getattr(error, "skipped", ()))
+        raise
+    finally:
+        lines.close()
+    monitor.metrics.close()
+    return ending.result(training.total_steps)
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    """Returns what every checkpoint says of the run, to be held against the run that goes on from it."""
+    config, data = session.config, session.data
+    groups = statistics_groups(session.world, config.parallel.batch_norm_group)
+    facts: dict[str, Any] = {"data": fingerprint(data.shards), "plan": data.plan.fingerprint, "batch": config.batch}
+    return facts | {"batch_norm_images": config.batch // groups, "licence": session.training.licence}
+
+
+def _guard(session: Session) -> Guard:
+    data, world, batch, task = session.data, session.world, session.config.batch, session.training.task
+
+    def pictures(step: int) -> list[dict[str, Any]]:
+        """Where this rank's images of a step lie."""
+        places = data.plan.places(step * batch, batch, world.rank, world.size)
+        rows = zip(places.epoch.tolist(), places.shard.tolist(), places.row.tolist(), strict=True)
+        return [{"epoch": e, "shard": str(data.shards[s].path), "row": r} for e, s, r in rows]
+
+    return Guard(
+        session.folder,
+        world,
+        pictures=pictures,
+        explain=task.explain,
+        weights=task.state_dict,
+        config=session.config.plain(),
+    )
+
+
+def _tell_cost(session: Session) -> None:
+    """Tells what deterministic algorithms cost, measured with the batch of one rank."""
+    training, world = session.training, session.world
+    example = training.task.example(session.config.batch // world.size).to(world.device)
+    times = cost(training.task, example, training.precision, world.device)
+    log.info(f"deterministic algorithms only: a forward and a backward pass take {times:.2f} times as long here")
+
+
+def _warm_start(session: Session) -> None:
+    task, precision = session.training.task, session.training.precision
+    with closing(session.data.loader.batches(0)) as batches:  # type: ignore[type-var]
+        task.model.train()
+        with precision.autocast():
+            task.warm_start(batches, rng.key(session.config.seed, "prototypes") & 0x7FFFFFFFFFFFFFFF)
+
+
+def _probe(session: Session) -> OnlineKNN | None:
+    if session.probed is None:
+        return None
+    training = session.training
+    return OnlineKNN(
+        *session.probed,
+        mean=tuple(training.task.transform.mean),
+        std=tuple(training.task.transform.std),
+        k=session.config.eval.k,
+        temperature=session.config.eval.temperature,
+        threads=max(1, session.data.threads),
+        dtype=training.precision.dtype,
+    )
+
+
+def _evaluators(session: Session, probe: OnlineKNN | None) -> list[Evaluator]:
+    """Returns the probe, the accuracy of a head that learns classes, and RankMe where the probe has so many images that a tenth
+    of them more is worth a figure."""
+    if probe is None:
+        return []
+    task = session.training.task
+    found: list[Evaluator] = [probe]
+    how: Mapping[str, Any] = {
+        "mean": tuple(task.transform.mean),
+        "std": tuple(task.transform.std),
+        "threads": max(1, session.data.threads),
+        "dtype": session.training.precision.dtype,
+    }
+    if task.learns_classes:
+        found.append(HeadTop1(probe.test, task.classes, **how))  # type: ignore[attr-defined]
+    most = min(1024, (len(probe.train) + len(probe.test)) // 10)
+    return [*found, RankMe(probe.train, probe.test, most=most, **how)] if most >= 256 else found
+
+
+def _announce(session: Session, first: int) -> None:
+    config, data, training, world = session.config, session.data, session.training, session.world
+    batch, total = config.batch, training.total_steps
+    sizes = ", ".join(
+        f"{name} {sum(p.numel() for p in module.parameters()) / 1e6:.1f} M parameters"
+        for name, module in training.task.modules().items()
+    )
+    log.info(
+        f"{data.plan.total} images in {len(data.shards)} shards, {data.plan.lanes} lanes; {sizes}; {world.size} x "
+        f"{world.device.type} in {config.precision['dtype']}, {data.threads} reading threads"
+    )
+    peak, start = config.schedule["peak"], training.task.chance_loss
+    log.info(
+        f"{total} steps of {batch} images ({total * batch / data.plan.total:.1f} epochs), from step {first}; peak learning "
+        f"rate {rate(peak, batch, None):g} (schedule.peak={peak})"
+        + ("" if start is None else f"; loss of a model that predicts nothing: {start:.2f}")
+    )
+    for words in training.task.describe(batch):
+        log.warning(words)
+
+
+def _sinks(session: Session, first: int) -> list[MetricSink]:
+    if session.world.rank != 0:
+        return []
+    folder, training = session.folder, session.training
+    sinks: list[MetricSink] = [JsonLines(folder / "metrics.jsonl", first)]
+    if session.config.log.tensorboard:
+        sinks.append(TensorBoard(folder / "tensorboard", first))
+    return [*sinks, ProgressBar(training.total_steps, first, training.task.chance_loss)]

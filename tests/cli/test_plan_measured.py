@@ -1,0 +1,32 @@
+"""`seer plan parallel.device=cpu` against the resident memory of real training processes, under the run's own allocator."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.program import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from plan import FIELD, MORE, measured, planned
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allowance is glibc's")
+QUICK = "model=regnety_200mf augment.sizes=[96,48] batch=16 task.heads=3"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.slow if line == QUICK else pytest.mark.long, id=line.replace(" ", "_"))
+        for line in (*FIELD, *MORE)
+    ],
+)
+def test_a_step_takes_no_more_than_planned_and_no_less_than_a_seventh_below(line):
+    try:
+        peak = measured(line.split()) / 1e9
+    except subprocess.CalledProcessError as error:
+        pytest.fail(f"{error.stderr[-2000:]}")
+    plan = planned(line.split())
+    print(f"planned {plan['sum']:.2f} measured {peak:.3f} ratio {plan['sum'] / peak:.3f}")
+    assert 1.00 <= plan["sum"] / peak <= 1.15
