@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.pictures import jpeg
 from tests.program import ROOT, SMALL, Ended, seer
 
 pytestmark = pytest.mark.slow
@@ -143,3 +144,14 @@ def test_a_source_behind_a_url_is_refused_and_no_launch_script_promises_one(capf
     assert "https://host" in refused(seer(capfd, "pretrain", *SMALL, *words)) and not (tmp_path / "run").exists()
     scripts = [p for p in (ROOT / "launch").iterdir() if "SOURCE=" in p.read_text()]
     assert len(scripts) == 3 and not any("URL" in p.read_text() for p in scripts)
+
+
+@pytest.mark.parametrize("word", ["data.image=png", "data.fields={mask: jpg}"])
+def test_a_source_whose_images_are_none_by_what_was_said_of_their_endings_has_none(capfd, tmp_path: Path, word) -> None:
+    for i in range(20):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{i}.jpg").write_bytes(jpeg(i))
+    words = (f"data.source={tmp_path / 'images'}", f"output={tmp_path / 'run'}", word)
+    ended = seer(capfd, "pretrain", *SMALL, *words)
+    assert ended.status == 78 and "no pictures in" in ended.result["error"], ended.words
+    assert not (tmp_path / "run").exists()

@@ -72,7 +72,7 @@ class Reader:
         excluded = probes - len(skipped)
         if probes == self.plan.total:
             bad = (
-                f"{len(skipped)} are bad, the last {shown(skipped[-1].member)}: {skipped[-1].reason}; "
+                f"{len(skipped)} are bad, the last {shown(skipped[-1].member)} in {skipped[-1].shard}: {skipped[-1].reason}; "
                 if skipped
                 else ""
             )

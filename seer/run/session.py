@@ -106,9 +106,8 @@ def _train(
     transform, precision = build("augment", config.augment), build("precision", config.precision, world.device)
     validate.check_batch(config, world)
     source = config.data.source
-    shards = (
-        open_shards(source, check_crc=config.data.check_crc) if source else None
-    )  # a wrong path must leave no folder
+    how = {"check_crc": config.data.check_crc, "image": config.data.image, "fields": config.data.fields}
+    shards = open_shards(source, **how) if source else None  # type: ignore[arg-type]  # a wrong path must leave no folder
     config, by_folder = with_classes(config, shards)
     draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
     probed = None if draws_probe else _probed(config, transform)
