@@ -83,7 +83,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     }
     if host:
         held["libraries"] = LIBRARIES
-        held["allocator"] = wasted(round(step), recomputes=policy != "none", at_once=at_once)
+        held["allocator"] = wasted(round(step), policy, at_once=at_once)
     total = _print_parts(held, wanted["gpu_memory"])
     parts = {name: round(size / 1e9, 2) for name, size in held.items()}
     fits = total <= wanted["gpu_memory"] * (1 - LEFT)
