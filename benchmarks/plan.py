@@ -30,6 +30,16 @@ MORE = (
     "model=regnety_400mf augment.sizes=[96,48] batch=32 optim=adamw parallel.remat=selective",
     "model=regnety_200mf augment.sizes=[96,48] batch=16 task.heads=3",
 )
+# the shares in `seer/parallel/allocator.py` were fitted to those above; these had no part in it
+HELD_OUT = (
+    "model=regnety_200mf augment.sizes=[96,48] batch=24 parallel.remat=block",
+    "model=regnety_1_6gf augment.sizes=[96,48] batch=8 parallel.remat=block",
+    "model=regnety_400mf augment.sizes=[128,64] batch=16 parallel.remat=stage",
+    "model=regnety_800mf augment.sizes=[96,48] batch=16 parallel.remat=selective",
+    "model=regnety_800mf augment.sizes=[128,96] batch=8",
+    "model=regnety_200mf augment.sizes=[224,96] batch=8 optim=adamw",
+    "model=regnety_400mf augment.sizes=[96,48] batch=16 precision=bf16 parallel.remat=block",
+)
 RUN = ("data=drawn", "data.drawn=64", "data.drawn_test=0", "steps=3", "every.evaluate=0", "every.checkpoint=0")
 RUN += ("log.tensorboard=false", "parallel.device=cpu")
 
@@ -93,7 +103,7 @@ def main() -> None:
         one(given[1:])
         return
     options = dict(word.split("=", 1) for word in given if word.startswith(("repeats=", "malloc=")))
-    lines = [word for word in given if not word.startswith(("repeats=", "malloc="))] or [*FIELD, *MORE]
+    lines = [word for word in given if not word.startswith(("repeats=", "malloc="))] or [*FIELD, *MORE, *HELD_OUT]
     for line in lines:
         plan = planned(line.split())
         for _ in range(int(options.get("repeats", 1))):

@@ -8,6 +8,7 @@ dear, too: each of its pages is cleared first. Figures in LOG.md.
 
 import ctypes
 import platform
+from collections.abc import Sequence
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _LIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
@@ -28,10 +29,17 @@ def give_back_at_once(size: int = 4 << 20) -> bool:
 LIBRARIES = 22_000_000  # what a first step leaves with libraries (compiled kernels, workspaces): 17 to 25 MB, measured
 
 
-def wasted(step: int, *, recomputes: bool, at_once: bool = False) -> int:
-    """Returns the holes of the C library beside a step's own tensors, which peak at `step` bytes: an allowance by measurement.
+# holes beside a step's own tensors, as a share of their peak; where blocks are named, as by block
+HOLES = {"none": 0.39, "block": 0.60, "stage": 0.42, "selective": 0.20}
+HOLES_AT_ONCE = 0.17
 
-    The holes come out differently in every process: 0.23 to 0.49 of the step (RegNetY-200MF to 1.6GF, LOG.md), most where
-    blocks are recomputed; blocks that go back at once leave 0.05 to 0.17. `benchmarks/plan.py` measures.
+
+def wasted(step: int, policy: str | Sequence[str], *, at_once: bool = False) -> int:
+    """Returns the holes of the C library beside a step's own tensors, which peak at `step` bytes: an allowance fitted to
+    measurements (`benchmarks/plan.py`, LOG.md), not derived.
+
+    The holes come out differently in every process, by a tenth of the whole and more. policy: of `remat`. at_once: blocks of
+    4 MB go back as they are freed.
     """
-    return round((0.17 if at_once else 0.49 if recomputes else 0.39) * step)
+    share = HOLES_AT_ONCE if at_once else HOLES[policy] if isinstance(policy, str) else HOLES["block"]
+    return round(share * step)

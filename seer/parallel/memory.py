@@ -33,7 +33,7 @@ Loss = Callable[[nn.Module, list[Tensor]], Tensor]
 
 
 def mean_square(model: nn.Module, crops: list[Tensor]) -> Tensor:
-    """Returns the least that a loss can be, beside which a task's own may be measured."""
+    """Returns a loss for models without a task. It takes more than SwAV's where prototypes are few."""
     return model(crops)[1].square().mean()
 
 

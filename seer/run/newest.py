@@ -6,7 +6,7 @@ come from the checkpoint, and what a bundle says besides from RUN/config.yaml an
 Surprising:
 - The run may be going: no lock is taken and nothing written. A checkpoint that retention deletes while it is read, or that
   is damaged, is passed over with a word, and the folder is looked at anew, as a newer one may have come.
-- The config is a stranger's word. It may name networks and surgery of `seer.models` and the one kind of crop, nothing else.
+- The config is a stranger's word. It may name what `core.build` admits for networks, surgery and transforms, nothing else.
 """
 
 import json
@@ -18,18 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seer.core.build import build
+from seer.core.build import build, check_targets
 from seer.core.config import flat
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
-from seer.data.multicrop import MultiCrop
 from seer.engine.checkpoint import read_part
 from seer.engine.manifest import MANIFEST
 from seer.engine.retention import NAME, steps_in
 from seer.models import zoo
 from seer.models.bundle import PROVENANCE, WEIGHTS, card_of, fill, read_bundle, read_description, step_of
 from seer.models.regnet import RegNet
+from seer.run.config import RunConfig
 from seer.run.folder import CONFIG, read_config
+from seer.run.older import renewed
 
 CHECKPOINTS, BUNDLE = "checkpoints", "bundle"
 BACKBONE = "task/backbone."  # how names of its tensors begin in a checkpoint
@@ -141,61 +142,60 @@ def _bundle(folder: Path) -> State:
 
 def _checkpoint(run: Path, folder: Path) -> State:
     tensors, manifest = read_part(folder, BACKBONE)
-    wanted = _config(run)
-    return State(_filled(wanted, tensors, folder), _card(wanted, manifest, run), manifest["step"], "checkpoint")
+    config = _config(run)
+    return State(_filled(config, tensors, folder), _card(config, manifest, run), manifest["step"], "checkpoint")
 
 
-def _config(run: Path) -> dict[str, Any]:
-    """Raises RequestError when there is none, or no readable one."""
+def _config(run: Path) -> RunConfig:
+    """Reads the run's config. Raises RequestError when there is none, no readable one, or one that is refused."""
     try:
-        wanted = read_config(run)
+        values = read_config(run)
     except FileNotFoundError as error:
         raise RequestError(
             f"{run / CONFIG} is missing, which says what network its checkpoints are of: leave them in their run folder"
         ) from error
     except (OSError, ValueError) as error:
         raise RequestError(f"{run / CONFIG} cannot be read: {error}") from error
-    if not all(isinstance(wanted.get(key), dict) for key in ("model", "augment")):
-        raise RequestError(f"{run / CONFIG} is no config of a run: it lacks model or augment")
-    return wanted
+    check_targets(values)
+    return RunConfig.of(renewed(values))
 
 
-def _filled(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> RegNet:
-    """The backbone that was trained, as a plain network of its shape: what merely freezes it has no bearing on reading."""
+def _filled(config: RunConfig, tensors: Mapping[str, Tensor], folder: Path) -> RegNet:
+    """Makes the backbone that was trained, as a plain network of its shape: what merely freezes it has no bearing on reading."""
     with torch.device("meta"):
-        model = build("model", wanted["model"], device=None)
-        for step in (wanted.get("surgery") or {}).get("steps") or []:
+        model = build("model", config.model, device=None)
+        for step in config.surgery.get("steps") or []:
             model = build("surgery", step, model)
         if not isinstance(model, nn.Module) or not isinstance(getattr(model, "architecture", None), dict):
-            raise RequestError(f"{wanted['model'].get('_target_')} of the run's {CONFIG} is no backbone")
+            raise RequestError(f"{config.model.get('_target_')} of the run's {CONFIG} is no backbone")
         plain = zoo.of(model.architecture)  # type: ignore[arg-type]
     return fill(plain, tensors, what=str(folder))  # type: ignore[return-value]
 
 
-def _card(wanted: Mapping[str, Any], manifest: Mapping[str, Any], run: Path) -> dict[str, Any]:
-    """What the bundle of this step says, but for figures."""
-    crop = build("augment", wanted["augment"])
-    if not isinstance(crop, MultiCrop):
-        raise RequestError(f"augment of {run / CONFIG} is no MultiCrop")
+def _card(config: RunConfig, manifest: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """Returns what the bundle of this step says, but for figures."""
+    transform = build("augment", config.augment)
+    if not all(hasattr(transform, name) for name in ("mean", "std", "input_size")):
+        raise RequestError(f"augment of {run / CONFIG} says nothing of the pixels that the network expects")
     return {
         **dict.fromkeys(PROVENANCE),
-        "mean": list(crop.mean),
-        "std": list(crop.std),
-        "input_size": (wanted.get("eval") or {}).get("size") or crop.sizes[0],
-        "recipe": json.dumps(flat(dict(wanted))),
+        "mean": list(transform.mean),
+        "std": list(transform.std),
+        "input_size": config.eval.size or transform.input_size,
+        "recipe": json.dumps(flat(config.plain())),
         "data_fingerprint": manifest.get("data"),
         "step": manifest["step"],
         "images_seen": manifest.get("images"),
-        "licence": manifest["licence"] if "licence" in manifest else _licence(wanted, run),
+        "licence": manifest["licence"] if "licence" in manifest else _licence(config, run),
         "metrics": {},
     }
 
 
-def _licence(wanted: Mapping[str, Any], run: Path) -> str | None:
-    """Of the weights that the run started from, where its checkpoints do not say, as those of earlier versions."""
-    if not wanted.get("weights"):
+def _licence(config: RunConfig, run: Path) -> str | None:
+    """Returns that of the weights the run started from, where its checkpoints do not say, as those of earlier versions."""
+    if not config.weights:
         return None
     try:
         return read_description(run / BUNDLE)["provenance"].get("licence")
     except (OSError, ValueError, KeyError):
-        return f"training started from {Path(str(wanted['weights'])).name}, whose licence its checkpoints do not state"
+        return f"training started from {Path(config.weights).name}, whose licence its checkpoints do not state"

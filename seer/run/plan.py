@@ -75,7 +75,7 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
     if host:
         at_once = assemble.budget(how.remat) is not None
         held["libraries"] = LIBRARIES
-        held["allocator"] = wasted(round(step), recomputes=policy != "none", at_once=at_once)
+        held["allocator"] = wasted(round(step), policy, at_once=at_once)
     total = _print_parts(held, gpu_memory)
     parts = {name: round(size / 1e9, 2) for name, size in held.items()}
     fits = total <= gpu_memory * (1 - LEFT)

@@ -1,4 +1,9 @@
-"""`seer plan parallel.device=cpu` against the resident memory of real training processes, under the run's own allocator."""
+"""`seer plan parallel.device=cpu` against the resident memory of real training processes, under the run's own allocator.
+
+The shares that `plan` allows for the allocator were fitted to these eight, so this guards them and proves nothing of others;
+`benchmarks/plan.py` has seven that were held out. One command differs by up to 18 % from process to process (400MF by block: 0.328,
+0.369, 0.386 GB), so the long ones take the largest of three.
+"""
 
 import platform
 import subprocess
@@ -24,7 +29,7 @@ QUICK = "model=regnety_200mf augment.sizes=[96,48] batch=16 task.heads=3"
 )
 def test_a_step_takes_no_more_than_planned_and_no_less_than_a_seventh_below(line):
     try:
-        peak = measured(line.split()) / 1e9
+        peak = max(measured(line.split()) for _ in range(1 if line == QUICK else 3)) / 1e9
     except subprocess.CalledProcessError as error:
         pytest.fail(f"{error.stderr[-2000:]}")
     plan = planned(line.split())
