@@ -13,6 +13,14 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 ARGS ?=
 # Tests that run at a time. Many start two ranks, so more cores than two are put to use anyway; 0 = in one process, for --pdb.
 JOBS ?= 2
+# Part of the tests: a folder of tests/, or top for the files that lie in tests/ itself. Only from the command line: an
+# AREA of the environment means something else.
+AREA :=
+AREAS := top $(filter-out gpu,$(sort $(notdir $(patsubst %/,%,$(dir $(wildcard tests/*/test_*.py))))))
+ifneq ($(filter-out $(AREAS),$(AREA))$(word 2,$(AREA)),)
+$(error AREA=$(AREA) is none of the folders of tests: $(AREAS))
+endif
+WHICH := $(if $(filter top,$(AREA)),$(wildcard tests/test_*.py),$(AREA:%=tests/%))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,6 +44,7 @@ endif
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo 'ARGS="…" goes on to what a target runs: make pretrain ARGS="data.source=pictures/ output=runs/first"'
+	@echo 'AREA=NAME narrows test, test-fast and test-long to one of: $(AREAS) (top: the files in tests/ itself)'
 
 setup: $(CORE)  ## make .venv with what training needs
 	@echo "ready: $(BIN)/seer --help" >&2
@@ -56,7 +65,7 @@ test: $(TEST)  ## all tests but the long ones, two at a time
 	@$(call side_by_side,not long and not gpu)
 
 test-fast: $(TEST)  ## the tests that take milliseconds, two at a time
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not long and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not long and not gpu" $(WHICH) $(ARGS)
 
 test-long: $(TEST)  ## the long tests alone, two at a time
 	@$(call side_by_side,long and not gpu)
@@ -93,10 +102,12 @@ clean:  ## remove .venv, builds and caches; runs/ stays
 # $(call side_by_side,which tests): JOBS at a time, then those that must have no other beside them. A file's tests stay
 # together, since they share what one of them has made. Status 5 of pytest: ARGS leave no test of a kind.
 define side_by_side
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone and $(1)" $(ARGS); side=$$?; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone and $(1)" $(WHICH) $(ARGS); side=$$?; \
 	[ $$side -eq 0 ] || [ $$side -eq 5 ] || exit $$side; \
-	$(BIN)/python -m pytest -m "alone and $(1)" $(ARGS); alone=$$?; \
-	[ $$alone -ne 5 ] || exit $$side; exit $$alone
+	$(BIN)/python -m pytest -m "alone and $(1)" $(WHICH) $(ARGS); alone=$$?; \
+	[ $$alone -eq 5 ] || exit $$alone; \
+	if [ $$side -eq 5 ] && [ -n "$(AREA)" ] && [ -z "$(ARGS)" ]; then echo "AREA=$(AREA) has no tests of this kind"; exit 0; fi; \
+	exit $$side
 endef
 
 # $(call install,what to install): pip, with the mark that a kill leaves behind. When pip itself says no (offline, an

@@ -1,13 +1,9 @@
 """Checkpoints of several ranks: written by some number of gloo processes, read by another number."""
 
-import datetime
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors import safe_open
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -17,6 +13,7 @@ from seer.engine import checkpoint
 from seer.engine.manifest import read_json
 from seer.engine.saving import Checkpoints
 from seer.parallel.world import World
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 SHAPES = {"a": (5, 3), "b": (1, 4), "c": (8,), "d": (3, 2, 2, 2)}  # rows that divide by no number of ranks
@@ -27,16 +24,6 @@ def whole(name: str, plus: float = 0.0) -> torch.Tensor:
     return torch.randn(SHAPES[name], generator=generator) + plus
 
 
-def open_world(rank: int, ranks: int, meet: str) -> World:
-    torch.set_num_threads(1)
-    if ranks == 1:
-        return World(0, 1, 0, torch.device("cpu"))
-    limit = datetime.timedelta(seconds=120)
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks, timeout=limit)
-    side = dist.new_group(backend="gloo", timeout=limit)
-    return World(rank, ranks, rank, torch.device("cpu"), dist.group.WORLD, side)
-
-
 def sharded(tensors: dict, world: World) -> dict:
     if world.size == 1:
         return tensors
@@ -44,11 +31,10 @@ def sharded(tensors: dict, world: World) -> dict:
     return {name: distribute_tensor(t, mesh, [Shard(0)]) for name, t in tensors.items()}
 
 
-def save(rank: int, ranks: int, statistics: int, folder: str, background: bool) -> None:
-    world = open_world(rank, ranks, f"{folder}.{ranks}.meet")
+def save(world: World, statistics: int, folder: str, background: bool) -> None:
     weights = sharded({name: whole(name) for name in SHAPES}, world)
     momentum = sharded({name: whole(name, plus=1) for name in SHAPES}, world)
-    group = rank * statistics // ranks
+    group = world.rank * statistics // world.size
     state = {
         "task": {**weights, "bn.running_mean": torch.full((3,), float(group)), "queue.rows": whole("d", plus=9)},
         "optimizer": {
@@ -59,13 +45,10 @@ def save(rank: int, ranks: int, statistics: int, folder: str, background: bool) 
     checkpoints = Checkpoints(Path(folder), world, statistics=statistics, background=background)
     checkpoints.save(5, state, {"data": "abc"})
     checkpoints.settle()
-    if ranks > 1:
-        os._exit(0)  # gloo's threads may abort while the interpreter unwinds; all is on disk
 
 
-def fail(rank: int, ranks: int, what: str, folder: str, found: str) -> None:
-    """One rank alone cannot write, or read, a state.json; what then happens on this one goes into a file."""
-    world = open_world(rank, ranks, f"{folder}.{ranks}.meet")
+def fail(world: World, what: str, folder: str) -> str:
+    """One rank alone cannot write, or read, a state.json; returns what then happens on this one."""
     checkpoints = Checkpoints(Path(folder), world)
 
     def refuse_to_write(path: Path, value: object) -> None:
@@ -77,48 +60,36 @@ def fail(rank: int, ranks: int, what: str, folder: str, found: str) -> None:
         return read_json(path)
 
     for step in (5, 6):
-        if what == "write" and step == 6 and rank == 0:
+        if what == "write" and step == 6 and world.rank == 0:
             checkpoint.write_json = refuse_to_write
         checkpoints.save(step, {"task": {"w": whole("d")}, "more": {"step": step}}, {})
-    if what == "read" and rank == 1:
+    if what == "read" and world.rank == 1:
         checkpoint.read_json = refuse_to_read
     try:
         checkpoints.settle()
-        text = str(checkpoints.load_newest()[0]["more"]["step"])
+        return str(checkpoints.load_newest()[0]["more"]["step"])
     except (StorageError, RuntimeError) as error:
-        text = str(error)
-    Path(f"{found}.{rank}").write_text(text)
-    os._exit(0)
+        return str(error)
 
 
-def load(rank: int, ranks: int, statistics: int, folder: str, found: str) -> None:
-    world = open_world(rank, ranks, f"{folder}.{ranks}.again")
+def load(world: World, statistics: int, folder: str) -> tuple[dict, list, int]:
     empty = sharded({name: torch.zeros(shape) for name, shape in SHAPES.items()}, world)
     like = {}
-    if ranks > 1:
+    if world.size > 1:
         like = {f"task/{name}": t for name, t in empty.items()}
         like |= {f"optimizer/state/{i}": t for i, t in enumerate(empty.values())}
     state, manifest = Checkpoints(Path(folder), world, statistics=statistics).load_newest(like)
     parts = {**state["task"], **{f"m{i}": v["momentum_buffer"] for i, v in state["optimizer"]["state"].items()}}
-    assert all(isinstance(parts[name], DTensor) == (ranks > 1) for name in [*SHAPES, "m0", "m1", "m2", "m3"])
+    assert all(isinstance(parts[name], DTensor) == (world.size > 1) for name in [*SHAPES, "m0", "m1", "m2", "m3"])
     full = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in parts.items()}
-    torch.save((full, state["optimizer"]["param_groups"], manifest["ranks"]), f"{found}.{rank}")
-    if ranks > 1:
-        os._exit(0)
-
-
-def run(function, ranks: int, *arguments) -> None:
-    if ranks == 1:
-        function(0, 1, *arguments)
-    else:
-        mp.spawn(function, (ranks, *arguments), nprocs=ranks)
+    return full, state["optimizer"]["param_groups"], manifest["ranks"]
 
 
 @pytest.fixture(scope="module")
 def by_four(tmp_path_factory) -> Path:
     """Saved by four ranks, in the background, in two groups that share batch statistics."""
     folder = tmp_path_factory.mktemp("four") / "run"
-    run(save, 4, 2, str(folder), True)
+    run_ranks(save, 4, 2, str(folder), True)
     return folder
 
 
@@ -126,31 +97,26 @@ def by_four(tmp_path_factory) -> Path:
     ("after", "statistics", "means"), [(4, 2, [0.0, 0.0, 1.0, 1.0]), (2, 1, [0.5, 0.5]), (1, 1, [0.5])]
 )
 def test_another_number_of_ranks_reads_the_same_bits_and_of_groups_the_mean_statistics(
-    by_four, tmp_path, after, statistics, means
+    by_four, after, statistics, means
 ):
-    run(load, after, statistics, str(by_four), str(tmp_path / "found"))
-    for rank in range(after):
-        full, groups, ranks = torch.load(f"{tmp_path}/found.{rank}")
+    loaded = run_ranks(load, after, statistics, str(by_four))
+    for mean, (full, groups, ranks) in zip(means, loaded, strict=True):
         assert ranks == 4 and groups == [{"lr": 0.3, "params": [0, 1, 2, 3], "betas": (0.9, 0.99)}]
         assert all(full[name].equal(whole(name)) for name in SHAPES)
         assert all(full[f"m{i}"].equal(whole(name, plus=1)) for i, name in enumerate(SHAPES))
         assert full["queue.rows"].equal(whole("d", plus=9))
-        assert full["bn.running_mean"].tolist() == [means[rank]] * 3
+        assert full["bn.running_mean"].tolist() == [mean] * 3
 
 
 def test_what_one_process_saved_is_read_into_the_shards_of_two(tmp_path):
-    run(save, 1, 1, str(tmp_path / "run"), False)
-    run(load, 2, 1, str(tmp_path / "run"), str(tmp_path / "found"))
-    for rank in (0, 1):
-        full, _, ranks = torch.load(f"{tmp_path}/found.{rank}")
+    run_ranks(save, 1, 1, str(tmp_path / "run"), False)
+    for full, _, ranks in run_ranks(load, 2, 1, str(tmp_path / "run")):
         assert ranks == 1 and all(full[name].equal(whole(name)) for name in SHAPES)
 
 
 @pytest.mark.parametrize(("what", "words"), [("write", "step 6 could not be written"), ("read", "5")])
 def test_where_one_rank_alone_fails_all_find_the_same(tmp_path, what, words):
-    run(fail, 2, what, str(tmp_path / "run"), str(tmp_path / "found"))
-    for rank in (0, 1):
-        text = (tmp_path / f"found.{rank}").read_text()
+    for text in run_ranks(fail, 2, what, str(tmp_path / "run")):
         assert words in text and ("the cable is loose" in text) == (what == "write")
 
 

@@ -2,13 +2,10 @@
 
 import copy
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from seer.core.errors import NumericsError
@@ -19,6 +16,7 @@ from seer.optim import lars
 from seer.optim.lars import LARS
 from seer.parallel.world import World
 from tests.program import SMALL, losses, seer
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 OPTIMIZERS = {
@@ -106,28 +104,21 @@ def test_the_flag_of_a_step_is_read_when_the_next_is_under_way_and_before_a_chec
     assert card["step"] == 4 and card["loss"] == "nan" and card["config"] == {"batch": 4}
 
 
-def one_rank_breaks(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def one_rank_breaks(world: World) -> list[tuple[float, torch.Tensor]]:
     p = nn.Parameter(torch.ones(3))
     precision, optimizer = Precision(CPU), LARS([p], lr=0.5)
     found = []
     for step in range(2):
         p.grad = torch.ones(3)
-        loss = torch.tensor(float("inf") if rank == 1 and step == 1 else 1.0)
-        precision.step(optimizer, loss, dist.group.WORLD)
+        loss = torch.tensor(float("inf") if world.rank == 1 and step == 1 else 1.0)
+        precision.step(optimizer, loss, world.group)
         found.append((precision.broken.item(), p.detach().clone()))
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # nothing after this line is under test
+    return found
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_infinite_on_one_rank_masks_the_step_on_both(tmp_path):
-    mp.spawn(one_rank_breaks, (str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        (before, moved), (after, kept) = torch.load(tmp_path / f"{rank}.pt")
+def test_a_loss_that_is_infinite_on_one_rank_masks_the_step_on_both():
+    for (before, moved), (after, kept) in run_ranks(one_rank_breaks, 2):
         assert (before, after) == (0.0, 1.0) and torch.equal(moved, kept) and not torch.equal(moved, torch.ones(3))
 
 

@@ -1,13 +1,10 @@
 """Two ranks with batch statistics of their own: evaluation and bundle take the mean of them, and training does not notice."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,6 +16,7 @@ from seer.evals.features import Alone
 from seer.parallel.world import World
 from seer.run.weights import state
 from tests.program import SMALL, losses, start, wait
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -35,13 +33,10 @@ class Fails:
         raise ValueError("no picture")
 
 
-def speak(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    world = World(rank, 2, rank, torch.device("cpu"), dist.group.WORLD)
+def speak(world: World) -> list[dict[str, torch.Tensor]]:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    for step in range(3 + 2 * rank):
-        model(torch.randn(5, 3, generator=torch.Generator().manual_seed(10 * rank + step)) + rank)
+    for step in range(3 + 2 * world.rank):
+        model(torch.randn(5, 3, generator=torch.Generator().manual_seed(10 * world.rank + step)) + world.rank)
     task = SimpleNamespace(model=model, modules=lambda: {"backbone": model})
     own = Statistics().run(Alone(model.eval()))
     seen = evaluate(task, [Statistics()], world, 2)
@@ -50,14 +45,11 @@ def speak(rank: int, folder: str) -> None:
         evaluate(task, [Fails()], world, 2)
     except ValueError:
         after = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    torch.save([own, seen, alone, after], f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)
+    return [own, seen, alone, after]
 
 
-def test_evaluation_has_the_mean_of_the_groups_statistics_and_training_its_own_again_even_after_an_error(tmp_path):
-    mp.spawn(speak, (str(tmp_path),), nprocs=2)
-    (own, seen, alone, after), (other, seen_there, *_) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+def test_evaluation_has_the_mean_of_the_groups_statistics_and_training_its_own_again_even_after_an_error():
+    (own, seen, alone, after), (other, seen_there, *_) = run_ranks(speak, 2)
     for name in own:
         assert not torch.equal(own[name], other[name])
         mean = ((own[name].double() + other[name].double()) / 2).to(own[name].dtype)

@@ -5,7 +5,6 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer.losses.sinkhorn import sinkhorn
@@ -16,8 +15,10 @@ from seer.models.regnet import RegNet
 from seer.optim.lars import LARS
 from seer.parallel.batchnorm import group_batchnorm
 from seer.parallel.remat import remat
+from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from tests.program import SMALL, losses, seer
+from tests.ranks import run_ranks
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -139,32 +140,26 @@ def test_wrappers_on_one_rank_give_the_step_of_the_plain_model(device, one_rank,
     assert_close(found, wanted, 1e-4 if dtype == torch.float32 else 0.06)
 
 
-def half(rank: int, folder: str, place: str) -> None:
+def half(world: World, place: str) -> dict:
     """A rank of two on one device, which gloo serves too: its part of the batch; gradients summed over both."""
-    torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     device, said = torch.device(place), {}
     for compiled in (False, True):
-        model = group_batchnorm(plain().to(device), dist.group.WORLD, device, compiled=compiled)
-        parts = [x.chunk(2)[rank] for x in crops(device)]
+        model = group_batchnorm(plain().to(device), world.group, device, compiled=compiled)
+        parts = [x.chunk(2)[world.rank] for x in crops(device)]
         found = stepped(model, model, device, torch.float32, parts)
         for name, _ in model.named_parameters():
             dist.all_reduce(found[name])
         said[compiled] = {type(m).__name__ for m in model.modules() if isinstance(m, _BatchNorm)}, found
-    torch.save(said, f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # gloo's threads may abort while the interpreter unwinds; all is on disk
+    return said
 
 
-def test_two_ranks_with_shared_statistics_do_what_plain_batch_norm_does_on_the_joined_batch(device, tmp_path):
+def test_two_ranks_with_shared_statistics_do_what_plain_batch_norm_does_on_the_joined_batch(device):
     """SyncBatchNorm, and ours, which is what gets compiled."""
-    mp.spawn(half, (str(tmp_path), str(device)), nprocs=2)
     one = plain().to(device)
     wanted = stepped(one, one, device, torch.float32)
     ours = {"GroupBatchNorm1d", "GroupBatchNorm2d"}
-    for rank in (0, 1):
-        said = torch.load(tmp_path / f"{rank}.pt")
+    for said in run_ranks(half, 2, str(device)):
         assert said[True][0] == ours and said[False][0] == ({"SyncBatchNorm"} if device.type == "cuda" else ours)
         for _, found in said.values():
             assert_close(found, wanted, 1e-4)

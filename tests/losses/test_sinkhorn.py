@@ -1,16 +1,15 @@
 """Sinkhorn against the published procedure written out in float64, and over ranks against the joined batch."""
 
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from seer.losses.sinkhorn import residual, sinkhorn
+from seer.parallel.world import World
+from tests.ranks import run_ranks
 
 TOLERANCE = 1e-5
 
@@ -191,33 +190,28 @@ def joined(ranks: int) -> Tensor:
     return torch.stack([cosines(sum(SHARES[:ranks]), PROTOTYPES, seed) for seed in (1, 2)])
 
 
-def balance(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(SHARES))
-    groups = {len(SHARES): dist.group.WORLD, 2: dist.new_group([0, 1])}
+def balance(world: World) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+    rank, found = world.rank, {}
+    groups = {len(SHARES): world.group, 2: dist.new_group([0, 1])}
     for ranks, group in groups.items():
         if rank < ranks:
             mine = joined(ranks).split(SHARES[:ranks], dim=1)[rank]
             codes = sinkhorn(mine, epsilon=0.05, iterations=10, group=group)
             low = [low_scores(case, sum(SHARES[:ranks])).split(SHARES[:ranks])[rank] for case in CASES]
             sharp = sinkhorn(torch.stack(low), epsilon=0.015, iterations=10, group=group)
-            torch.save((codes, residual(codes, group), sharp), f"{folder}/{ranks}-{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # nothing after this line is under test
+            found[ranks] = codes, residual(codes, group), sharp
+    return found
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(balance, (str(folder),), nprocs=len(SHARES))
-    return folder
+def balanced() -> list[dict[int, tuple[Tensor, Tensor, Tensor]]]:
+    return run_ranks(balance, len(SHARES))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_together_equal_one_process_on_the_joined_batch(folder, ranks):
-    parts = [torch.load(folder / f"{ranks}-{rank}.pt") for rank in range(ranks)]
+def test_ranks_together_equal_one_process_on_the_joined_batch(balanced, ranks):
+    parts = [balanced[rank][ranks] for rank in range(ranks)]
     codes = torch.cat([codes for codes, _, _ in parts], dim=1)
     for view in range(2):
         assert_same_codes(codes[view], published(joined(ranks)[view], 0.05, 10))

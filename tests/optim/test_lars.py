@@ -2,17 +2,15 @@
 
 import copy
 import io
-import os
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from seer.optim.lars import LARS
+from seer.parallel.world import World
+from tests.ranks import run_ranks
 
 STEPS = 50
 SHAPES = {"conv": (16, 8, 3, 3), "bn_weight": (16,), "bn_bias": (16,), "linear": (5, 16), "bias": (5,), "scalar": ()}
@@ -189,9 +187,7 @@ def test_wrong_arguments_are_named(wrong):
         LARS([nn.Parameter(torch.ones(1))], **wrong)
 
 
-def step_sharded(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def step_sharded(world: World) -> tuple[dict[str, Tensor], set[str]]:
     mesh = init_device_mesh("cpu", (2,))
     parameters = {name: nn.Parameter(value) for name, value in start().items()}
     for name in ("conv", "bn_weight", "bn_bias", "linear"):  # linear has 5 rows: 3 and 2; the others stay whole
@@ -204,17 +200,12 @@ def step_sharded(rank: int, folder: str) -> None:
         optimizer.step()
     whole = {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in parameters.items()}
     kinds = {type(optimizer.state[parameters[name]]["momentum_buffer"]).__name__ for name in ("conv", "linear")}
-    if rank == 0:
-        torch.save(({name: p.detach() for name, p in whole.items()}, kinds), f"{folder}/whole.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # nothing after this line is under test
+    return {name: p.detach() for name, p in whole.items()}, kinds
 
 
 @pytest.mark.slow
-def test_parameters_sharded_over_two_ranks_step_as_whole_ones(tmp_path: Path):
-    mp.spawn(step_sharded, (str(tmp_path),), nprocs=2)
-    sharded, kinds = torch.load(tmp_path / "whole.pt")
+def test_parameters_sharded_over_two_ranks_step_as_whole_ones():
+    sharded, kinds = run_ranks(step_sharded, 2)[0]
     hands = {name: ByHand(value, 1e-5) for name, value in start().items()}
     for step in range(10):
         for name, gradient in gradients(step).items():

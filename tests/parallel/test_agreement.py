@@ -1,15 +1,13 @@
 """Ranks that were started with other words, or whose weights differ in one bit, are found and named: three gloo processes."""
 
 import itertools
-import os
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from seer.parallel.agreement import _sum_of_bits, replicated, same_request, same_weights
+from seer.parallel.world import World
+from tests.ranks import run_ranks
 
 RANKS = 3
 pytestmark = pytest.mark.slow
@@ -23,10 +21,8 @@ def outcome(function, *arguments) -> str:
     return "the same"
 
 
-def speak(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
-    group = dist.group.WORLD
+def speak(world: World) -> list[str]:
+    rank, group = world.rank, world.group
     facts = {"batch": "64", "the code": "abc"}
     weights = {
         "first": torch.randn(5, generator=torch.Generator().manual_seed(0)),
@@ -40,16 +36,12 @@ def speak(rank: int, folder: str) -> None:
         word = weights["first"].view(torch.int32)
         word[4] ^= 1  # the last bit of one float
     said.append(outcome(same_weights, 9, weights, group))
-    Path(folder, str(rank)).write_text("\n".join(said))
-    dist.barrier()
-    os._exit(0)
+    return said
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory) -> list[list[str]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(speak, (str(folder),), nprocs=RANKS)
-    return [Path(folder, str(rank)).read_text().split("\n") for rank in range(RANKS)]
+def said() -> list[list[str]]:
+    return run_ranks(speak, RANKS)
 
 
 def test_what_is_the_same_passes(said):

@@ -1,18 +1,14 @@
 """Grouped batch norm in 2 and 4 gloo processes against nn.BatchNorm on the joined batch of each group."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from seer.core.errors import RequestError
 from seer.parallel import batchnorm
 from seer.parallel.batchnorm import GroupBatchNorm1d, GroupBatchNorm2d, group_batchnorm
 from seer.parallel.world import World, batch_norm_groups, same_statistics, statistics_groups
+from tests.ranks import run_ranks
 
 STEPS, PER_RANK = 3, 5
 CPU = torch.device("cpu")
@@ -67,29 +63,20 @@ def on_joined(kind: str, members) -> dict:
     return torch.utils._pytree.tree_map(lambda v: v.float() if v.is_floating_point() else v, found)
 
 
-def speak(rank: int, folder: str, ranks: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    world = World(rank, ranks, rank, CPU, dist.group.WORLD)
+def speak(world: World) -> dict:
     said = {}
-    for size in [n for n in (1, 2, 4) if n <= ranks]:
+    for size in [n for n in (1, 2, 4) if n <= world.size]:
         group = batch_norm_groups(world, size)
         for kind in KINDS:
             model = group_batchnorm(nn.Sequential(layer(kind)), group, CPU)
-            said[size, kind] = trained(model, [[pictures(kind, s, rank)] for s in range(STEPS)])
+            said[size, kind] = trained(model, [[pictures(kind, s, world.rank)] for s in range(STEPS)])
             said[size, kind]["class"] = type(model[0]).__name__
-    torch.save(said, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    # gloo's threads may abort while the interpreter unwinds after a collective inside backward; all is on disk
-    os._exit(0)
+    return said
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def said(request, tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    mp.spawn(speak, (str(folder), request.param), nprocs=request.param)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(request.param)]
+def said(request) -> list[dict]:
+    return run_ranks(speak, request.param)
 
 
 @pytest.mark.slow

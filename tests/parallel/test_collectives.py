@@ -1,14 +1,12 @@
 """The collectives against arithmetic on the list of all ranks' tensors: three gloo processes, met through a file."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from seer.parallel.collectives import all_gather_stack, all_reduce_mean, all_reduce_sum, any_true, broadcast
+from seer.parallel.world import World
+from tests.ranks import run_ranks
 
 RANKS = 3
 PAIR = (0, 2)  # a group that is not the world, and whose ranks are not the world's
@@ -18,10 +16,8 @@ def values(rank: int) -> torch.Tensor:
     return torch.randn(2, 3, generator=torch.Generator().manual_seed(rank))
 
 
-def speak(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
-    world, pair = dist.group.WORLD, dist.new_group(list(PAIR))
+def speak(here: World) -> dict:
+    rank, world, pair = here.rank, here.group, dist.new_group(list(PAIR))
     x = values(rank).requires_grad_()
     stacked = all_gather_stack(x, world)
     weights = torch.arange(1.0, 1 + stacked.numel()).view_as(stacked) * (rank + 1)
@@ -41,18 +37,12 @@ def speak(rank: int, folder: str) -> None:
         said["pair_sum"] = all_reduce_sum(values(rank), pair)
         said["pair_stacked"] = all_gather_stack(values(rank).t(), pair)  # not contiguous
         said["pair_broadcast"] = broadcast(values(rank), pair, source=1)
-    torch.save(said, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    # gloo's threads may abort while the interpreter unwinds after a collective inside backward; all is on disk
-    os._exit(0)
+    return said
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(speak, (str(folder),), nprocs=RANKS)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(RANKS)]
+def said() -> list[dict]:
+    return run_ranks(speak, RANKS)
 
 
 @pytest.mark.slow

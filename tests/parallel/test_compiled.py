@@ -1,12 +1,7 @@
 """torch.compile, with dynamo's own eager backend: how many graphs there are, and that none is cut or given up, on one rank and two."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -16,6 +11,7 @@ from seer.models.regnet import RegNet
 from seer.parallel.batchnorm import GroupBatchNorm1d, GroupBatchNorm2d, group_batchnorm
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 BLOCKS, SIZES = 3, (32, 24)
@@ -51,22 +47,14 @@ def read_by_dynamo_alone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
 
 
-def speak(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    world = World(rank, 2, rank, CPU, dist.group.WORLD)
+def speak(world: World) -> dict:
     read_by_dynamo_alone(pytest.MonkeyPatch())
-    said = {(*how, compiled): trained(world, *how, compiled) for how in HOW for compiled in (False, True)}
-    torch.save(said, f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # gloo's threads may abort while the interpreter unwinds; all is on disk
+    return {(*how, compiled): trained(world, *how, compiled) for how in HOW for compiled in (False, True)}
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("compiled")
-    mp.spawn(speak, (str(folder),), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in (0, 1)]
+def said() -> list[dict]:
+    return run_ranks(speak, 2)
 
 
 @pytest.mark.slow

@@ -1,13 +1,9 @@
 """DDP and FSDP against one process with the joined batch: the same gradients, weights, statistics, features; names and shapes too."""
 
-import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -20,6 +16,7 @@ from seer.parallel.collectives import whole_on_first
 from seer.parallel.fairscale_backend import shard
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -81,10 +78,7 @@ def trained(model: nn.Module, inner: MultiCropModel, world: World, dtype: torch.
     }
 
 
-def speak(rank: int, folder: str, ranks: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    world = World(rank, ranks, rank, CPU, dist.group.WORLD)
+def speak(world: World) -> dict:
     said = {}
     for mode, remat, channels_last in HOW:
         inner = plain()
@@ -94,16 +88,12 @@ def speak(rank: int, folder: str, ranks: int) -> None:
         inner = plain()
         model = parallelize(inner, world, mode=mode, remat=remat, dtype=torch.bfloat16, channels_last=False)
         said["bf16", mode, str(remat)] = trained(model, inner, world, torch.bfloat16)
-    torch.save(said, f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # gloo's threads may abort while the interpreter unwinds; all is on disk
+    return said
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def said(request, tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("modes")
-    mp.spawn(speak, (str(folder), request.param), nprocs=request.param)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(request.param)]
+def said(request) -> list[dict]:
+    return run_ranks(speak, request.param)
 
 
 @pytest.fixture(scope="module")

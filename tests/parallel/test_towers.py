@@ -1,12 +1,7 @@
 """Two towers in one model: each is recomputed, counted, compiled and sharded block by block, under names of its own."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -21,6 +16,7 @@ from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.remat import remat
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 FIRST = ["stage1.block0", "stage2.block0", "stage2.block1"]
@@ -166,10 +162,7 @@ def test_every_tower_is_compiled_or_each_of_its_blocks(policy, monkeypatch):
     assert list(map(id, compiled)) == list(map(id, wanted.values()))
 
 
-def speak(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    world = World(rank, 2, rank, CPU, dist.group.WORLD)
+def speak(world: World) -> dict:
     said = {}
     for policy in ("none", "block"):
         inner = plain()
@@ -186,16 +179,12 @@ def speak(rank: int, folder: str) -> None:
         parallelize(loose, world, mode="fsdp")
     except RequestError as error:
         said["refused"] = str(error)
-    torch.save(said, f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # gloo's threads may abort while the interpreter unwinds; all is on disk
+    return said
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("towers")
-    mp.spawn(speak, (str(folder),), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+def said() -> list[dict]:
+    return run_ranks(speak, 2)
 
 
 @pytest.mark.slow

@@ -1,13 +1,9 @@
 """The SwAV step against the method written out plainly in float64, over its options: queue, heads, hard codes, ranks."""
 
 import copy
-import os
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from seer.core import rng
@@ -18,7 +14,9 @@ from seer.data.multicrop import MultiCrop
 from seer.data.slot import BatchLayout
 from seer.losses.swav import used_prototypes
 from seer.models.kmeans import spherical_kmeans
+from seer.parallel.world import World
 from seer.tasks.swav import SwAVTask
+from tests.ranks import run_ranks
 
 CROP = MultiCrop(sizes=(8,), counts=(3,), scales=((0.3, 1.0),), blur=0.0, jitter=0.0, grayscale=0.0)
 IMAGES, PROTOTYPES, STEPS = 12, 20, 7
@@ -167,23 +165,17 @@ def test_wrong_numbers_are_refused(wrong, named):
         task(**wrong)
 
 
-def train(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    one = task(dist.group.WORLD, queue=18, heads=2)
-    found = losses(one, range(4), rank, 2)
-    seeded = task(dist.group.WORLD, kmeans=30)
-    seeded.seed_prototypes((batch(i, rank, 2) for i in range(9)), seed=4)
-    torch.save((found, one.state_dict(), seeded.head.prototypes.weight.detach()), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # nothing after this line is under test
+def train(world: World) -> tuple[list[float], dict[str, Tensor], Tensor]:
+    one = task(world.group, queue=18, heads=2)
+    found = losses(one, range(4), world.rank, 2)
+    seeded = task(world.group, kmeans=30)
+    seeded.seed_prototypes((batch(i, world.rank, 2) for i in range(9)), seed=4)
+    return found, one.state_dict(), seeded.head.prototypes.weight.detach()
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one_process_and_their_checkpoint_goes_on_in_one(tmp_path: Path):
-    mp.spawn(train, (str(tmp_path),), nprocs=2)
-    (first, saved, centres), (second, other, also) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+def test_two_ranks_equal_one_process_and_their_checkpoint_goes_on_in_one():
+    (first, saved, centres), (second, other, also) = run_ranks(train, 2)
     alone = task(queue=18, heads=2)
     assert [(a + b) / 2 for a, b in zip(first, second, strict=True)] == pytest.approx(losses(alone, range(4)), abs=2e-6)
     assert torch.equal(saved["queue.rows"], other["queue.rows"]) and saved["queue.rows"].shape == (2, 18, 8)
