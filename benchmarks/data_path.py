@@ -31,14 +31,14 @@ from PIL import Image, ImageFilter
 
 from seer.data import sample
 from seer.data.augment import finish
+from seer.data.batch_buffer import BatchLayout
+from seer.data.batch_builder import SCRATCH
 from seer.data.decode import decode
-from seer.data.filling import SCRATCH
 from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import choose_lanes, plan
 from seer.data.reader import Reader
 from seer.data.shards import Shard, TarShard, open_shards, picture_of, write_shards
-from seer.data.slot import BatchLayout
 
 BATCH = 16
 HANDED = 25  # batches
@@ -219,7 +219,7 @@ def handing(shards: list[Shard], crop: MultiCrop, repeats: int) -> None:
             buffer = loader.layout.buffer(torch.empty(loader.layout.bytes, dtype=torch.uint8))
             begin = time.process_time()
             for step in range(1, 1 + HANDED):
-                loader.filler.fill(buffer.arrays, loader.filler.places(step * BATCH), 0, BATCH)
+                loader.builder.fill(buffer.arrays, loader.builder.places(step * BATCH), 0, BATCH)
             found.append(spent / (time.process_time() - begin))
     print(f"\n{'a batch from the loader, over one made here':44}")
     for threads, found in ratios.items():

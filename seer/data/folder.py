@@ -191,7 +191,10 @@ class _Beside:
         self._alone, self._first_alone = 0, ""
 
     def is_image(self, name: bytes) -> bool:
-        return self._rule.is_image(self._rule.split(os.fsdecode(name))[1])
+        """Returns whether a file that ends as images do is one; a name with one dot is told at a glance, of millions."""
+        return (self._rule.plain and name.count(b".") == 1) or self._rule.is_image(
+            self._rule.split(os.fsdecode(name))[1]
+        )
 
     def look_at(self, folder: bytes, name: bytes) -> None:
         """A file that is no image."""

@@ -1,4 +1,4 @@
-"""Batches, in the order of the plan, made a few steps ahead by the threads of one reader process (`process`).
+"""Batches, in the order of the plan, made a few steps ahead by the threads of one reader process (`reader_process`).
 
 The loader keeps no state: it is given the number of pictures consumed and every batch carries the number behind it.
 Batches made ahead and never used cost nothing.
@@ -12,10 +12,10 @@ import torch
 from seer.core.errors import RequestError
 from seer.core.protocols import Transform
 from seer.core.records import Batch, Skipped
-from seer.data.filling import Filler
-from seer.data.process import ReaderProcess
+from seer.data.batch_buffer import BatchBuffer, BatchLayout
+from seer.data.batch_builder import BatchBuilder
 from seer.data.reader import Reader
-from seer.data.slot import BatchBuffer, BatchLayout
+from seer.data.reader_process import ReaderProcess
 
 HELD = 3  # batches outside: the step's, the one before it, and one under way to the device
 
@@ -47,10 +47,10 @@ class Loader:
             raise RequestError(f"batch {batch} over {ranks} ranks: the batch must be a multiple of the number of ranks")
         self.reader, self.transform, self.batch, self.pin = reader, transform, batch, pin
         self.threads, self.patience_s = threads, patience_s
-        self.filler = Filler(reader, transform, batch=batch, rank=rank, ranks=ranks, painted=painted)
+        self.builder = BatchBuilder(reader, transform, batch=batch, rank=rank, ranks=ranks, painted=painted)
         self.layout = BatchLayout(transform.layout(batch // ranks, painted=painted), batch // ranks)
         self.prefetch = max(1, int(min(prefetch, most_bytes // self.layout.bytes - HELD)))
-        self.filler.places(0)  # raises when lanes, batch and ranks do not fit
+        self.builder.places(0)  # raises when lanes, batch and ranks do not fit
 
     def batches(self, consumed: int) -> Iterator[Batch]:
         """Endless. Raises what a thread raised: BadDataError, StorageError."""
@@ -63,13 +63,13 @@ class Loader:
     def _here(self, consumed: int) -> Iterator[tuple[BatchBuffer, list[Skipped]]]:
         while True:
             buffer = self.layout.buffer(torch.empty(self.layout.bytes, dtype=torch.uint8, pin_memory=self.pin))
-            yield buffer, self.filler.fill(buffer.arrays, self.filler.places(consumed), 0, self.layout.batch_size)
+            yield buffer, self.builder.fill(buffer.arrays, self.builder.places(consumed), 0, self.layout.batch_size)
             consumed += self.batch
 
     def _ahead(self, consumed: int) -> Iterator[tuple[BatchBuffer, list[Skipped]]]:
         blocks = self.prefetch + HELD
         how = {"blocks": blocks, "threads": self.threads, "pin": self.pin, "patience_s": self.patience_s}
-        with closing(ReaderProcess(self.filler, self.layout, **how)) as process:  # type: ignore[arg-type]
+        with closing(ReaderProcess(self.builder, self.layout, **how)) as process:  # type: ignore[arg-type]
             while True:
                 while process.asked <= self.prefetch and process.free:
                     process.ask(consumed)

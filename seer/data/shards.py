@@ -432,8 +432,8 @@ def open_shards(
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(shard) == 0:
-            found = f"by {names}" if names else f"looked for {', '.join(sorted(PICTURES))}"
-            raise RequestError(f"no pictures in {shard.path}; {found}")
+            looked = f"by {names}" if names else f"looked for {', '.join(sorted(PICTURES))}"
+            raise RequestError(f"no pictures in {shard.path}; {looked}")
         shards.append(shard)
     tell(opened.notes)
     return shards

@@ -81,7 +81,7 @@ def test_only_code_admits_another_place(monkeypatch):
 
 # private names, module entry points, things that are neither class nor function: all are there
 PRIVATE = [
-    "seer.data.process._stopped",
+    "seer.data.reader_process._stopped",
     "seer.data.shards._Archive",
     "seer.__main__.entry",
     "seer.data.loader.Loader.__init__",

@@ -1,4 +1,4 @@
-"""Colour and blur on the host: against torchvision's, against Pillow's, and against the pass that a GPU makes."""
+"""Color and blur on the host: against torchvision's, against Pillow's, and against the pass that a GPU makes."""
 
 import math
 
@@ -9,8 +9,8 @@ from PIL import Image
 
 from seer.core.records import Color
 from seer.data.augment import finish
+from seer.data.batch_buffer import BatchLayout
 from seer.data.multicrop import MultiCrop
-from seer.data.slot import BatchLayout
 from seer.data.transforms import color
 from tests.data.pictures import pixels
 

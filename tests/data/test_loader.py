@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from seer.core.errors import BadDataError, RequestError, StorageError
-from seer.data.child import CHUNK
 from seer.data.ledger import Ledger
 from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.reader import MOST_BAD, Reader
+from seer.data.reader_worker import CHUNK
 from seer.data.shards import open_shards, write_shards
 from tests.data.children import children
 from tests.data.pictures import jpeg, pixels, png

@@ -12,11 +12,11 @@ from PIL import Image
 from seer.core.errors import RequestError
 from seer.core.records import KINDS, Sample, SampleRef
 from seer.data.augment import finish
+from seer.data.batch_buffer import BatchBuffer, BatchLayout
 from seer.data.decode import Undecodable, decode_mask
 from seer.data.loader import Loader
 from seer.data.order import plan
 from seer.data.reader import Reader
-from seer.data.slot import BatchBuffer, BatchLayout
 from seer.data.transforms.multi_crop import MultiCrop
 from seer.data.transforms.one_view import OneView, center
 from seer.data.transforms.targets import ClassLabel, ClassLabels

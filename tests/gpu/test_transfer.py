@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from seer.data import sample
+from seer.data.device_prefetch import on_device
 from seer.data.loader import Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.reader import Reader
 from seer.data.shards import open_shards, write_shards
-from seer.data.transfer import on_device
 
 
 @pytest.mark.parametrize("threads", [0, 2])

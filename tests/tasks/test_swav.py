@@ -10,8 +10,8 @@ from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Batch
 from seer.data.augment import finish
+from seer.data.batch_buffer import BatchLayout
 from seer.data.multicrop import MultiCrop
-from seer.data.slot import BatchLayout
 from seer.losses.swav import used_prototypes
 from seer.models.kmeans import spherical_kmeans
 from seer.parallel.world import World

@@ -1,11 +1,11 @@
-"""A slot is one block of bytes in which every view and every number of a batch has its own place."""
+"""A buffer is one block of bytes in which every view and every number of a batch has its own place."""
 
 import numpy as np
 import pytest
 import torch
 
+from seer.data.batch_buffer import BatchLayout
 from seer.data.multicrop import MultiCrop
-from seer.data.slot import BatchLayout
 
 CROP = MultiCrop((24, 16), (2, 3), ((0.3, 1), (0.1, 0.3)), blur=1.0)
 NAMES = ("jitter", "order", "factors", "gray", "sigma")

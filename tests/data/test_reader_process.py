@@ -20,16 +20,16 @@ import torch
 
 from seer.core import log
 from seer.core.errors import BadDataError, StorageError
-from seer.data import process
 from seer.data import reader as reading
-from seer.data.child import CHUNK
+from seer.data import reader_process as process
+from seer.data.batch_buffer import BatchLayout
 from seer.data.decode import decode
 from seer.data.loader import HELD, Loader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.reader import MOST_BAD, Reader
+from seer.data.reader_worker import CHUNK
 from seer.data.shards import TarShard, open_shards, write_shards
-from seer.data.slot import BatchLayout
 from seer.data.transforms import multi_crop
 from tests.data.children import children
 from tests.data.pictures import png
@@ -258,7 +258,7 @@ def test_a_socket_of_the_training_process_closes_when_that_closes_it(folder):
 
 PARENT = """
 import sys
-from tests.data.test_process import *
+from tests.data.test_reader_process import *
 stream = loader(Path(sys.argv[1]), threads=2).batches(0)
 next(stream)
 print(children()[0], flush=True)
@@ -402,8 +402,8 @@ def test_pages_that_the_device_will_not_let_go_hold_up_no_end(folder, monkeypatc
     monkeypatch.setattr(process, "END_S", 0.5)
     released = threading.Event()
     monkeypatch.setattr(process, "_unpin", lambda memory, device: released.wait(20))
-    filler = loader(folder).filler
-    one = process.ReaderProcess(filler, BatchLayout(CROP.layout(BATCH), BATCH), blocks=2, threads=1)
+    builder = loader(folder).builder
+    one = process.ReaderProcess(builder, BatchLayout(CROP.layout(BATCH), BATCH), blocks=2, threads=1)
     one._pinned = True
     start = time.monotonic()
     one.close()

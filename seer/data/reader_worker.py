@@ -1,4 +1,4 @@
-"""What runs in the reader process: threads fill blocks of pictures that the training process asks for (`process`).
+"""What runs in the reader process: threads fill blocks of pictures that the training process asks for (`reader_process`).
 
 Surprising:
 - It closes every file of its parent but the archives open for reading, so a dead rank's sockets close at once and its peers
@@ -30,9 +30,9 @@ import torch
 from seer.core.errors import BadDataError
 from seer.core.records import Skipped
 from seer.core.signals import SIGNALS
-from seer.data.filling import Filler
+from seer.data.batch_buffer import BatchLayout
+from seer.data.batch_builder import BatchBuilder
 from seer.data.order import Places
-from seer.data.slot import BatchLayout
 
 CHUNK = 16  # pictures one thread takes at a time
 IDLE = -1
@@ -40,12 +40,12 @@ COLUMNS = 5  # of what each thread does now: lane, shard, row, whether its bytes
 _PR_SET_PDEATHSIG = 1
 
 
-class Child:
+class ReaderWorker:
     """Threads fill blocks, the main thread hears what is asked."""
 
     def __init__(
         self,
-        filler: Filler,
+        builder: BatchBuilder,
         layout: BatchLayout,
         memory: mmap.mmap,
         blocks: int,
@@ -60,10 +60,10 @@ class Child:
             for i in range(blocks)
         ]
         self._reading = reading_table(memory, blocks * layout.bytes, threads)
-        self._filler, self._connection, self._b = filler, connection, layout.batch_size
+        self._builder, self._connection, self._b = builder, connection, layout.batch_size
         self._lock, self._gate, self._careful = threading.Lock(), threading.Lock(), careful
         self._me, self._numbers = threading.local(), iter(range(threads))
-        filler.reader.reading = self._tell
+        builder.reader.reading = self._tell
         self._pool = ThreadPoolExecutor(threads, "pictures", self._name)
 
     def serve(self) -> None:
@@ -78,7 +78,7 @@ class Child:
             block, consumed = asked
             spans = [(first, min(first + CHUNK, self._b)) for first in range(0, self._b, CHUNK)]
             work = _Work(block, len(spans))
-            places = self._filler.places(consumed)
+            places = self._builder.places(consumed)
             for number, (first, last) in enumerate(spans):
                 self._pool.submit(self._fill, work, number, places, first, last)
 
@@ -94,7 +94,7 @@ class Child:
         try:
             with self._gate if self._careful else nullcontext():
                 try:
-                    work.skipped[number] = self._filler.fill(self._arrays[work.block], places, first, last)
+                    work.skipped[number] = self._builder.fill(self._arrays[work.block], places, first, last)
                 finally:
                     self._reading[self._me.number] = IDLE
         except BaseException as error:

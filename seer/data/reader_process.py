@@ -4,7 +4,7 @@ Decoders meet strangers' bytes here and not where the weights are, and Python's 
 crosses over is the number of a block, the position of its batch, and words about what was skipped.
 
 Surprising:
-- It is forked, as torch's own loader does it: a fresh interpreter would spend seconds on importing. What it runs is `child`.
+- It is forked, as torch's own loader does it: a fresh interpreter would spend seconds on importing. What it runs is `reader_worker`.
 - It holds no state, so a death loses nothing: it is told, with what was being read, and another one makes the same batches.
   After a crash the next one reads one picture at a time; a picture at which both died is one of the bad pictures.
 - Nobody waits for it without a word. A picture that takes STUCK_S to decode is taken for a crash at it; storage that does
@@ -30,9 +30,9 @@ import torch
 from seer.core.errors import StorageError
 from seer.core.log import of_this_rank
 from seer.core.records import Skipped
-from seer.data.child import COLUMNS, IDLE, Child, reading_table, settle
-from seer.data.filling import Filler
-from seer.data.slot import BatchBuffer, BatchLayout
+from seer.data.batch_buffer import BatchBuffer, BatchLayout
+from seer.data.batch_builder import BatchBuilder
+from seer.data.reader_worker import COLUMNS, IDLE, ReaderWorker, reading_table, settle
 
 MOST_DEATHS = 3  # in a row, with no batch in between
 END_S = 5.0
@@ -48,7 +48,7 @@ class ReaderProcess:
 
     def __init__(
         self,
-        filler: Filler,
+        builder: BatchBuilder,
         layout: BatchLayout,
         *,
         blocks: int,
@@ -56,7 +56,7 @@ class ReaderProcess:
         pin: bool = False,
         patience_s: float = float("inf"),
     ):
-        self.filler, self.layout, self.threads, self.blocks = filler, layout, threads, blocks
+        self.builder, self.layout, self.threads, self.blocks = builder, layout, threads, blocks
         self._size = blocks * layout.bytes + threads * COLUMNS * 8
         self._file = os.memfd_create("seer-batches")
         os.ftruncate(self._file, self._size)
@@ -72,7 +72,7 @@ class ReaderProcess:
         self._careful: set[int] = set()  # blocks to be filled one picture at a time
         self._suspects: set[tuple[int, int]] = set()  # what was read at the last deaths
         self._device = torch.cuda.current_device() if pin else 0  # a thread would begin on the first
-        self._pinned = pin and _pin(torch.frombuffer(self._memory, dtype=torch.uint8), filler.rank)
+        self._pinned = pin and _pin(torch.frombuffer(self._memory, dtype=torch.uint8), builder.rank)
         self._pid = 0
         self._start()
 
@@ -152,7 +152,9 @@ class ReaderProcess:
             try:
                 settle(me, {theirs.fileno(), self._file})
                 memory = mmap.mmap(self._file, self._size)
-                Child(self.filler, self.layout, memory, self.blocks, theirs, self.threads, bool(self._careful)).serve()
+                ReaderWorker(
+                    self.builder, self.layout, memory, self.blocks, theirs, self.threads, bool(self._careful)
+                ).serve()
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -187,17 +189,17 @@ class ReaderProcess:
             os.kill(self._pid, signal.SIGKILL)
         elif waited_s >= self._patience_s and longer(self._patience_s, False):
             raise StorageError(
-                f"rank {self.filler.rank}: storage has not answered for {waited_s:.0f} s: {self._where(busy)}; see to it, then run "
+                f"rank {self.builder.rank}: storage has not answered for {waited_s:.0f} s: {self._where(busy)}; see to it, then run "
                 "the same command again to go on from the last checkpoint"
             )
         elif looks % round(TOLD_S / LOOK_S) == 0:
-            of_this_rank(f"rank {self.filler.rank}: waiting for pictures for {waited_s:.0f} s: {self._where(busy)}")
+            of_this_rank(f"rank {self.builder.rank}: waiting for pictures for {waited_s:.0f} s: {self._where(busy)}")
 
     def _busy(self) -> list[list[int]]:
         return [row for row in self._reading.tolist() if row[0] != IDLE]
 
     def _where(self, busy: list[list[int]]) -> str:
-        shards = self.filler.reader.shards
+        shards = self.builder.reader.shards
         rows = (f"lane {lane}, row {row} of {shards[shard].path}" for lane, shard, row, _, _ in busy)
         return f"reading {'; '.join(rows) or 'no picture'}"
 
@@ -208,16 +210,16 @@ class ReaderProcess:
         self._pid = 0
         reading, crash = self._busy(), -code in CRASHES
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        told = f"rank {self.filler.rank}: the reader process ended by {cause} while {self._where(reading)}"
+        told = f"rank {self.builder.rank}: the reader process ended by {cause} while {self._where(reading)}"
         fatal = f"decoding it ends a process by {cause}"
         if self._stuck is not None:
             reading, crash, self._stuck = self._stuck, bool(self._stuck), None
             fatal = f"decoding it takes more than {STUCK_S:.0f} s"
-            told = f"rank {self.filler.rank}: the reader process got no further for {STUCK_S:.0f} s while {self._where(reading)}"
+            told = f"rank {self.builder.rank}: the reader process got no further for {STUCK_S:.0f} s while {self._where(reading)}"
         rows = {(row[1], row[2]) for row in reading}
         alone = bool(self._careful) and crash and len(rows) == 1
         if alone and rows <= self._suspects:
-            self.filler.reader.fatal[next(iter(rows))] = fatal
+            self.builder.reader.fatal[next(iter(rows))] = fatal
             self._deaths = 0
         elif not alone:  # one alone becomes a suspect, which is no standstill
             self._deaths += 1

@@ -14,7 +14,7 @@ from seer.data.reader import Reader
 SCRATCH = 8 << 20  # bytes for the pixels of one picture; larger ones get memory of their own
 
 
-class Filler:
+class BatchBuilder:
     """May be called from any thread. batch: samples of one step over all ranks. painted: color and blur are applied here."""
 
     def __init__(
