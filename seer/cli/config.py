@@ -156,7 +156,9 @@ def _check_types(verb: str, base: dict[str, Any], full: dict[str, Any], keys: Se
             raise RequestError(f"unknown key {key!r}{_nearest(key, sorted(before))}")
         hint = hint_of(key, full, SCHEMAS[verb])
         if hint is Any:
-            hint = _like(before[key])
+            hint, shown = _like(before[key]), before[key]
+            if isinstance(shown, list) and isinstance(value, list) and shown and len(value) != len(shown):
+                raise RequestError(f"{key}={value!r}: {len(shown)} values are expected, like {shown!r}")
         if not schema.fits(hint, value):
             nothing = ", or null" if schema.fits(hint, None) else ""
             raise RequestError(f"{key}={value!r}: {schema.described(hint)}{nothing} is expected")
