@@ -103,7 +103,7 @@ class Plan:
         return Places(*known[2][:, :, at : at + each].reshape(5, -1))
 
     def stand_in(self, lane: int, position: int, attempt: int) -> Places:
-        """Returns another row for a position whose row cannot be used. attempt is from 1 to total - 1. [1]
+        """Returns another row, [1], for a position whose row cannot be used. attempt is from 1 to total - 1.
 
         The first TRIES come from the block of the position (fewer where it holds fewer), the others from anywhere in the
         epoch, since a block may be bad or excluded as a whole. No row comes twice, and the row that was due never.

@@ -1,4 +1,4 @@
-"""Shares the statistics of batch norm over a group of ranks.
+"""Shares the statistics of batch norm over a group of ranks, a statistics group.
 
 On a GPU torch's own SyncBatchNorm does it. That refuses CPU tensors, so here the same arithmetic stands in a few lines
 over a differentiable collective: gloo tests then cover the real model. torch.compile takes these on a GPU, too, in one graph:
