@@ -1,5 +1,4 @@
-"""Runs `seer export`: a backbone that loads elsewhere. Every target reads back what it wrote and compares
-features.
+"""Runs `seer export`: a backbone that loads elsewhere. Every target reads back what it wrote and compares features.
 
 Surprising: `to=all` goes on after a failing target, so that the table shows all of them, and then ends as that failure does.
 """

@@ -69,8 +69,7 @@ class Color:
 
 @dataclass
 class Batch:
-    """Holds one step's samples of one rank, as the tensors that its transform names
-    (`protocols.Transform.layout`).
+    """Holds one step's samples of one rank, as the tensors that its transform names (`protocols.Transform.layout`).
 
     fields: `views/S` uint8 [v*B, 3, S, S] of each size S, view-major, channels_last; `color/S/NAME` [v*B, ...] of `Color`,
     absent where color has been applied; `label`, `mask` and other targets of the same B samples. images_seen: by the

@@ -1,5 +1,4 @@
-"""Reads what a `_target_` takes from its source without importing it: torch costs seconds, and a wrong word
-should not.
+"""Reads what a `_target_` takes from its source without importing it: torch costs seconds, and a wrong word should not.
 
 Surprising: the source is parsed, not run. A name that a module merely imports is followed to where it is defined, so a class
 that moved is found by its old path as well. Annotations are those of the standard library's types; of any other, a value may

@@ -1,5 +1,4 @@
-"""Reads a folder of loose images as one shard, nested as it likes, in the order of the names; or a list, in its
-own.
+"""Reads a folder of loose images as one shard, nested as it likes, in the order of the names; or a list, in its own.
 
 Ten million names as Python strings would take a gigabyte: here they are one block of bytes and a column of offsets, about
 their own length each. Folders are walked one by one with their entries sorted ("x/" sorts as the folder x), which gives
@@ -201,7 +200,8 @@ class _Beside:
         )
 
     def look_at(self, folder: bytes, name: bytes) -> None:
-        """Notes the ending of a file that is no image, where some image has it beside it."""
+        """Looks at a file that is no image: notes its ending where an image lies beside it, counts companions
+        without one."""
         stem, ending = self._rule.split(os.fsdecode(name))
         companion = self._rule.is_companion(ending)
         if not (companion or ending in self._loose) or (ending in self.found and not companion):
@@ -260,8 +260,7 @@ def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...], beside
 
 
 def _entries(path: bytes, beside: _Beside) -> np.ndarray:
-    """Returns images and folders (with a slash behind) of one folder, sorted. bytes [n] of the longest name's
-    width."""
+    """Returns images and folders (with a slash behind) of one folder, sorted. bytes [n] of the longest name's width."""
     parts: list[np.ndarray] = []
     names: list[bytes] = []
     with os.scandir(path) as found:

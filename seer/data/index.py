@@ -221,8 +221,7 @@ def write_index(index: np.ndarray, sidecar: Path) -> None:
 
 
 def fits(size: int, rows: int) -> bool:
-    """Returns whether an index of so many rows may be a file of that size; versions of numpy differ in their
-    header."""
+    """Returns whether an index of so many rows may be a file of that size; versions of numpy differ in their header."""
     return 0 < size - (rows + 1) * INDEX.itemsize <= 256
 
 

@@ -36,15 +36,13 @@ def share(value: float | str) -> float:
 
 
 def shown(text: str, most: int = 200) -> str:
-    """Returns a stranger's name as one short line: control characters, which may steer a terminal, are written
-    out."""
+    """Returns a stranger's name as one short line: control characters, which may steer a terminal, are written out."""
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
     return plain if len(plain) <= most else plain[:most] + "…"
 
 
 class Ledger:
-    """Keeps the counts of the whole run. over_ranks sums an int64 array over all ranks; the default is one
-    process."""
+    """Keeps the counts of the whole run. over_ranks sums an int64 array over all ranks; the default is one process."""
 
     def __init__(
         self,

@@ -1,5 +1,4 @@
-"""Makes batches, in the order of the plan, a few steps ahead by the threads of one reader process
-(`reader_process`).
+"""Makes batches, in the order of the plan, a few steps ahead by the threads of one reader process (`reader_process`).
 
 The loader keeps no state: it is given the number of images consumed and every batch carries the number behind it.
 Batches made ahead and never used cost nothing.

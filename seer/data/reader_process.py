@@ -1,5 +1,4 @@
-"""Runs one process beside the training process that reads images, with threads inside, into memory that both
-see.
+"""Runs one process beside the training process that reads images, with threads inside, into memory that both see.
 
 Decoders meet strangers' bytes here and not where the weights are, and Python's lock is not shared with the step. What
 crosses over is the number of a block, the position of its batch, and words about what was skipped.

@@ -1,5 +1,4 @@
-"""Runs in the reader process: threads fill blocks of images that the training process asks for
-(`reader_process`).
+"""Runs in the reader process: threads fill blocks of images that the training process asks for (`reader_process`).
 
 Surprising:
 - It closes every file of its parent but the archives open for reading, so a dead rank's sockets close at once and its peers

@@ -293,8 +293,7 @@ def _no_strangers(output: Path) -> None:
 def index_archives(
     paths: Sequence[str], output: Path, *, processes: int, progress: Callable[[int], object]
 ) -> dict[str, Any]:
-    """Writes an index for each tar, and a manifest of all in `output`; the tars are read and never changed or
-    copied.
+    """Writes an index for each tar, and a manifest of all in `output`; the tars are read and never changed or copied.
 
     An index lies beside its tar where that lies in `output`, and else in `output`: tars may be on a read-only disk.
     """

@@ -1,5 +1,4 @@
-"""Draws the built-in images, ten kinds of shape, so that `make pretrain` has something to learn without a
-download.
+"""Draws the built-in images, ten kinds of shape, so that `make pretrain` has something to learn without a download.
 
 Each image shows four to six shapes of one kind. The *kind* is decided by the contour alone: size of the image,
 colors, textures, light, poses and clutter come from a stream that does not know the kind, so `draw(2, 7)` and

@@ -480,7 +480,7 @@ def fingerprint(shards: Iterable[Shard]) -> str:
 
 
 def class_names(shards: Sequence[Shard]) -> list[str]:
-    """Names of the folders that directly hold the images, sorted: class i is the i-th."""
+    """Returns the names of the folders that directly hold the images, sorted: class i is the i-th."""
     return sorted({folder_of(key) for shard in shards for key in shard.iter_keys()})
 
 
@@ -519,8 +519,7 @@ def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
 
 
 def _manifest(folder: str, classes: dict[str, tuple[str, ...]]) -> dict[str, Mapping[str, Any] | None]:
-    """Returns entries by path, or None for one without the checksum of its index; nothing where there is no
-    manifest.
+    """Returns entries by path, or None for one without the checksum of its index; nothing where there is no manifest.
 
     folder: with its slash. A name may be the whole path of a tar that lies elsewhere. classes: receives, by path, the
     names of the classes where the manifest has them.

@@ -1,5 +1,4 @@
-"""Reads tar archives strictly: every byte is accounted for, or the archive is refused with the place and the
-reason.
+"""Reads tar archives strictly: every byte is accounted for, or the archive is refused with the place and the reason.
 
 Python's `tarfile` takes a bad header after the first for the end of the archive, so a flipped byte silently loses the
 rest of a shard (`facts/reliability.md` 0.1). Here a wrong checksum, a member that runs past the end, a missing end mark
@@ -45,8 +44,7 @@ class Member(NamedTuple):
 
 
 def walk(buffer: memoryview, *, whole: bool = True, base: int = 0) -> Iterator[Member]:
-    """Yields the members of an archive, or with whole=False of a run of blocks cut out of one (which has no end
-    mark).
+    """Yields the members of an archive, or with whole=False of a run of blocks cut out of one (which has no end mark).
 
     base: what is added to places in messages, where the buffer begins later than what they are counted from.
     Raises TarError naming the byte. Reads headers only: a walk costs about 3 microseconds a member.

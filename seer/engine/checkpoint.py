@@ -207,8 +207,7 @@ class CheckpointFiles:
         return manifest
 
     def read(self, manifest: Mapping[str, Any], like: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Returns the state that was saved. manifest: what `verified` gave. like: see
-        `Checkpoints.load_newest`.
+        """Returns the state that was saved. manifest: what `verified` gave. like: see `Checkpoints.load_newest`.
 
         Raises StorageError, on every rank, for what cannot be read or does not fit.
         """
@@ -309,7 +308,7 @@ def _mean(tensors: Mapping[str, torch.Tensor], name: str, sets: range) -> torch.
 
 def let_go(error: BaseException) -> None:
     """Drops the tracebacks of an error and of its causes, whose frames keep a copy of the state alive up to the
-    next save. torch's own error types hold their causes in a dict of failures, which is followed too."""
+    next save. Those that torch's CheckpointException holds, one a rank, are causes too."""
     todo: list[BaseException | None] = [error]
     seen: set[int] = set()
     while todo:

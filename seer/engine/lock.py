@@ -1,5 +1,4 @@
-"""Keeps a run folder to one job at a time: two would write the same metrics and delete each other's
-checkpoints.
+"""Keeps a run folder to one job at a time: two would write the same metrics and delete each other's checkpoints.
 
 RUN/.lock names the job that holds it. On one host the kernel keeps the lock (flock), so it is free the moment the job has
 ended, however it ended. A job on another host, over a shared file system that may not carry flock, is known by the age of

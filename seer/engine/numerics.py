@@ -63,7 +63,7 @@ class Guard:
         evidence: Mapping[str, torch.Tensor],
         history: torch.Tensor | None = None,
     ) -> None:
-        """Starts to fetch this step's flag ([] float32, the same on every rank), and judge the step before it.
+        """Starts to fetch this step's flag ([] float32, the same on every rank), and judges the step before it.
 
         numbers: {name: []}, evidence: {name: tensor} of this rank, held until the next step; history: of `Precision`, in
         fp16. Raises NumericsError.

@@ -1,5 +1,4 @@
-"""Decides which checkpoints stay: the newest few, and for ever one every so many steps and one every so many
-hours.
+"""Decides which checkpoints stay: the newest few, and for ever one every so many steps and one every so many hours.
 
 Order is that of the steps in the folders' names, never of times, which jump.
 """
@@ -43,14 +42,13 @@ class Keep:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, whole or not, in order."""
+    """Returns the steps of the checkpoints in a folder, whole or not, in order."""
     found = [NAME.match(path.name) for path in folder.glob("step-*")]
     return sorted(int(match[1]) for match in found if match)
 
 
 def passed(folder: Path, step: int, newest: int, broken: Collection[int] = ()) -> list[Path]:
-    """Returns the checkpoints that may go now that the one of `step` is whole. broken: steps that were found
-    damaged.
+    """Returns the checkpoints that may go now that the one of `step` is whole. broken: steps that were found damaged.
 
     Steps ahead of it were passed over when the run went on: they must not push out the whole ones, and they stay.
     """

@@ -1,5 +1,4 @@
-"""Turns nested state into named tensors and plain values, and back, so that a checkpoint is read without
-pickle.
+"""Turns nested state into named tensors and plain values, and back, so that a checkpoint is read without pickle.
 
 A state is dicts, lists and tuples of tensors, numbers, strings, booleans and None, as `state_dict()` gives them. Keys may be
 integers (optimizers number their parameters), which JSON has no word for; so a dict whose keys are not all strings is
@@ -15,8 +14,7 @@ _TENSOR, _PAIRS, _TUPLE = "tensor of this checkpoint", "pairs", "tuple"
 
 
 def flatten(state: Any, path: str = "") -> tuple[dict[str, torch.Tensor], Any]:
-    """Returns ({"task/backbone.stem.0.weight": tensor, ...}, what json can write with names in the tensors'
-    places).
+    """Returns ({"task/backbone.stem.0.weight": tensor, ...}, what json can write with names in the tensors' places).
 
     Raises TypeError for a value of another kind, naming its path: what cannot be saved must not be lost in silence.
     """

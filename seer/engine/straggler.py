@@ -1,5 +1,4 @@
-"""Finds the rank that keeps the others waiting: one slow disk, hot GPU or busy host slows all, and nothing says
-whose.
+"""Finds the rank that keeps the others waiting: one slow disk, hot GPU or busy host slows all, and nothing says whose.
 
 All ranks take the same time for a step, since they wait for each other; so what counts is the time a rank does not wait:
 the window less what it spent in collectives. On a GPU the host runs ahead of the device, so there it is mostly reading that
@@ -42,8 +41,7 @@ class Stragglers:
         self.start()
 
     def judge(self, rows: list[tuple[float, float]]) -> None:
-        """Warns if one rank is the slowest for long enough. rows: seconds busy, and of these reading, of each
-        rank."""
+        """Warns if one rank is the slowest for long enough. rows: seconds busy, and of these reading, of each rank."""
         slowest = max(range(len(rows)), key=lambda rank: rows[rank][0])
         busy, reading = rows[slowest]
         middle = statistics.median(other for rank, (other, _) in enumerate(rows) if rank != slowest)

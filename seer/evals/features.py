@@ -26,8 +26,7 @@ centre = center  # as others know it
 
 
 class Pictures:
-    """Holds labelled images for evaluation. labels: member (`cls` of each sample), folder (its folder's name),
-    or auto.
+    """Holds labelled images for evaluation. labels: member (`cls` of each sample), folder (its folder's name), or auto.
 
     size: side of the center cut; resize: length of the shorter side before it, by default size * 256 / 224, or the size
     itself below 64 pixels. most: use so many images at the most, spread evenly over the whole (0 = all). like: those

@@ -32,8 +32,7 @@ REMEDY = "write shards with `seer shard labels=folder`, whose manifest.json besi
 
 @dataclass
 class Labels:
-    """Holds labels: of[s][row] is an index into names, UNLABELLED, or BROKEN where the headers of a row cannot
-    be read.
+    """Holds labels: of[s][row] is an index into names, UNLABELLED, or BROKEN where the headers of a row cannot be read.
 
     named: names are those of classes, and not the numbers in `cls`. folder: they are names of folders.
     """

@@ -1,5 +1,4 @@
-"""Measures how far an exported backbone's features are from the original's; every exporter does so on what it
-wrote.
+"""Measures how far an exported backbone's features are from the original's; every exporter does so on what it wrote.
 
 Surprising: the original is copied to the CPU in float32 first, in eval mode, so that the comparison means the same
 wherever the backbone lives, TF32 and autocast stay out of it, and its own mode and device are left alone.

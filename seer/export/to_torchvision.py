@@ -1,5 +1,4 @@
-"""Exports a state dict that torchvision's own network of the family loads with strict=True, written as a
-`.pth`.
+"""Exports a state dict that torchvision's own network of the family loads with strict=True, written as a `.pth`.
 
 Surprising:
 - What torchvision has of a family, and how the tensors are called there, says the family's file in `seer/models/families`.
@@ -83,8 +82,7 @@ def torchvision_model(backbone: Network, weights: Path) -> nn.Module:
 
 
 def _theirs(backbone: Network) -> Torchvision:
-    """Returns what torchvision has of the backbone's family. Raises RequestError where it cannot hold this
-    backbone."""
+    """Returns what torchvision has of the backbone's family. Raises RequestError where it cannot hold this backbone."""
     family = families.of_model(backbone)
     if family.torchvision is None:
         raise family.refuse("torchvision")

@@ -1,5 +1,4 @@
-"""Keeps embeddings of earlier batches, which stand beside the present one in Sinkhorn: balance for batches
-below K.
+"""Keeps embeddings of earlier batches, which stand beside the present one in Sinkhorn: balance for batches below K.
 
 Surprising here:
 

@@ -111,8 +111,8 @@ def code_entropy(codes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def used_prototypes(codes: Tensor, group: Group | None = None) -> Tensor:
-    """Returns the number of distinct prototypes that are some sample's first choice, over all rows: codes [...,
-    K] -> [] int64.
+    """Returns [] int64, the number of distinct prototypes that are some sample's first choice, over all rows of
+    codes [..., K].
 
     With a group, over the rows of all ranks (one all-reduce of [K]). Marks instead of `unique`, which would wait for
     the device.

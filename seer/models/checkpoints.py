@@ -1,5 +1,4 @@
-"""Reads the state dict of a backbone from files that torch.save wrote, also those of VISSL in all their
-containers.
+"""Reads the state dict of a backbone from files that torch.save wrote, also those of VISSL in all their containers.
 
 VISSL's files (`.torch`), told apart by their entry `type` and by what they hold:
 

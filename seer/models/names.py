@@ -30,8 +30,7 @@ _CHECKPOINTED_PART = re.compile(r"block\d{1,4}-part\d{1,6}")
 
 @dataclass(frozen=True)
 class Names:
-    """Holds one library's spelling. `parts` and `stem`: our part -> theirs; `block`: (S, i) -> the path of a
-    block."""
+    """Holds one library's spelling. `parts` and `stem`: our part -> theirs; `block`: (S, i) -> the path of a block."""
 
     library: str
     stem: Mapping[str, str]

@@ -108,8 +108,7 @@ def tell_age(bundle: Path, described: Mapping[str, Any]) -> None:
 def _from_state(
     state: Mapping[str, Any], container: str, described: Mapping[str, Any] | None, *, what: str
 ) -> tuple[Backbone, Origin]:
-    """Makes the backbone of a state dict. described: what a bundle's file says of itself; its shape is not
-    guessed."""
+    """Makes the backbone of a state dict. described: what a bundle's file says of itself; its shape is not guessed."""
     if described is not None:
         with torch.device("meta"):
             backbone = zoo.of(architecture_in(described, what=what))

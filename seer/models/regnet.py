@@ -101,8 +101,7 @@ class Convolution(nn.Conv2d):
 
 
 class ConvNorm(nn.Module):
-    """Applies convolution `conv`, batch norm `bn`, and a ReLU unless `relu=False`: [B, c, h, w] -> [B, c', h',
-    w']."""
+    """Applies convolution `conv`, batch norm `bn`, and a ReLU unless `relu=False`: [B, c, h, w] -> [B, c', h', w']."""
 
     def __init__(
         self,
@@ -140,8 +139,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Runs a residual block: 1×1 `a`, grouped 3×3 `b` (which strides), `se`, 1×1 `c`, plus the shortcut, then
-    ReLU.
+    """Runs a residual block: 1×1 `a`, grouped 3×3 `b` (which strides), `se`, 1×1 `c`, plus the shortcut, then ReLU.
 
     [B, in_channels, h, w] -> [B, channels, h/stride, w/stride], rounded up. The shortcut is a strided 1×1 convolution
     with batch norm where the shape changes, else the input itself. A block is the unit of activation checkpointing and
@@ -294,8 +292,7 @@ class RegNet(nn.Module):
         return F.adaptive_avg_pool2d(x, 1).flatten(1)  # [B, C]
 
     def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns {"stem", "stage1", …: [B, c, h, w]} for [B, 3, H, W], from fine to coarse; keeps every map
-        alive."""
+        """Returns {"stem", "stage1", …: [B, c, h, w]} for [B, 3, H, W], from fine to coarse; keeps every map alive."""
         x = self.stem(x)
         maps = {"stem": x}
         for name in self.stage_names:

@@ -1,5 +1,4 @@
-"""Changes a network before it trains: Module -> Module, named in `surgery.steps`, done in order after
-`weights=`.
+"""Changes a network before it trains: Module -> Module, named in `surgery.steps`, done in order after `weights=`.
 
 A config may name any public function that is defined in this package and takes a module first. Parameters keep their names
 and shapes unless the function is about them, so that bundles and exports still know the network.
@@ -11,7 +10,7 @@ from torch import nn
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Normalizes always with its running statistics and never moves them, whatever mode the network is in."""
+    """Normalizes with its running statistics and never moves them, whatever mode the network is in."""
 
     def train(self, mode: bool = True) -> FrozenBatchNorm2d:
         super().train(False)

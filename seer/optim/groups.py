@@ -84,8 +84,7 @@ def build_groups(
     *,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Builds parameter groups for LARS, torch.optim.SGD, AdamW, …, in the order of the rules, "default" last
-    (if any).
+    """Builds parameter groups for LARS, torch.optim.SGD, AdamW, …, in the order of the rules, "default" last (if any).
 
     Each group: params, name, lr_scale, weight_decay, weight_decay_scale (None: fixed), frozen_steps, frozen, and adapt
     where the rule says. Names inside a group keep the model's order. ValueError for unknown keys, two groups of one

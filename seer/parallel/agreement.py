@@ -27,8 +27,7 @@ def same_request(facts: Mapping[str, str], group: Group | None) -> None:
 
 
 def same_weights(step: int, tensors: Mapping[str, torch.Tensor], group: Group | None) -> None:
-    """Raises NumericsError on all ranks when a tensor differs in one bit. tensors: those that every rank holds
-    whole.
+    """Raises NumericsError on all ranks when a tensor differs in one bit. tensors: those that every rank holds whole.
 
     One gather of a number for each tensor; the host waits for it.
     """

@@ -170,8 +170,7 @@ class GroupBatchNorm2d(_GroupStatistics, nn.BatchNorm2d):
 def group_batchnorm(
     model: nn.Module, group: Group | None, device: torch.device, *, compiled: bool = False
 ) -> nn.Module:
-    """Makes every batch norm of a model share its statistics over `group`, in place; None leaves the model
-    alone.
+    """Makes every batch norm of a model share its statistics over `group`, in place; None leaves the model alone.
 
     Parameters, buffers and their names stay; frozen ones (`models/surgery.py`) have no statistics to share. Every rank of
     the group must have the same number of images. compiled: torch.compile will read it.

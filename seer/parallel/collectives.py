@@ -31,8 +31,7 @@ __all__ = [
 
 
 class _Waited:
-    """Counts collectives, as a context around each, and adds up what the host spent in them: waiting for peers,
-    mostly.
+    """Counts collectives, as a context around each, and adds up what the host spent in them: waiting for peers, mostly.
 
     Not of a thread that called `aside`: it waits while the step goes on.
     """

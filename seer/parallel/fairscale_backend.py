@@ -25,8 +25,7 @@ def shard(
     make: Callable[[Sequence[dict[str, Any]]], torch.optim.Optimizer],
     world: World,
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Shards a plain model on its device, and the optimizer that `make` gives for parameter groups; returns
-    both.
+    """Shards a plain model on its device, and the optimizer that `make` gives for parameter groups; returns both.
 
     The optimizer's state_dict is the plain optimizer's, on every rank, and costs a gather. It is marked `gradients_shared_out`:
     a gradient is on one rank alone. Raises RequestError without fairscale.

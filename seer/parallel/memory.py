@@ -1,5 +1,4 @@
-"""Counts what a training step keeps in memory beside weights and images, on tensors without data, before one is
-made.
+"""Counts what a training step keeps in memory beside weights and images, on tensors without data, before one is made.
 
 Torch's FakeTensorMode runs the real forward and backward pass, with autocast, recompute, loss and all, on shapes alone; every
 new storage is added up until it is freed. RegNetY-16GF takes half a second. What libraries take behind torch's back

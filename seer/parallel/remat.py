@@ -82,8 +82,7 @@ def chosen(model: nn.Module, policy: str | Sequence[str]) -> dict[str, list[tupl
 
 
 def _by_stage(stages: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[tuple[int, int]]]:
-    """Returns the spans of policy `stage` in one tower, since the backward pass of each tower begins at its own
-    end."""
+    """Returns the spans of policy `stage` in one tower, since the backward pass of each tower begins at its own end."""
     *earlier, last = stages
     groups = {**{name: [(0, len(stages[name]))] for name in earlier}, last: []}
     if earlier:

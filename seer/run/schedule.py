@@ -36,8 +36,7 @@ class Lengths:
 
 
 def schedule(node: Mapping[str, Any], plateau: PlateauConfig, lengths: Lengths) -> tuple[Schedule, Plateau | None]:
-    """Returns the learning rate's schedule with its words turned into numbers; called once so that wrong ones
-    fail now.
+    """Returns the learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now.
 
     With it, for a schedule that takes `halved_at`, the watcher that appends to that list.
     """

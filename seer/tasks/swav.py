@@ -1,5 +1,4 @@
-"""Learns by SwAV: predicts the code of one view from another (Caron et al. 2020, arXiv 2006.09882), on one
-screen.
+"""Learns by SwAV: predicts the code of one view from another (Caron et al. 2020, arXiv 2006.09882), on one screen.
 
 Legend: B images per rank, V views, A assign views, D embedding, H heads, K prototypes of each, Q queued images per rank.
 """

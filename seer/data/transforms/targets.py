@@ -1,5 +1,4 @@
-"""Reads what is to be learned of an image, from the members of its sample: its class or classes, its mask, its
-boxes.
+"""Reads what is to be learned of an image, from the members of its sample: its class or classes, its mask, its boxes.
 
 A sample without a target that is asked for, or with one that says nothing, is a bad one: it raises Undecodable of kind
 `target`, another sample stands in for it, and it is told (`reader`). Masks and boxes are those of the upright image.
@@ -26,8 +25,7 @@ MOST_DIGITS = 18  # of a number in `cls`
 
 
 class ClassLabel:
-    """Gives the class of a sample, a number below `count`. names: of the classes, in the order of their
-    numbers.
+    """Gives the class of a sample, a number below `count`. names: of the classes, in the order of their numbers.
 
     A number in `cls` means the class that the manifest beside its shard names so; where none does, the number is its own
     name. folder: the name of the folder that holds the image is that of its class, and `cls` is not looked at.

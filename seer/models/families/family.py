@@ -1,5 +1,4 @@
-"""Says what SEER knows of a family of networks: one row says how to build it, read it from files, and hand it
-over.
+"""Says what SEER knows of a family of networks: one row says how to build it, read it from files, and hand it over.
 
 Surprising:
 - The blocks for recompute, FSDP, compile and memory are the network's own to tell, by a method `blocks()`: the packages that
