@@ -1,4 +1,4 @@
-"""SEER trains a vision backbone from pictures that nobody labelled or selected, and hands it over ready to fine-tune.
+"""SEER trains a vision backbone from images that nobody labelled or selected, and hands it over ready to fine-tune.
 
 Nothing is imported here: torch costs seconds, and `seer --help` should not wait for it.
 """

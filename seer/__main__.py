@@ -1,4 +1,4 @@
-"""`python -m seer` is the console script, so that torchrun can start it: `torchrun … -m seer pretrain …`.
+"""Runs the console script as `python -m seer`, so that torchrun can start it: `torchrun … -m seer pretrain …`.
 
 Surprising: it listens for signals before it imports anything else. Importing torch takes seconds, and one that came
 meanwhile would end the process without a word and with a status after which no scheduler queues the job again.

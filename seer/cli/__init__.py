@@ -1,1 +1,1 @@
-"""One file a verb; the only code that sees Hydra."""
+"""Holds one file a verb; the only code that sees Hydra."""

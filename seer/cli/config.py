@@ -1,4 +1,4 @@
-"""Words on the command line -> one resolved config, or one sentence about the first wrong word.
+"""Turns words on the command line into one resolved config, or one sentence about the first wrong word.
 
 Hydra composes the YAML files, which hold choices and differences alone. Every key with its default, type and limits stands
 once: those of a verb in its schema (`cli/verbs.py`, `run/config.py`), those of a `_target_` in the signature of what it names,
@@ -77,7 +77,8 @@ def _zoo() -> dict[str, Any]:
 
 @contextmanager
 def _store() -> Iterator[None]:
-    """A context in which Hydra finds `model=NAME` for every name of the zoo, and no longer: the store is the whole process's."""
+    """Lets Hydra find `model=NAME` for every name of the zoo, inside this context alone: the store is the whole
+    process's."""
     store, zoo = ConfigStore.instance(), _zoo()
     for name in zoo["names"]:
         store.store(group="model", name=name, node={**zoo["node"], "name": name})
@@ -89,7 +90,7 @@ def _store() -> Iterator[None]:
 
 
 def _compose(verb: str, words: Sequence[str], typed: Sequence[str] = ()) -> dict[str, Any]:
-    """typed: the words as people may recognize them, to be named in an error."""
+    """Composes a verb's config from words. typed: the words as people may recognize them, to be named in an error."""
     GlobalHydra.instance().clear()
     try:
         with _store(), initialize_config_dir(str(folder()), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""`seer evaluate`: what the features of a backbone are worth."""
+"""Runs `seer evaluate`: what the features of a backbone are worth."""
 
 import os
 import time

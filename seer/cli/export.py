@@ -1,4 +1,4 @@
-"""`seer export`: a backbone that loads elsewhere. Every target reads back what it wrote and compares features.
+"""Runs `seer export`: a backbone that loads elsewhere. Every target reads back what it wrote and compares features.
 
 Surprising: `to=all` goes on after a failing target, so that the table shows all of them, and then ends as that failure does.
 """
@@ -32,7 +32,8 @@ _SHOWN = ("file", "bundle", "timm", "parity", "tolerance", "block_params", "resn
 
 
 class TargetsFailedError(RuntimeError):
-    """Some targets of `to=all` failed: the status is that of the worst of them, the result has the whole table."""
+    """Says that some targets of `to=all` failed: the status is that of the worst of them, the result has the
+    whole table."""
 
     def __init__(self, message: str, exit_status: int, result: dict[str, Any]):
         super().__init__(message)
@@ -61,7 +62,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
 def _all(
     backbone: RegNet, card: dict[str, Any], folder: Path, pictures: torch.Tensor, weights: dict[str, Any]
 ) -> dict[str, Any]:
-    """Every target into a folder of its own name in `folder`. weights: what is told of them in the result."""
+    """Exports every target into a folder of its own name in `folder`. weights: what is told of them in the result."""
     rows: dict[str, dict[str, Any]] = {}
     statuses: list[int] = []
     for name, target in TARGETS.items():
@@ -92,7 +93,7 @@ def _parity(written: dict[str, Any]) -> str:
 
 
 def _pictures(source: str | None, count: int, card: dict[str, Any]) -> torch.Tensor:
-    """float32 [count, 3, S, S], normalised: from a source, or the built-in ones."""
+    """Returns float32 [count, 3, S, S], normalized: from a source, or the built-in ones."""
     size = card["input_size"]
     if source:
         shards = open_shards(source)

@@ -1,4 +1,4 @@
-"""`seer VERB word=value …`: runs a verb, prints its result, turns failures into one sentence and an exit status.
+"""Runs a verb, `seer VERB word=value …`, prints its result, turns failures into one sentence and an exit status.
 
 Standard output carries one line, the result as JSON, from the first rank alone; people read standard error. The verb's
 output folder gets the same as `result.json`, with `exit`, since torchrun hides exit statuses behind 1.

@@ -1,4 +1,4 @@
-"""`seer plan`: words -> what a training step needs of each GPU, before a job is queued."""
+"""Runs `seer plan`: words -> what a training step needs of each GPU, before a job is queued."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`seer pretrain`: words -> one training run, or the step of a capture again."""
+"""Runs `seer pretrain`: words -> one training run, or the step of a capture again."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""`seer shard`: pictures -> tar shards of equal count, an index beside each, one manifest; or indexes for tars at hand."""
+"""Runs `seer shard`: images -> tar shards of equal count, an index beside each, one manifest; or indexes for
+tars at hand."""
 
 import os
 import sys
@@ -33,7 +34,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
 
 
 def _check(wanted: Mapping[str, Any]) -> int:
-    """What can be told wrong before anything is opened. Returns the number of processes."""
+    """Returns the number of processes. Raises RequestError for what can be told wrong before anything is opened."""
     if wanted["labels"] not in (None, "folder"):
         raise RequestError(f"labels={wanted['labels']}: folder, or null for none")
     if wanted["per_shard"] < 1 or wanted["holdout"] < 0:
@@ -96,8 +97,8 @@ def _write(wanted: Mapping[str, Any], target: Path, processes: int, output: list
 
 @contextmanager
 def _progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """To be called with what has been done since; at first with what an earlier run did. A bar on a terminal, and a
-    line now and then where nobody would see one move, as in the log of a batch job."""
+    """Yields what is to be called with what has been done since; at first with what an earlier run did. A bar
+    on a terminal, and a line now and then where nobody would see one move, as in the log of a batch job."""
     if sys.stderr.isatty():
         with tqdm(total=total, unit=unit, desc=what) as bar:
             yield bar.update

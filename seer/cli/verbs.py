@@ -1,4 +1,4 @@
-"""What each verb is asked for: every key with its default, type, limits and sentence. Imports nothing heavy."""
+"""Says what each verb is asked for: every key with its default, type, limits and sentence. Imports nothing heavy."""
 
 from dataclasses import MISSING, dataclass
 
@@ -8,14 +8,14 @@ from seer.run.config import RunConfig
 
 @dataclass(frozen=True)
 class Pretrain(RunConfig):
-    """`seer pretrain`."""
+    """Holds what `seer pretrain` is asked for."""
 
     replay: Path | None = setting(None, "RUN/capture-…: repeat the step that broke a run; nothing is written")
 
 
 @dataclass(frozen=True)
 class Plan(Pretrain):
-    """`seer plan`."""
+    """Holds what `seer plan` is asked for."""
 
     gpus: Whole = setting(8, "how many share the batch")
     gpu_memory: Number = setting(80.0, "GB of each")
@@ -23,7 +23,7 @@ class Plan(Pretrain):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled images of an evaluation."""
+    """Names the labelled images of an evaluation."""
 
     train: Paths = setting(MISSING, "labelled images that are known")
     test: Paths = setting(MISSING, "labelled images that are asked for")
@@ -39,7 +39,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """`seer evaluate`."""
+    """Holds what `seer evaluate` is asked for."""
 
     weights: Path = setting(
         MISSING, "a run (its newest whole state), RUN/checkpoints/step-…, a bundle, or a file of weights"
@@ -55,7 +55,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Export:
-    """`seer export`."""
+    """Holds what `seer export` is asked for."""
 
     weights: Path = setting(
         MISSING,
@@ -72,7 +72,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Shard:
-    """`seer shard`."""
+    """Holds what `seer shard` is asked for."""
 
     source: Paths = setting(
         MISSING, "a folder of images (nested as it likes), a tar, a glob, a .txt with a path a line, or a,b,c of these"

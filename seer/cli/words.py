@@ -1,4 +1,4 @@
-"""Words on the command line, key=value, made ready for Hydra's grammar, or refused in a sentence.
+"""Makes words on the command line, key=value, ready for Hydra's grammar, or refuses them in a sentence.
 
 Values of path words are quoted before the grammar sees them, since it refuses many real paths; `+`, `++` and `~` are refused,
 since every key is there; a key given twice is refused, since the last would win in silence.
@@ -57,7 +57,7 @@ def _odd(path: str) -> bool:
 
 
 def _quoted(path: str) -> str:
-    """In Hydra's quotes a backslash means itself, unless a quote follows the row of them."""
+    """Returns a path in Hydra's quotes, where a backslash means itself, unless a quote follows the row of them."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), path) + "'"
 
 

@@ -1,1 +1,2 @@
-"""What every other package may use: randomness, durations, records, protocols, the log. Imports nothing of SEER."""
+"""Holds what every other package may use: randomness, durations, records, protocols, the log. Imports nothing
+of SEER."""

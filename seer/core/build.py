@@ -1,4 +1,4 @@
-"""Config nodes with a `_target_` -> objects.
+"""Makes objects of config nodes with a `_target_`.
 
 Each group of the config names the places where its targets may lie (`PLACES`), and what a target finds must be a public
 class or function that is *defined* there (by `__module__`): a path that walks through an imported module, like

@@ -1,4 +1,4 @@
-"""A config as plain dicts, lists and values: what keys it has, and what each takes."""
+"""Reads a config as plain dicts, lists and values: what keys it has, and what each takes."""
 
 from collections.abc import Mapping
 from typing import Any

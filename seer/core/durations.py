@@ -1,4 +1,4 @@
-"""Durations as people write them, turned into optimizer steps once, at the start.
+"""Turns durations as people write them into optimizer steps, once, at the start.
 
 20   "20"   "50k"   "1.5M"      steps
 "600000img"  "600kimg" "1Gimg"  images (rounded up to whole steps)
@@ -15,7 +15,7 @@ _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 def steps(duration: int | float | str, *, batch: int, pictures: int, total: int | None = None) -> int:
-    """How many optimizer steps a duration is.
+    """Returns how many optimizer steps a duration is.
 
     batch: images of one step over all ranks. pictures: size of the data, for epochs. total: steps of the run, for "%".
     Raises ValueError for what is none of the forms above, and for a percentage where there is no total.

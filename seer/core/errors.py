@@ -1,4 +1,4 @@
-"""Failures with an exit status (`DESIGN` section 1). A message names the value, the limit and the remedy.
+"""Holds failures with an exit status. A message names the value, the limit and the remedy.
 
 ValueError raised while objects are built from the config also means status 78; the classes here are for what is found
 later, or must end a run with another status.
@@ -9,13 +9,14 @@ from typing import Any
 
 
 class RequestError(ValueError):
-    """The request is wrong: exit 78."""
+    """Says that the request is wrong: exit 78."""
 
     exit_status = 78
 
 
 class BadDataError(RuntimeError):
-    """More bad pictures than the limit allows: exit 65. skipped: records of those that no batch has told of."""
+    """Says that more images are bad than the limit allows: exit 65. skipped: records of those that no batch has
+    told of."""
 
     exit_status = 65
 
@@ -25,19 +26,19 @@ class BadDataError(RuntimeError):
 
 
 class StorageError(RuntimeError):
-    """Reading or writing failed below us: exit 74."""
+    """Says that reading or writing failed below us: exit 74."""
 
     exit_status = 74
 
 
 class NumericsError(ArithmeticError):
-    """Non-finite numbers; running again will not heal it: exit 70."""
+    """Says that numbers are not finite; running again will not heal it: exit 70."""
 
     exit_status = 70
 
 
 class Interrupted(Exception):
-    """Asked to stop and the state is saved: exit 75, run the same command again to go on."""
+    """Says that the run was asked to stop and its state is saved: exit 75, run the same command again to go on."""
 
     exit_status = 75
 
@@ -48,7 +49,7 @@ class Interrupted(Exception):
 
 
 class LostPeer(RuntimeError):
-    """Another rank is gone, or has failed: exit 75 when it is gone, else its status.
+    """Says that another rank is gone, or has failed: exit 75 when it is gone, else its status.
 
     tells: whether this rank is the one that says so.
     """

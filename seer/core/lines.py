@@ -1,4 +1,4 @@
-"""Files of a run that grow line by line while it trains."""
+"""Writes the files of a run that grow line by line while it trains."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ from seer.core.log import of_this_rank
 
 
 class Lines:
-    """Lines of a file. What storage does not take waits in memory, told once, and goes before the next: a disk that is full
-    for a while costs no line, and no run that could go on."""
+    """Appends lines to a file. What storage does not take waits in memory, told once, and goes before the next:
+    a disk that is full for a while costs no line, and no run that could go on."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -16,7 +16,7 @@ class Lines:
         self._told = False
 
     def append(self, text: str) -> None:
-        """Whole lines, on the disk when this returns, unless it is told that they wait."""
+        """Appends whole lines, on the disk when this returns, unless it is told that they wait."""
         self._waiting += text.encode()
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -32,7 +32,7 @@ class Lines:
             self._told = True
 
     def close(self) -> None:
-        """A last try."""
+        """Tries a last time to write what waits, and tells what is lost."""
         if self._waiting:
             self.append("")
         if self._waiting:

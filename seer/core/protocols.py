@@ -1,4 +1,4 @@
-"""What a part must offer so that others can use it without knowing it. Legend: B images, C channels, S side."""
+"""Says what a part must offer so that others can use it without knowing it. Legend: B images, C channels, S side."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +13,16 @@ from seer.core.records import Alarm, Batch, Decoded, Sample, StepOutput, example
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A network that turns pictures into features."""
+    """Turns images into features."""
 
     feature_dim: int
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 3, S, S] -> [B, C], globally average pooled."""
+        """Returns [B, C] for [B, 3, S, S], globally average pooled."""
         ...
 
     def forward_stages(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """[B, 3, S, S] -> {stage name: [B, c, h, w]}, in the order of depth."""
+        """Returns {stage name: [B, c, h, w]} for [B, 3, S, S], in the order of depth."""
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
@@ -31,7 +31,7 @@ class Backbone(Protocol):
 
 
 class Modules(Protocol):
-    """What can be judged: networks by name."""
+    """Holds networks that can be judged, by name."""
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Returns the plain networks by name, "backbone" among them, in the order of their parameters."""
@@ -39,7 +39,7 @@ class Modules(Protocol):
 
 
 class Task(Modules, Protocol):
-    """A way of learning: what the loop trains, and all that the program asks of it.
+    """Defines a way of learning: what the loop trains, and all that the program asks of it.
 
     Made by the program as `Target(backbone, transform, group, **config)`; arguments that `durations` names come as steps. A
     class that names `Task` as its base gets what has a body here. `model` is what gets wrapped for several ranks and
@@ -117,11 +117,11 @@ class MetricSink(Protocol):
 
 
 class StopTraining(Exception):
-    """Raised by a metric sink that has seen enough: the loop saves and ends in order."""
+    """Ends a run in order, saved, when a metric sink that has seen enough raises it."""
 
 
 class Draws(Protocol):
-    """The random numbers of a chunk of samples, each sample's from its own key alone."""
+    """Holds the random numbers of a chunk of samples, each sample's from its own key alone."""
 
     def fill(self, i: int, decoded: Decoded, arrays: Mapping[str, np.ndarray], row: int) -> None:
         """Writes sample i of the chunk as sample `row` of a batch. arrays: those of `Transform.layout`."""

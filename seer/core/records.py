@@ -1,4 +1,4 @@
-"""Typed values that cross packages. Legend: B images, V views, K prototypes, S side of a view in pixels."""
+"""Holds typed values that cross packages. Legend: B images, V views, K prototypes, S side of a view in pixels."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -9,14 +9,15 @@ import torch
 
 
 class SampleRef(NamedTuple):
-    """Where a picture lies: shard number in the list of shards, row inside the shard."""
+    """Says where an image lies: shard number in the list of shards, row inside the shard."""
 
     shard: int
     row: int
 
 
 class Sample(NamedTuple):
-    """The members of one sample as they lie in the tar: {"jpg": bytes, "cls": b"3", ...}; unknown ones pass through."""
+    """Holds the members of one sample as they lie in the tar: {"jpg": bytes, "cls": b"3", ...}; unknown ones
+    pass through."""
 
     ref: SampleRef
     key: str
@@ -29,10 +30,10 @@ KINDS = ("empty", "format", "size", "truncated", "damaged", "checksum", "archive
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that could not be used, and why. One line of `skipped.jsonl`. kind is one of KINDS, or
+    """Records an image that could not be used, and why. One line of `skipped.jsonl`. kind is one of KINDS, or
     `unreadable` where `seer shard` passed over a file.
 
-    attempt 0: the picture that was due, which happens once an epoch; 1, 2, ...: a stand-in for it that failed as well.
+    attempt 0: the image that was due, which happens once an epoch; 1, 2, ...: a stand-in for it that failed as well.
     """
 
     shard: str
@@ -45,7 +46,8 @@ class Skipped:
 
 @dataclass
 class Color:
-    """Color and blur of every view, drawn with the image, applied later in one batched pass. N = views of one size.
+    """Holds color and blur of every view, drawn with the image, applied later in one batched pass. N = views of
+    one size.
 
     order uint8 [N, 4]: the order of brightness 0, contrast 1, saturation 2, hue 3. factors float32 [N, 4]: three
     multipliers and the hue shift in turns. gray bool [N]. sigma float32 [N], 0 where there is no blur. jitter bool [N].
@@ -67,7 +69,7 @@ class Color:
 
 @dataclass
 class Batch:
-    """One step's samples of one rank, as the tensors that its transform names (`protocols.Transform.layout`).
+    """Holds one step's samples of one rank, as the tensors that its transform names (`protocols.Transform.layout`).
 
     fields: `views/S` uint8 [v*B, 3, S, S] of each size S, view-major, channels_last; `color/S/NAME` [v*B, ...] of `Color`,
     absent where color has been applied; `label`, `mask` and other targets of the same B samples. images_seen: by the
@@ -108,8 +110,9 @@ def stays_on_host(name: str) -> bool:
 
 @dataclass
 class StepOutput:
-    """What a task makes of a batch. loss [] with a gradient; metrics {name: []} detached, left on the device. evidence:
-    small detached tensors from which a non-finite loss can be explained, held until the next step."""
+    """Holds what a task makes of a batch. loss [] with a gradient; metrics {name: []} detached, left on the
+    device. evidence: small detached tensors from which a non-finite loss can be explained, held until the next
+    step."""
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -121,8 +124,9 @@ PATIENCE = 10  # logged steps that have to agree before an alarm is raised
 
 @dataclass(frozen=True)
 class Alarm:
-    """A sign that training goes wrong. needs: the metric it reads. found: the last rows of metrics -> is it so? words: what
-    it means and the remedy; may name the latest values in braces. rows: how many it waits for."""
+    """Describes a sign that training goes wrong. needs: the metric it reads. found: the last rows of metrics ->
+    is it so? words: what it means and the remedy; may name the latest values in braces. rows: how many it waits
+    for."""
 
     name: str
     needs: str
@@ -133,7 +137,7 @@ class Alarm:
 
 @dataclass
 class Labelled:
-    """Pictures for evaluation. pixels uint8 [B, 3, S, S]; labels int64 [B], -1 where a sample has none."""
+    """Holds images for evaluation. pixels uint8 [B, 3, S, S]; labels int64 [B], -1 where a sample has none."""
 
     pixels: torch.Tensor
     labels: torch.Tensor

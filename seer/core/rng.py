@@ -1,4 +1,4 @@
-"""One integer in the config becomes every random number of a run.
+"""Makes every random number of a run from one integer in the config.
 
 A *key* is 64 bits made from the seed and names or integers (`key(seed, "order", epoch)`). Draws are a hash of
 (key, counter), so draw number n of a key costs the same as draw number 0, needs no state, and does not depend on who
@@ -19,14 +19,15 @@ _M2 = np.uint64(0x94D049BB133111EB)
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64 finaliser, a bijection of 64-bit words. uint64 [...] -> uint64 [...]."""
+    """Mixes by the SplitMix64 finaliser, a bijection of 64-bit words. uint64 [...] -> uint64 [...]."""
     x = (x ^ (x >> np.uint64(30))) * _M1
     x = (x ^ (x >> np.uint64(27))) * _M2
     return x ^ (x >> np.uint64(31))
 
 
 def key(seed: int, *parts: int | str) -> int:
-    """A 64-bit key for a named stream. Strings enter by their SHA-256, so a new name never moves an old stream."""
+    """Returns a 64-bit key for a named stream. Strings enter by their SHA-256, so a new name never moves an old
+    stream."""
     value = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
     for part in parts:
         word = (
@@ -39,7 +40,8 @@ def key(seed: int, *parts: int | str) -> int:
 
 
 def sub_keys(parent: int | np.ndarray, *columns: np.ndarray) -> np.ndarray:
-    """One key for each row of integer columns: `sub_keys(k, epochs, shards, rows)`. int64 [n] each -> uint64 [n].
+    """Returns one key for each row of integer columns: `sub_keys(k, epochs, shards, rows)`. int64 [n] each ->
+    uint64 [n].
 
     The parent may be one for each row, too. Row i is `key(parent, columns[0][i], ...)`.
     """
@@ -50,12 +52,12 @@ def sub_keys(parent: int | np.ndarray, *columns: np.ndarray) -> np.ndarray:
 
 
 def uniforms(keys: np.ndarray, n: int) -> np.ndarray:
-    """The first n draws of each key, uniform in [0, 1) with 53 bits. uint64 [b] -> float64 [b, n]."""
+    """Returns the first n draws of each key, uniform in [0, 1) with 53 bits. uint64 [b] -> float64 [b, n]."""
     counters = np.arange(1, n + 1, dtype=np.uint64) * _GOLDEN
     words = mix(keys[:, None] + counters[None, :])
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def torch_generator(seed: int, *parts: int | str) -> torch.Generator:
-    """A CPU generator for initialising weights and the like."""
+    """Returns a CPU generator for initializing weights and the like."""
     return torch.Generator().manual_seed(key(seed, *parts) & 0x7FFFFFFFFFFFFFFF)

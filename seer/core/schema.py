@@ -1,4 +1,4 @@
-"""Typed settings: what a key takes, its limits, its default and the sentence about it, each stated once, where it is declared.
+"""Types settings: what a key takes, its limits, its default and the sentence about it stand once, where it is declared.
 
 A node of the config is a frozen dataclass whose fields are made by `setting`. `read` turns plain values into it and names the
 first wrong one; `plain` turns it back, so that `read(type(x), plain(x)) == x`. Imports nothing heavy: words are checked

@@ -31,7 +31,7 @@ SAVED = 75
 
 
 class Listener:
-    """The one of this process is `listener`; without `listen` it hears nothing."""
+    """Listens for signals. The one of this process is `listener`; without `listen` it hears nothing."""
 
     def __init__(self) -> None:
         self.heard: list[signal.Signals] = []  # those that are listened for; none: nobody called `listen`
@@ -141,7 +141,7 @@ class Listener:
 
     @contextmanager
     def heard_in_calls(self) -> Iterator[None]:
-        """A context in which a request ends the process also while the main thread waits in C++."""
+        """Lets a request end the process, inside this context, also while the main thread waits in C++."""
         if not self.heard or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -165,7 +165,7 @@ class Listener:
         os.close(ear)
 
     def _forget(self) -> None:
-        """In a forked child, whose end is its parent's business."""
+        """Stops listening, in a forked child, whose end is its parent's business."""
         for number in self.heard:
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""What a `_target_` takes, read from its source without importing it: torch costs seconds, and a wrong word should not.
+"""Reads what a `_target_` takes from its source without importing it: torch costs seconds, and a wrong word should not.
 
 Surprising: the source is parsed, not run. A name that a module merely imports is followed to where it is defined, so a class
 that moved is found by its old path as well. Annotations are those of the standard library's types; of any other, a value may
@@ -31,7 +31,8 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Signature:
-    """parameters: name -> (annotated type, default or MISSING). durations: those that people write as durations."""
+    """Holds a signature. parameters: name -> (annotated type, default or MISSING). durations: those that people
+    write as durations."""
 
     parameters: Mapping[str, tuple[Any, Any]]
     durations: tuple[str, ...] = ()

@@ -1,1 +1,1 @@
-"""From tar shards to batches of crops; position is one integer."""
+"""Takes samples from tar shards to batches of views; the position of a run is one integer."""

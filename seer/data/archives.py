@@ -1,4 +1,5 @@
-"""Archives that are not read: what a file is that was given for a tar, and archives that lie beside or inside what is read.
+"""Names archives that are not read: a file that was given for a tar, and archives that lie beside or inside
+what is read.
 
 A compressed tar has no rows that one seek finds, and the others are no tars at all; each is named with the command that
 unpacks it. A file is judged by its first bytes, never by its name alone, and only where it does not begin as a tar does:

@@ -1,4 +1,4 @@
-"""Color, blur and normalization of a whole batch in one pass, on whatever device the batch lies.
+"""Applies color, blur and normalization to a whole batch in one pass, on whatever device the batch lies.
 
 Each view has its own factors, its own order of the four color operations and its own blur. Views are regrouped by what
 comes next for them, with index lists made on the host from the drawn numbers, so nothing waits for the device.
@@ -50,14 +50,14 @@ def finish(fields: Mapping[str, torch.Tensor], size: int, mean: Sequence[float],
 
 
 def normalise(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Pixels in [0, 1], float32 [N, 3, S, S], in place."""
+    """Normalizes pixels in [0, 1], float32 [N, 3, S, S], in place."""
     shift = torch.tensor(mean, device=x.device)[:, None, None]
     scale = torch.tensor(std, device=x.device)[:, None, None]
     return x.sub_(shift).div_(scale)
 
 
 def levels(crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 [N, 3, S, S], channels_last -> normalised float32, channels_last.
+    """Turns uint8 [N, 3, S, S], channels_last, into normalized float32, channels_last.
 
     The channels' numbers are repeated along a row of pixels: broadcasting them over innermost axes of three costs eight
     times as much on a CPU.
@@ -70,7 +70,7 @@ def levels(crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def gray(x: torch.Tensor) -> torch.Tensor:
-    """[N, 3, S, S] -> [N, 1, S, S]."""
+    """Returns the brightness: [N, 3, S, S] -> [N, 1, S, S]."""
     r, g, b = x.unbind(1)
     return (_GRAY[0] * r + _GRAY[1] * g + _GRAY[2] * b)[:, None]
 
@@ -92,7 +92,8 @@ def _blend(x: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.
 
 
 def hue(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turn the hue of HSV by a share of the circle. Each channel of the result is value - chroma * a hat over the hue."""
+    """Turns the hue of HSV by a share of the circle. Each channel of the result is value - chroma * a hat over
+    the hue."""
     r, g, b = x.unbind(1)
     value, low = x.amax(1), x.amin(1)
     chroma = value - low
@@ -108,7 +109,8 @@ def hue(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 def blur(x: torch.Tensor, sigma: torch.Tensor, reach: int) -> torch.Tensor:
-    """A Gaussian of each view's own sigma (pixels), edges repeated: two batched products with S x S band matrices.
+    """Blurs by a Gaussian of each view's own sigma (pixels), edges repeated: two batched products with S x S
+    band matrices.
 
     reach: pixels to each side that are looked at, three times the largest sigma or more; each view ends at its own.
     """

@@ -1,4 +1,4 @@
-"""A batch's place in memory: one block of bytes that holds every field which a transform names.
+"""Lays a batch out in memory: one block of bytes holds every field that a transform names.
 
 One block, because a reader process writes it and the training process reads it, and between them goes nothing but the block's
 number. It is laid out once and filled again and again, so a step costs no memory from the system.
@@ -17,15 +17,16 @@ _ALIGN = 64
 
 @dataclass(frozen=True)
 class BatchBuffer:
-    """Fields over the bytes of one block: tensors as a batch has them, and the same as arrays to be filled. One of four axes
-    is [N, C, H, W], channels_last, as a tensor, and [N, H, W, C] as an array."""
+    """Holds the fields over the bytes of one block: tensors as a batch has them, and the same as arrays to be
+    filled. One of four axes is [N, C, H, W], channels_last, as a tensor, and [N, H, W, C] as an array."""
 
     tensors: dict[str, torch.Tensor]
     arrays: dict[str, np.ndarray]
 
 
 class BatchLayout:
-    """How many bytes a batch takes, and where in them each field lies. fields: `Transform.layout(batch_size)`."""
+    """Says how many bytes a batch takes, and where in them each field lies. fields:
+    `Transform.layout(batch_size)`."""
 
     def __init__(self, fields: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], batch_size: int):
         self.batch_size = batch_size

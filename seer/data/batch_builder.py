@@ -1,4 +1,4 @@
-"""From places in the plan to a filled buffer: read, decode, draw, cut. What one thread of the loader does."""
+"""Fills a buffer from places in the plan: read, decode, draw, cut. One thread of the loader does this."""
 
 import threading
 from collections.abc import Mapping
@@ -11,11 +11,12 @@ from seer.core.records import Skipped
 from seer.data.order import Places
 from seer.data.reader import Reader
 
-SCRATCH = 8 << 20  # bytes for the pixels of one picture; larger ones get memory of their own
+SCRATCH = 8 << 20  # bytes for the pixels of one image; larger ones get memory of their own
 
 
 class BatchBuilder:
-    """May be called from any thread. batch: samples of one step over all ranks. painted: color and blur are applied here."""
+    """Fills batches, from any thread. batch: samples of one step over all ranks. painted: color and blur are
+    applied here."""
 
     def __init__(
         self, reader: Reader, transform: Transform, *, batch: int, rank: int = 0, ranks: int = 1, painted: bool = False

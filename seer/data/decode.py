@@ -1,11 +1,11 @@
-"""Bytes to pixels: the only file that knows how pictures are written.
+"""Turns bytes into pixels: the only file that knows how images are written.
 
 Only JPEG, PNG and WebP are opened, told by their first bytes, never by their names: Pillow knows some forty formats,
-one of which calls an external interpreter. Sizes are checked from the header, before any pixel is allocated. A picture
-that is cut short is refused rather than filled with grey.
+one of which calls an external interpreter. Sizes are checked from the header, before any pixel is allocated. An image
+that is cut short is refused rather than filled with gray.
 
-Pillow decides what a picture is. A sound JPEG takes a way 1.4 times as fast: simplejpeg (libjpeg-turbo, as in Pillow) in its
-strict mode, which gives the same pixels; whatever it has a word to say about goes to Pillow all the same. So no picture is
+Pillow decides what an image is. A sound JPEG takes a way 1.4 times as fast: simplejpeg (libjpeg-turbo, as in Pillow) in its
+strict mode, which gives the same pixels; whatever it has a word to say about goes to Pillow all the same. So no image is
 lost by it; a few are won whose headers have a fault that concerns no pixel, like a cut ICC profile, which Pillow refuses.
 """
 
@@ -47,7 +47,7 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class Undecodable(ValueError):
-    """This picture cannot be used; the text is the reason, `kind` (of records.KINDS) what it is counted by."""
+    """Says that an image cannot be used: the text is the reason, `kind` (of records.KINDS) what it is counted by."""
 
     def __init__(self, reason: str, kind: str = "damaged"):
         super().__init__(reason)
@@ -55,9 +55,10 @@ class Undecodable(ValueError):
 
 
 def decode(data: bytes, scratch: np.ndarray | None = None) -> Picture:
-    """uint8 [h, w, 3] RGB, turned upright by its EXIF orientation, transparency laid on black. Raises Undecodable.
+    """Returns the image as uint8 [h, w, 3] RGB, turned upright by its EXIF orientation, transparency laid on
+    black. Raises Undecodable.
 
-    scratch: uint8 [n] in which the picture may be laid if it fits, to be overwritten by the next one: memory fresh from
+    scratch: uint8 [n] in which the image may be laid if it fits, to be overwritten by the next one: memory fresh from
     the system costs a sixteenth of the time of decoding.
     """
     if not data:
@@ -112,9 +113,9 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 
 def reencoded(data: bytes, max_side: int | None, quality: int | None) -> tuple[str | None, bytes]:
-    """A picture as it is to be stored: ("jpg", new bytes), or (None, data) where it is to stay as it is.
+    """Returns an image as it is to be stored: ("jpg", new bytes), or (None, data) where it is to stay as it is.
 
-    With a quality every picture becomes a JPEG, upright and on black, unless it is one of the right size and would grow;
+    With a quality every image becomes a JPEG, upright and on black, unless it is one of the right size and would grow;
     without, only those whose longer side is above max_side, at quality 90. Raises Undecodable.
     """
     picture = decode(data)
@@ -131,14 +132,14 @@ def reencoded(data: bytes, max_side: int | None, quality: int | None) -> tuple[s
 
 
 def encode_jpeg(picture: Picture, quality: int) -> bytes:
-    """uint8 [h, w, 3] -> a JPEG file."""
+    """Returns a JPEG file of uint8 [h, w, 3]."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def _sound_jpeg(data: bytes, scratch: np.ndarray | None) -> Picture | None:
-    """The pixels of a JPEG without a fault in grey or YCbCr, or None. Raises Undecodable for a size."""
+    """Returns the pixels of a JPEG without a fault in gray or YCbCr, or None. Raises Undecodable for a size."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space not in ("YCbCr", "Gray"):  # the inks of CMYK are turned round by some programs; Pillow knows
@@ -157,8 +158,8 @@ def _sound_jpeg(data: bytes, scratch: np.ndarray | None) -> Picture | None:
 
 
 def _headers(data: bytes) -> tuple[int, int | None]:
-    """Where the first scan of a JPEG begins, walking from segment to segment, and the kind of its frame; its end and None
-    where they do not follow each other."""
+    """Returns where the first scan of a JPEG begins, walking from segment to segment, and the kind of its
+    frame; its end and None where they do not follow each other."""
     at, frame = 2, None
     while at + 4 <= len(data) and data[at] == 0xFF and 0xC0 <= data[at + 1] <= 0xFE:
         if data[at + 1] == 0xDA:
@@ -175,7 +176,7 @@ def _headers(data: bytes) -> tuple[int, int | None]:
 
 
 def _orientation(data: bytes) -> int:
-    """1 (upright) to 8, from the headers; 0 where Pillow cannot read them."""
+    """Returns 1 (upright) to 8, from the headers; 0 where Pillow cannot read them."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return _turn_of(image)
@@ -186,7 +187,7 @@ def _orientation(data: bytes) -> int:
 def _turn_of(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
-    except Exception:  # a broken block, met as SyntaxError, struct.error and others, does not cost the picture
+    except Exception:  # a broken block, met as SyntaxError, struct.error and others, does not cost the image
         return 1
 
 
@@ -204,8 +205,8 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_scans(data: bytes, end: int, frame: int | None, width: int, height: int) -> None:
-    """Of JPEGs that may have scans of next to nothing: progressive ones, and those of arithmetic coding. end, frame: of
-    _headers. Raises Undecodable."""
+    """Raises Undecodable for a JPEG of too many scans, of next to nothing each: progressive ones may have them,
+    and those of arithmetic coding. end, frame: of _headers."""
     if frame in _SEQUENTIAL:
         return
     scans = data.count(b"\xff\xda", end if frame else 0)  # in coded data 0xff is always followed by 0

@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU while the last step still runs there."""
+"""Sends batches to a GPU while the last step still runs there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches on the device. On a GPU each is copied by a stream of its own, one step ahead.
+    """Yields the same batches on the device. On a GPU each is copied by a stream of its own, one step ahead.
 
     A batch on the host is held until its copy is done, since its memory will be written again.
     """
@@ -43,8 +43,8 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
 
 
 def one_ahead(get: Callable[[], T | None]) -> Iterator[T]:
-    """What get() gives until it gives None, each asked for before the one ahead of it is used; what it raises comes in its
-    turn, since what is ahead may never be used."""
+    """Yields what get() gives until it gives None, each asked for before the one ahead of it is used; what it
+    raises comes in its turn, since what is ahead may never be used."""
     coming = _outcome(get)
     while (now := coming) is not None:
         if isinstance(now, Exception):

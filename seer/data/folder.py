@@ -1,4 +1,4 @@
-"""A folder of loose pictures as one shard, nested as it likes, in the order of the names; or a list, in its own.
+"""Reads a folder of loose images as one shard, nested as it likes, in the order of the names; or a list, in its own.
 
 Ten million names as Python strings would take a gigabyte: here they are one block of bytes and a column of offsets, about
 their own length each. Folders are walked one by one with their entries sorted ("x/" sorts as the folder x), which gives
@@ -30,10 +30,11 @@ _TRIED = 1000  # files of one ending that are asked whether they have an image, 
 
 
 class FolderShard:
-    """Raises StorageError for a picture that is gone, TarError for one that is no plain file or too large.
+    """Holds loose images as one shard. Raises StorageError for an image that is gone, TarError for one that is
+    no plain file or too large.
 
     classes: none, since what lies in folders is named by them.
-    names: of pictures, in short lists; those in the folder itself when they are not given. base: what they begin from.
+    names: of images, in short lists; those in the folder itself when they are not given. base: what they begin from.
     """
 
     classes: tuple[str, ...] | None = None
@@ -66,21 +67,22 @@ class FolderShard:
         beside.tell(path)
 
     def _same_names(self) -> frozenset[int]:
-        """Rows whose name another one has, too, with another ending: their keys keep it."""
+        """Returns the rows whose name another one has, too, with another ending: their keys keep it."""
         rows = range(len(self))
         hashes = np.fromiter((hash(self._split(row)[0]) for row in rows), dtype=np.int64, count=len(self))
         _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
         return frozenset(np.flatnonzero(counts[which] > 1).tolist())
 
     def _split(self, row: int) -> tuple[str, str]:
-        """Key without what is the same in others, and ending. A list names images, whatever they are called."""
+        """Returns the key without what is the same in others, and the ending. A list names images, whatever
+        they are called."""
         return split(self.name(row)) if self._listed else self._endings.split(self.name(row))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def name(self, row: int) -> str:
-        """Relative path of a picture."""
+        """Returns the relative path of an image."""
         return os.fsdecode(self._blob[self._ends[row] : self._ends[row + 1]])
 
     def read(self, number: int, row: int) -> Sample:
@@ -96,7 +98,7 @@ class FolderShard:
         return Sample(SampleRef(number, row), self.key(row), fields)
 
     def _bytes(self, name: str, absent: bool = False) -> bytes | None:
-        """The bytes of a file; absent: None for one that is not there. Raises StorageError, TarError."""
+        """Returns the bytes of a file; absent: None for one that is not there. Raises StorageError, TarError."""
         path = os.path.join(self._base, name)
         try:
             file = open_plain(path)
@@ -116,7 +118,8 @@ class FolderShard:
                 raise StorageError(f"{path}: {error.strerror}") from error
 
     def is_there(self, row: int) -> bool:
-        """Whether the folder of a picture can be listed, so that it is the file and not the storage that failed."""
+        """Returns whether the folder of an image can be listed, so that it is the file and not the storage that
+        failed."""
         try:
             with os.scandir(os.path.dirname(os.path.join(self._base, self.name(row))) or ".") as entries:
                 return next(entries, None) is not None
@@ -139,9 +142,9 @@ class FolderShard:
 
 
 def listed_in(file: Path) -> FolderShard:
-    """The pictures that a file names, one path a line, from the file's own folder where they are relative.
+    """Opens the images that a file names, one path a line, from the file's own folder where they are relative.
 
-    They are looked for when they are read. Raises RequestError for a line that names no picture, or one again.
+    They are looked for when they are read. Raises RequestError for a line that names no image, or one again.
     """
     shard = FolderShard(file, _lines(file), file.parent)
     hashes = np.fromiter((hash(shard.name(row)) for row in range(len(shard))), dtype=np.int64, count=len(shard))
@@ -154,7 +157,7 @@ def listed_in(file: Path) -> FolderShard:
 
 
 def these(paths: Sequence[str]) -> FolderShard:
-    """Pictures named one by one."""
+    """Opens images named one by one."""
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     names = [os.fsencode(os.path.relpath(path, folder or ".")) for path in paths]
     return FolderShard(Path(folder), [names])
@@ -182,7 +185,7 @@ def _lines(file: Path) -> Iterator[list[bytes]]:
 
 
 class _Beside:
-    """What lies beside the images of a folder. found: endings that some image has beside it."""
+    """Learns what lies beside the images of a folder. found: endings that some image has beside it."""
 
     def __init__(self, endings: Endings):
         self._rule, self.found = endings, set[str]()
@@ -197,7 +200,8 @@ class _Beside:
         )
 
     def look_at(self, folder: bytes, name: bytes) -> None:
-        """A file that is no image."""
+        """Looks at a file that is no image: notes its ending where an image lies beside it, counts companions
+        without one."""
         stem, ending = self._rule.split(os.fsdecode(name))
         companion = self._rule.is_companion(ending)
         if not (companion or ending in self._loose) or (ending in self.found and not companion):
@@ -227,7 +231,8 @@ class _Beside:
 
 
 def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...], beside: _Beside) -> Iterator[list[bytes]]:
-    """Relative names of pictures in the order of whole paths, in short lists. above: (device, inode) of the way here."""
+    """Yields relative names of images in the order of whole paths, in short lists. above: (device, inode) of
+    the way here."""
     try:
         status = os.stat(path)
         if (status.st_dev, status.st_ino) in above:
@@ -255,7 +260,7 @@ def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...], beside
 
 
 def _entries(path: bytes, beside: _Beside) -> np.ndarray:
-    """Pictures and folders (with a slash behind) of one folder, sorted. bytes [n] of the longest name's width."""
+    """Returns images and folders (with a slash behind) of one folder, sorted. bytes [n] of the longest name's width."""
     parts: list[np.ndarray] = []
     names: list[bytes] = []
     with os.scandir(path) as found:

@@ -1,4 +1,4 @@
-"""The index beside a tar shard: where each sample lies, so that row i is one seek and one read.
+"""Makes and reads the index beside a tar shard: where each sample lies, so that row i is one seek and one read.
 
 Beside `x.tar` lies `x.tar.index.npy`, or in a folder of indexes whose manifest tells where: one record a sample (offset
 of its first header, bytes up to the end of its last member, CRC32 of those bytes) and a last record that holds the
@@ -42,8 +42,8 @@ MOST_SAMPLE = 256 << 20  # bytes of one sample; what is larger costs its row and
 
 @dataclass
 class Notes:
-    """What somebody should hear of the names in archives: other archives in them, companions without an image, images whose
-    names agree up to their first dot."""
+    """Holds what somebody should hear of the names in archives: other archives in them, companions without an
+    image, images whose names agree up to their first dot."""
 
     inside: list[str] = field(default_factory=list)
     alone: int = 0
@@ -63,8 +63,8 @@ class Notes:
 def build_index(
     path: Path, data: bool = True, notes: Notes | None = None, endings: Endings = WITH_COMPANIONS
 ) -> np.ndarray:
-    """Walk a tar once. INDEX [rows + 1]; the last record holds the archive's size. Raises TarError, StorageError, and
-    RequestError for what is an archive of another kind.
+    """Walks a tar once. Returns INDEX [rows + 1]; the last record holds the archive's size. Raises TarError,
+    StorageError, and RequestError for what is an archive of another kind.
 
     data: read all bytes for their CRC; otherwise headers alone are read, and `crc` is that of each sample's headers: it
     tells other names and sizes, but rows cannot be checked by it. notes: receives what is to be told of names.
@@ -83,7 +83,7 @@ def build_index(
 
 
 def _begins(buffer: memoryview) -> bool:
-    """Whether the first header is that of a tar."""
+    """Returns whether the first header is that of a tar."""
     try:
         return next(walk(buffer), None) is not None
     except TarError:
@@ -91,7 +91,7 @@ def _begins(buffer: memoryview) -> bool:
 
 
 class _Rows:
-    """The rows of an archive, member by member."""
+    """Collects the rows of an archive, member by member."""
 
     def __init__(self, buffer: memoryview, data: bool, endings: Endings, notes: Notes):
         self._buffer, self._data, self._endings, self._notes = buffer, data, endings, notes
@@ -113,7 +113,7 @@ class _Rows:
         self._run.append((member, ending))
 
     def index(self) -> np.ndarray:
-        """INDEX [rows + 1], once all members were added."""
+        """Returns INDEX [rows + 1], once all members were added."""
         self._close()
         return np.array([*self._records, (len(self._buffer), self._version, 0)], dtype=INDEX)
 
@@ -169,7 +169,8 @@ def named_by(index: np.ndarray) -> Endings:
 
 
 def read_index(sidecar: Path, path: Path) -> np.ndarray:
-    """Raises StorageError when the index is unreadable or was made from another archive, with the command that heals."""
+    """Returns the index of an archive. Raises StorageError when it is unreadable or was made from another
+    archive, with the command that heals."""
     remedy = f"delete {sidecar.name} (a new one is made) or write the shards again with `seer shard`"
     try:
         size = path.stat().st_size
@@ -190,7 +191,7 @@ def read_index(sidecar: Path, path: Path) -> np.ndarray:
 
 
 def _records(npy: bytes) -> np.ndarray:
-    """What np.load gives, for an array of INDEX alone. Raises ValueError.
+    """Returns what np.load gives, for an array of INDEX alone. Raises ValueError.
 
     np.load reads the header with `ast`, and CPython 3.11 fails on that now and then when several threads do it at once
     (SystemError: AST constructor recursion depth mismatch); loaders open shards from several threads.
@@ -206,7 +207,7 @@ def _records(npy: bytes) -> np.ndarray:
 
 
 def write_index(index: np.ndarray, sidecar: Path) -> None:
-    """All or nothing: under another name first, which a later try overwrites."""
+    """Writes all or nothing: under another name first, which a later try overwrites."""
     temporary = sidecar.with_name(f".{sidecar.name}.writing")
     try:
         with open(temporary, "wb") as file:
@@ -220,7 +221,7 @@ def write_index(index: np.ndarray, sidecar: Path) -> None:
 
 
 def fits(size: int, rows: int) -> bool:
-    """Whether an index of so many rows may be a file of that size; versions of numpy differ in their header."""
+    """Returns whether an index of so many rows may be a file of that size; versions of numpy differ in their header."""
     return 0 < size - (rows + 1) * INDEX.itemsize <= 256
 
 
@@ -230,7 +231,8 @@ def checksum(index: np.ndarray) -> str:
 
 
 class mapped:
-    """A file mapped for reading; an empty file maps to no bytes. Anything but a plain file raises StorageError.
+    """Maps a file for reading, as a context; an empty file maps to no bytes. Anything but a plain file raises
+    StorageError.
 
     few: little of it will be looked at, so storage need not read ahead.
     """
@@ -259,7 +261,8 @@ class mapped:
 
 
 def open_plain(path: Path | str) -> int:
-    """A descriptor for reading a plain file. A pipe or device is not waited for: StorageError. Raises OSError, too."""
+    """Returns a descriptor for reading a plain file. A pipe or device is not waited for: StorageError. Raises
+    OSError, too."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)

@@ -1,7 +1,7 @@
-"""What was thrown away: counted by reason, and the run stopped when it is too much.
+"""Counts what was thrown away, by reason, and stops the run when it is too much.
 
-A run stops when more than `max_bad` of the last WINDOW pictures were bad (and at least LEAST), or when more than half of
-one shard was (and at least LEAST_IN_SHARD). Only the picture that was due counts, not a stand-in that failed as well, so
+A run stops when more than `max_bad` of the last WINDOW images were bad (and at least LEAST), or when more than half of
+one shard was (and at least LEAST_IN_SHARD). Only the image that was due counts, not a stand-in that failed as well, so
 shares are shares of the data and do not depend on where stand-ins happened to look. A row of a shard counts once, though
 it may be due twice in the steps of an epoch: a step may go over its end, and lanes of unequal length end it one by one.
 
@@ -18,13 +18,13 @@ from seer.core.errors import BadDataError, RequestError
 from seer.core.records import KINDS, Skipped
 from seer.data.shards import Shard
 
-WINDOW = 100_000  # pictures
+WINDOW = 100_000  # images
 LEAST = 100
 LEAST_IN_SHARD = 10
 
 
 def share(value: float | str) -> float:
-    """0.01 or "1%" -> 0.01. Raises RequestError for what is no share of a whole."""
+    """Returns 0.01 for 0.01 or "1%". Raises RequestError for what is no share of a whole."""
     text = str(value).strip()
     try:
         number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
@@ -36,13 +36,13 @@ def share(value: float | str) -> float:
 
 
 def shown(text: str, most: int = 200) -> str:
-    """A stranger's name as one short line: control characters, which may steer a terminal, are written out."""
+    """Returns a stranger's name as one short line: control characters, which may steer a terminal, are written out."""
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
     return plain if len(plain) <= most else plain[:most] + "…"
 
 
 class Ledger:
-    """Counts of the whole run. over_ranks sums an int64 array over all ranks; the default is one process."""
+    """Keeps the counts of the whole run. over_ranks sums an int64 array over all ranks; the default is one process."""
 
     def __init__(
         self,
@@ -60,11 +60,12 @@ class Ledger:
         self._rows_bad: set[tuple[int, int]] = set()  # what `_bad` counts; about 150 bytes for each
         self._new = np.zeros(len(KINDS) + 2, dtype=np.int64)  # [K] by kind, then bad ones that were due, then alarms
         self._pictures, self._consumed = 0, 0  # since the last check; of the whole run
-        self._window: deque[tuple[int, int]] = deque()  # (pictures, bad) of all ranks
+        self._window: deque[tuple[int, int]] = deque()  # (images, bad) of all ranks
         self._in_window = np.zeros(2, dtype=np.int64)
 
     def restore(self, rows: Iterable[Mapping[str, Any]], step: int, batch: int, *, counts_shards: bool = True) -> None:
-        """Go on at `step` from lines of `skipped.jsonl`. counts_shards: on one rank alone, since shards are summed."""
+        """Goes on at `step` from lines of `skipped.jsonl`. counts_shards: on one rank alone, since shards are
+        summed."""
         steps = min(step, -(-WINDOW // batch))
         recent, epoch = np.zeros(steps, dtype=np.int64), self._of_epoch(step * batch)
         for row in rows:
@@ -81,8 +82,8 @@ class Ledger:
             self._push(batch, bad)
 
     def add(self, pictures: int, skipped: Sequence[Skipped]) -> None:
-        """One step: how many pictures it took over all ranks, and what this rank skipped."""
-        if self._of_epoch(self._consumed) != self._of_epoch(self._consumed + pictures):  # of the last picture of a step
+        """Counts one step: how many images it took over all ranks, and what this rank skipped."""
+        if self._of_epoch(self._consumed) != self._of_epoch(self._consumed + pictures):  # of the last image of a step
             self._bad[:] = 0
             self._rows_bad.clear()
         self._consumed += pictures
@@ -123,7 +124,8 @@ class Ledger:
                 )
 
     def _count(self, shard: int, row: int) -> None:
-        """row: -1 in the list of a run of long ago, which did not tell it, so that it counts each time."""
+        """Counts a bad row. row: -1 in the list of a run of long ago, which did not tell it, so that it counts
+        each time."""
         if row < 0 or (shard, row) not in self._rows_bad:
             self._rows_bad.add((shard, row))
             self._bad[shard] += 1

@@ -1,6 +1,6 @@
-"""Batches, in the order of the plan, made a few steps ahead by the threads of one reader process (`reader_process`).
+"""Makes batches, in the order of the plan, a few steps ahead by the threads of one reader process (`reader_process`).
 
-The loader keeps no state: it is given the number of pictures consumed and every batch carries the number behind it.
+The loader keeps no state: it is given the number of images consumed and every batch carries the number behind it.
 Batches made ahead and never used cost nothing.
 """
 
@@ -21,10 +21,11 @@ HELD = 3  # batches outside: the step's, the one before it, and one under way to
 
 
 class Loader:
-    """transform: names the fields of a batch and fills them. batch: samples of one step over all ranks. threads: of the
-    reader process; 0 = no process, batches are made when they are asked for. prefetch: batches made ahead, fewer (but
-    one) where all would take more than `most_bytes`. pin: lock their memory for copies to a GPU. painted: color and blur
-    by the threads, on the host. patience_s: how long the reader process may wait for storage."""
+    """Makes the batches of this rank. transform: names the fields of a batch and fills them. batch: samples of
+    one step over all ranks. threads: of the reader process; 0 = no process, batches are made when they are
+    asked for. prefetch: batches made ahead, fewer (but one) where all would take more than `most_bytes`. pin:
+    lock their memory for copies to a GPU. painted: color and blur by the threads, on the host. patience_s: how
+    long the reader process may wait for storage."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Loader:
         self.builder.places(0)  # raises when lanes, batch and ranks do not fit
 
     def batches(self, consumed: int) -> Iterator[Batch]:
-        """Endless. Raises what a thread raised: BadDataError, StorageError."""
+        """Yields batches without end. Raises what a thread raised: BadDataError, StorageError."""
         made = self._ahead(consumed) if self.threads else self._here(consumed)
         with closing(made):  # type: ignore[type-var]
             for buffer, skipped in made:

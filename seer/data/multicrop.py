@@ -1,4 +1,5 @@
-"""Where configs of earlier versions find MultiCrop, and those of today, so that a run folder means the same in both."""
+"""Keeps MultiCrop where configs of earlier versions find it, and those of today, so that a run folder means the
+same in both."""
 
 from seer.data.transforms.multi_crop import Draw, MultiCrop, resize
 

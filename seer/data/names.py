@@ -1,4 +1,4 @@
-"""Names of members and files -> which sample each belongs to, and what of it it is.
+"""Tells by the names of members and files which sample each belongs to, and what of it it is.
 
 A name ends at the last dot: `a/0001.jpg` and `a/0001.cls` are of sample `a/0001`, and so dotted names stay whole. But an
 ending of a closed list with a dot in it, like `mask.png`, is taken off as a whole: `a/0001.mask.png` belongs to the image
@@ -48,8 +48,9 @@ def has_places(ending: str) -> bool:
 
 @dataclass(frozen=True)
 class Endings:
-    """companions: endings that are taken off whole, or that are no images though they look so. image: the ending of the
-    images, where not all do that are in PICTURES. given: (ending, what it is called in a sample) of those that change."""
+    """Holds a rule by which names are split. companions: endings that are taken off whole, or that are no
+    images though they look so. image: the ending of the images, where not all do that are in PICTURES. given:
+    (ending, what it is called in a sample) of those that change."""
 
     companions: frozenset[str]
     image: str | None = None
@@ -70,7 +71,8 @@ class Endings:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether nothing was asked for, so that members are called by their endings, and images end in PICTURES."""
+        """Returns whether nothing was asked for, so that members are called by their endings, and images end in
+        PICTURES."""
         return self.image is None and not self.given and self.companions.isdisjoint(PICTURES)
 
     @cached_property
@@ -98,20 +100,21 @@ WITH_COMPANIONS = Endings(COMPANIONS)
 
 @dataclass(frozen=True)
 class Asked:
-    """What `data.image` and `data.fields` say. fields: (what it is called, ending). Raises RequestError (`asked`)."""
+    """Holds what `data.image` and `data.fields` say. fields: (what it is called, ending). Raises RequestError
+    (`asked`)."""
 
     image: str | None
     fields: tuple[tuple[str, str], ...]
 
     @property
     def splits(self) -> bool:
-        """Whether names belong together otherwise than without, so that the rows of a tar are others."""
+        """Returns whether names belong together otherwise than without, so that the rows of a tar are others."""
         new = [e for _, e in self.fields if e not in COMPANIONS and ("." in e or e in PICTURES)]
         return bool(self.image is not None or new)
 
     @property
     def dotted(self) -> bool:
-        """Whether an ending is named that the older rule does not take off."""
+        """Returns whether an ending is named that the older rule does not take off."""
         return any("." in ending for _, ending in self.fields)
 
     def over(self, rule: Endings) -> Endings:

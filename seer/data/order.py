@@ -1,4 +1,5 @@
-"""Which picture comes when: a pure function of integers. The whole state of a run's data is how many were consumed.
+"""Tells which image comes when, as a pure function of integers. The whole state of a run's data is how many
+were consumed.
 
 The shards of an epoch, permuted by (seed, epoch), form one line of N rows. The line is cut into L lanes of equal length
 (one row apart where L does not divide N); inside a lane, blocks of rows are permuted by a key of their own. A step takes
@@ -31,7 +32,7 @@ TRIES = 8  # stand-ins for one position from its own block at the most
 
 @dataclass(frozen=True)
 class Places:
-    """n positions and the rows they mean. int64 [n] each."""
+    """Holds n positions and the rows they mean. int64 [n] each."""
 
     lane: np.ndarray
     position: np.ndarray  # in the lane, counted over all epochs
@@ -41,8 +42,9 @@ class Places:
 
 
 def choose_lanes(batch: int, pictures: int) -> int:
-    """Lanes for a global batch: the most up to MOST_LANES that divide it and are no more than the pictures; where a number of
-    ranks divides the batch but not those, as few more as all such numbers divide, should there be as many pictures."""
+    """Returns the number of lanes for a global batch: the most up to MOST_LANES that divide it and are no more
+    than the images; where a number of ranks divides the batch but not those, as few more as all such numbers
+    divide, should there be as many images."""
     most = largest_divisor(batch, min(pictures, MOST_LANES))
     shared = math.lcm(*(n for n in range(1, MOST_RANKS + 1) if batch % n == 0))
     return most if most % shared == 0 or shared > pictures else shared
@@ -53,7 +55,7 @@ def largest_divisor(batch: int, most: int) -> int:
 
 
 class Plan:
-    """The order of all epochs for shards of the given counts."""
+    """Orders the rows of all epochs, for shards of the given counts."""
 
     def __init__(self, counts: Sequence[int], *, seed: int, lanes: int, block: int = 8192):
         self.counts = np.asarray(counts, dtype=np.int64)
@@ -71,14 +73,14 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal orders: seed, lanes, block, counts."""
+        """Returns a word that is equal for equal orders: seed, lanes, block, counts."""
         words = f"v1 {self.seed} {self.lanes} {self.block} ".encode() + self.counts.tobytes()
         return hashlib.sha256(words).hexdigest()[:16]
 
     def places(self, consumed: int, batch: int, rank: int = 0, ranks: int = 1) -> Places:
-        """The rows of the next global batch that are this rank's: [batch / ranks], lane by lane.
+        """Returns the rows of the next global batch that are this rank's: [batch / ranks], lane by lane.
 
-        consumed and batch count pictures over all ranks. Raises RequestError unless ranks divides lanes divides batch.
+        consumed and batch count images over all ranks. Raises RequestError unless ranks divides lanes divides batch.
         """
         if self.lanes % ranks or batch % self.lanes or consumed % self.lanes:
             raise RequestError(
@@ -101,7 +103,7 @@ class Plan:
         return Places(*known[2][:, :, at : at + each].reshape(5, -1))
 
     def stand_in(self, lane: int, position: int, attempt: int) -> Places:
-        """Returns another row for a position whose row cannot be used. attempt is from 1 to total - 1. [1]
+        """Returns another row, [1], for a position whose row cannot be used. attempt is from 1 to total - 1.
 
         The first TRIES come from the block of the position (fewer where it holds fewer), the others from anywhere in the
         epoch, since a block may be bad or excluded as a whole. No row comes twice, and the row that was due never.
@@ -140,7 +142,8 @@ class Plan:
         return self._rows(lane, position, epoch, self.lane_start[lane] + first + inside)
 
     def _blocks(self, lane: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Epochs, first rows of the blocks in their lanes, their sizes, and which row inside is due. int64 [n] each."""
+        """Returns epochs, first rows of the blocks in their lanes, their sizes, and which row inside is due.
+        int64 [n] each."""
         length = self.lane_start[lane + 1] - self.lane_start[lane]
         epoch, offset = position // length, position % length
         block = offset // self.block
@@ -150,7 +153,7 @@ class Plan:
         return epoch, first, size, permute(offset - first, size, keys)
 
     def _rows(self, lane: np.ndarray, position: np.ndarray, epoch: np.ndarray, line: np.ndarray) -> Places:
-        """Places in the line of an epoch -> shards and rows."""
+        """Returns the shards and rows of places in the line of an epoch."""
         shard, row = np.empty_like(line), np.empty_like(line)
         for one in np.unique(epoch):
             chosen = epoch == one
@@ -161,14 +164,14 @@ class Plan:
         return Places(lane, position, epoch, shard, row)
 
     def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shards of an epoch in order, and the line index behind each."""
+        """Returns the shards of an epoch in order, and the line index behind each."""
         line = self._lines.get(epoch)
         if line is None:
             for old in [e for e in list(self._lines) if abs(e - epoch) > 1]:
                 self._lines.pop(old, None)  # reader threads come here too
             n, key = len(self.counts), rng.key(self.seed, "shards", epoch)
             shards = np.zeros(n, dtype=np.int64)
-            # A lone shard, like a folder of pictures, has its place. The permutation's own arrays are twelve times as large
+            # A lone shard, like a folder of images, has its place. The permutation's own arrays are twelve times as large
             # as its result.
             for first in range(0, n if n > 1 else 0, _CHUNK):
                 index = np.arange(first, min(first + _CHUNK, n))
@@ -179,7 +182,8 @@ class Plan:
 
 
 def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Keyed bijections of [0, size): element i goes where permutation keys[i] of size[i] sends index[i]. int64 [n].
+    """Applies keyed bijections of [0, size): element i goes where permutation keys[i] of size[i] sends
+    index[i]. int64 [n].
 
     A Feistel network of six rounds on the smallest even number of bits that holds size; values that fall outside walk
     on (fewer than four passes on average) until they fall inside, which keeps it a bijection.
@@ -200,5 +204,5 @@ def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray) -> np.ndarray
 
 
 def plan(counts: Sequence[int], *, seed: int, lanes: int, block: int = 8192) -> Plan:
-    """The public name: see `Plan`."""
+    """Returns a `Plan`, as the public name for it."""
     return Plan(counts, seed=seed, lanes=lanes, block=block)

@@ -1,4 +1,4 @@
-"""Numbered pieces of work in many processes, restartable: what is finished is never done again.
+"""Does numbered pieces of work in many processes, restartable: what is finished is never done again.
 
 A journal gets one line for each finished piece, flushed to disk, and its first line names the request: a run that was
 killed goes on from it, and a run with other words is refused rather than mixed in. Surprising: processes are forked, so
@@ -24,7 +24,7 @@ from seer.core.errors import RequestError, StorageError
 from seer.core.signals import SIGNALS
 
 Entry = dict[str, Any]
-Work = Callable[[int, Callable[[], None]], Entry]  # (number of the piece, to be called for each picture)
+Work = Callable[[int, Callable[[], None]], Entry]  # (number of the piece, to be called for each image)
 LOCK_S = 5.0  # how long a journal's last owner may take to end
 
 _fork = multiprocessing.get_context("fork")
@@ -45,11 +45,11 @@ def run_pieces(
     begin: Callable[[], None] = lambda: None,
     pictures: Callable[[Entry], int] = lambda entry: 1,
 ) -> list[Entry]:
-    """Entries of all pieces by number. journal: from `locked`. progress: pictures since the last call, at first those
-    that an earlier run has done; pictures: of a piece. begin: called before a new journal is begun; finished: called
-    with each entry, old ones first. What these raise ends the run, and the piece does not count as done. Raises
-    RequestError for a journal of another request, StorageError when a process dies, and what the work raises.
-    """
+    """Returns the entries of all pieces by number. journal: from `locked`. progress: images since the last
+    call, at first those that an earlier run has done; pictures: how many a piece has. begin: called before a
+    new journal is begun; finished: called with each entry, old ones first. What these raise ends the run, and
+    the piece does not count as done. Raises RequestError for a journal of another request, StorageError when a
+    process dies, and what the work raises."""
     global _work
     done = _read(journal, request, begin)
     for entry in done.values():
@@ -101,7 +101,7 @@ def _tick() -> None:
 
 
 def _begin(parent: int) -> None:
-    """In each child. Requests to stop are the parent's to handle; SIGTERM is how it ends a child."""
+    """Prepares each child. Requests to stop are the parent's to handle; SIGTERM is how it ends a child."""
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
 
@@ -115,7 +115,8 @@ def _begin(parent: int) -> None:
 
 @contextmanager
 def locked(journal: Path) -> Iterator[IO[str]]:
-    """The journal, ours alone. A lock goes with its process, so none is ever left behind; nor is an empty journal.
+    """Opens the journal, ours alone, as a context. A lock goes with its process, so none is ever left behind;
+    nor is an empty journal.
 
     Raises RequestError when another process keeps it, StorageError when it cannot be written.
     """
@@ -155,7 +156,7 @@ def _is(file: IO[str], path: Path) -> bool:
 
 
 def _read(file: IO[str], request: str, begin: Callable[[], None]) -> dict[int, Entry]:
-    """Finished pieces. A last line cut short by a kill is dropped; so the piece is done again."""
+    """Returns the finished pieces. A last line cut short by a kill is dropped; so the piece is done again."""
     file.seek(0)
     lines = [line for line in file.read().split("\n")[:-1] if line]
     rows = [json.loads(line) for line in lines]

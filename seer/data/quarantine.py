@@ -1,8 +1,8 @@
-"""Pictures that are never read again: `data.exclude`.
+"""Reads the list of images that are never read again: `data.exclude`.
 
 A quarantine list moves nothing: an excluded row is served by the stand-in it would have had if it were bad, so all other
-positions keep their pictures, the fingerprint of the plan stays, and a run that goes on with its own `skipped.jsonl` as
-the list sees the very pictures that it would have seen without.
+positions keep their images, the fingerprint of the plan stays, and a run that goes on with its own `skipped.jsonl` as
+the list sees the very images that it would have seen without.
 """
 
 import json
@@ -21,7 +21,7 @@ _ROW_BITS = 32  # an excluded row is one integer: shard number, then row
 
 
 class Excluded:
-    """Rows that are never read, 8 bytes each."""
+    """Holds rows that are never read, 8 bytes each."""
 
     def __init__(self, places: Iterable[tuple[int, int]] = ()):
         self._places = np.unique(np.array([(s << _ROW_BITS) | r for s, r in places], dtype=np.int64))
@@ -37,13 +37,13 @@ class Excluded:
         return at < len(self._places) and int(self._places[at]) == wanted
 
     def holds(self, names: Mapping[str, Sequence[int]], shard: str, row: int) -> bool:
-        """Whether the row of a shard is among them, told by the shard's name in a list. names: `known_as`."""
+        """Returns whether the row of a shard is among them, told by the shard's name in a list. names: `known_as`."""
         found = _numbers(names, shard)
         return len(found) == 1 and (found[0], row) in self
 
 
 def known_as(shards: Sequence[Shard]) -> dict[str, list[int]]:
-    """Numbers of the shards by path and by file name."""
+    """Returns the numbers of the shards by path and by file name."""
     names: dict[str, list[int]] = {}
     for number, shard in enumerate(shards):
         for name in {str(shard.path), shard.path.name}:
@@ -52,7 +52,8 @@ def known_as(shards: Sequence[Shard]) -> dict[str, list[int]]:
 
 
 def read_exclude(files: str | Path | Sequence[str | Path] | None, shards: Sequence[Shard]) -> Excluded:
-    """A quarantine list: lines of a `skipped.jsonl`, or `shard<TAB>member`; empty lines and # lines are passed over.
+    """Reads a quarantine list: lines of a `skipped.jsonl`, or `shard<TAB>member`; empty lines and # lines are
+    passed over.
 
     A shard is known by its path, or by its file name where that is unique; one that is not among the shards is told and
     passed over. A member (with or without its extension) that its shard does not hold raises RequestError with the line.
@@ -92,7 +93,7 @@ def _numbers(names: Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
 
 
 def _entry(line: str, where: str) -> tuple[str, str, int | None]:
-    """Shard, member, and the row where it is told."""
+    """Returns shard, member, and the row where it is told."""
     if line.lstrip().startswith("{"):
         try:
             row = json.loads(line)

@@ -1,8 +1,9 @@
-"""Places in the plan to decoded samples. What cannot be used is replaced by a row of the same block and told, never hidden.
+"""Takes places in the plan to decoded samples. What cannot be used is replaced by a row of the same block and
+told, never hidden.
 
 The stand-in is chosen by a key (`order.Plan.stand_in`), so a restart and another number of ranks choose the same one;
-for one place no row is tried twice. Storage that fails is not a bad picture and stops the run. After MOST_BAD bad rows in
-a row the run stops too, or after all rows where there are fewer: then it is the data, not a picture. An excluded row takes
+for one place no row is tried twice. Storage that fails is not a bad image and stops the run. After MOST_BAD bad rows in
+a row the run stops too, or after all rows where there are fewer: then it is the data, not an image. An excluded row takes
 the same way as a bad one, but is not read, told or counted.
 """
 
@@ -27,7 +28,7 @@ MOST_PROBES = 2000  # for one position, most of them excluded
 
 
 class Reader:
-    """Stateless, and may be called from any thread. exclude: rows that are never read.
+    """Reads samples. Stateless, and may be called from any thread. exclude: rows that are never read.
 
     fatal: rows (shard, row) that are bad because decoding them ends a process, and why. reading: told (lane, shard, row,
     False) before each is read, with True before it is decoded.
@@ -40,15 +41,16 @@ class Reader:
         self._key = rng.key(seed, "augment")
 
     def keys(self, places: Places) -> np.ndarray:
-        """Of the random draws of the pictures that are due. uint64 [b]."""
+        """Returns the keys of the random draws of the images that are due. uint64 [b]."""
         return rng.sub_keys(self._key, places.epoch, places.shard, places.row, np.zeros_like(places.row))
 
     def read(
         self, places: Places, i: int, decode: Decode, scratch: np.ndarray | None = None
     ) -> tuple[Decoded, int | None, list[Skipped]]:
-        """Place i: the fields of its sample as `decode` gives them, the key of its draws if another one stands in (else it
-        is that of `keys`), and what was skipped on the way. decode, scratch: of `protocols.Transform.decode`; scratch is
-        overwritten by the next one. Raises BadDataError, which holds what was skipped."""
+        """Returns, for place i, the fields of its sample as `decode` gives them, the key of its draws if
+        another one stands in (else it is that of `keys`), and what was skipped on the way. decode, scratch: of
+        `protocols.Transform.decode`; scratch is overwritten by the next one. Raises BadDataError, which holds
+        what was skipped."""
         skipped: list[Skipped] = []
         lane, position = int(places.lane[i]), int(places.position[i])
         probes = min(MOST_PROBES, self.plan.total)

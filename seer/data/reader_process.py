@@ -1,4 +1,4 @@
-"""One process beside the training process that reads pictures, with threads inside, into memory that both see.
+"""Runs one process beside the training process that reads images, with threads inside, into memory that both see.
 
 Decoders meet strangers' bytes here and not where the weights are, and Python's lock is not shared with the step. What
 crosses over is the number of a block, the position of its batch, and words about what was skipped.
@@ -6,9 +6,9 @@ crosses over is the number of a block, the position of its batch, and words abou
 Surprising:
 - It is forked, as torch's own loader does it: a fresh interpreter would spend seconds on importing. What it runs is `reader_worker`.
 - It holds no state, so a death loses nothing: it is told, with what was being read, and another one makes the same batches.
-  After a crash the next one reads one picture at a time; a picture at which both died is one of the bad pictures.
-- Nobody waits for it without a word. A picture that takes STUCK_S to decode is taken for a crash at it; storage that does
-  not answer is told every TOLD_S and costs no picture, but ends the run in the end. One that somebody stopped is replaced.
+  After a crash the next one reads one image at a time; an image at which both died is one of the bad images.
+- Nobody waits for it without a word. An image that takes STUCK_S to decode is taken for a crash at it; storage that does
+  not answer is told every TOLD_S and costs no image, but ends the run in the end. One that somebody stopped is replaced.
 - Where a CPU trains, the weights of the moment of the fork stay in memory once more as the step changes them, as they do
   with torch's own loader.
 """
@@ -38,13 +38,13 @@ MOST_DEATHS = 3  # in a row, with no batch in between
 END_S = 5.0
 LOOK_S = 1.0  # between two looks at what it does, while its batch is waited for
 TOLD_S = 30.0
-STUCK_S = 60.0  # of one picture: the largest allowed takes a few
+STUCK_S = 60.0  # of one image: the largest allowed takes a few
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 
 
 class ReaderProcess:
-    """A ring of `blocks` batches of this rank and the process that fills them. threads: of that process. patience_s: how
-    long storage may take to answer."""
+    """Holds a ring of `blocks` batches of this rank and the process that fills them. threads: of that process.
+    patience_s: how long storage may take to answer."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class ReaderProcess:
         self._patience_s = patience_s
         self._stuck: list[list[int]] | None = None  # what it was killed for, if it was
         self._quiet_s = 0.0
-        self._careful: set[int] = set()  # blocks to be filled one picture at a time
+        self._careful: set[int] = set()  # blocks to be filled one image at a time
         self._suspects: set[tuple[int, int]] = set()  # what was read at the last deaths
         self._device = torch.cuda.current_device() if pin else 0  # a thread would begin on the first
         self._pinned = pin and _pin(torch.frombuffer(self._memory, dtype=torch.uint8), builder.rank)
@@ -86,17 +86,17 @@ class ReaderProcess:
 
     @property
     def held(self) -> int:
-        """Blocks that somebody outside still looks at."""
+        """Returns the number of blocks that somebody outside still looks at."""
         return self.blocks - len(self._free) - len(self._asked)
 
     def ask(self, consumed: int) -> None:
-        """Begin the batch that comes after `consumed` pictures of the run. There must be a free block."""
+        """Begins the batch that comes after `consumed` images of the run. There must be a free block."""
         block = self._free.popleft()
         self._asked[block] = consumed
         self._send((block, consumed))
 
     def take(self, copy: bool) -> tuple[BatchBuffer, list[Skipped]]:
-        """The oldest batch asked for. Its block is free again when its tensors are gone; copy: at once.
+        """Returns the oldest batch asked for. Its block is free again when its tensors are gone; copy: at once.
 
         Raises what filling it raised, and StorageError where storage does not answer.
         """
@@ -129,7 +129,7 @@ class ReaderProcess:
         return self.layout.buffer(tensor), answer
 
     def close(self) -> None:
-        """End the process. Tensors that are still held stay as they are."""
+        """Ends the process. Tensors that are still held stay as they are."""
         self._connection.close()
         if self._pid:
             _end(self._pid)
@@ -162,7 +162,7 @@ class ReaderProcess:
         theirs.close()
 
     def _send(self, message: tuple[int, int] | None) -> None:
-        """A block and its position; None: pictures may be read side by side again."""
+        """Sends a block and its position; None: images may be read side by side again."""
         with suppress(BrokenPipeError, ConnectionResetError):  # dead: the next `take` hears of it
             self._connection.send(message)
 
@@ -175,7 +175,8 @@ class ReaderProcess:
         self._done[block] = answer
 
     def _look(self, looks: int) -> None:
-        """After so many looks in vain. They are counted, since a job that was stopped and goes on has not waited meanwhile."""
+        """Judges the process after so many looks in vain. They are counted, since a job that was stopped and
+        goes on has not waited meanwhile."""
         waited_s, busy, now = looks * LOOK_S, self._busy(), time.monotonic_ns()
         self._quiet_s = 0.0 if busy else self._quiet_s + LOOK_S
 
@@ -204,7 +205,7 @@ class ReaderProcess:
         return f"reading {'; '.join(rows) or 'no picture'}"
 
     def _bury(self) -> None:
-        """Tell of a death and start another process on what is not done. Raises RuntimeError after MOST_DEATHS."""
+        """Tells of a death and starts another process on what is not done. Raises RuntimeError after MOST_DEATHS."""
         self._connection.close()
         code = _status(self._pid)
         self._pid = 0
@@ -231,7 +232,7 @@ class ReaderProcess:
             )
         left = {block: at for block, at in self._asked.items() if block not in self._done}
         self._suspects = rows | (self._suspects if self._careful else set())
-        if crash or -code == signal.SIGKILL:  # where memory is short, one picture at a time needs less
+        if crash or -code == signal.SIGKILL:  # where memory is short, one image at a time needs less
             self._careful = set(left)
         of_this_rank(f"{told}; it is started again, nothing is lost")
         self._start()
@@ -240,7 +241,7 @@ class ReaderProcess:
 
 
 def _end(process: int) -> None:
-    """Wait for a process that is ending; one that cannot within END_S, as when storage hangs, is killed."""
+    """Waits for a process that is ending; one that cannot within END_S, as when storage hangs, is killed."""
     until = time.monotonic() + END_S
     with suppress(ChildProcessError):  # where a launcher ignores SIGCHLD, the kernel has seen to it
         while os.waitpid(process, os.WNOHANG)[0] == 0:
@@ -251,7 +252,8 @@ def _end(process: int) -> None:
 
 
 def _status(process: int) -> int:
-    """Exit status of a process that has ended, minus the signal where one ended it; 0 where nobody kept it."""
+    """Returns the exit status of a process that has ended, minus the signal where one ended it; 0 where nobody
+    kept it."""
     try:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     except ChildProcessError:
@@ -259,14 +261,14 @@ def _status(process: int) -> int:
 
 
 def _stopped(process: int) -> bool:
-    """Whether somebody has stopped a child of this process, which has not gone on since."""
+    """Returns whether somebody has stopped a child of this process, which has not gone on since."""
     with suppress(ChildProcessError):
         return os.waitid(os.P_PID, process, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
     return False
 
 
 def _pin(memory: torch.Tensor, rank: int) -> bool:
-    """Lock memory for copies to a GPU that do not wait. False, told, where the system refuses."""
+    """Locks memory for copies to a GPU that do not wait. Returns False, told, where the system refuses."""
     code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
     if code:
         with suppress(RuntimeError):  # the next kernel would raise what this call has left behind

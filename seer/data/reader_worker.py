@@ -1,10 +1,10 @@
-"""What runs in the reader process: threads fill blocks of pictures that the training process asks for (`reader_process`).
+"""Runs in the reader process: threads fill blocks of images that the training process asks for (`reader_process`).
 
 Surprising:
 - It closes every file of its parent but the archives open for reading, so a dead rank's sockets close at once and its peers
   hear of it.
 - It ignores signals, which SLURM sends to every process of a job; it ends with its parent or when the pipe closes.
-- What each thread does now stands in the shared memory, so that whoever finds the process dead knows at which picture.
+- What each thread does now stands in the shared memory, so that whoever finds the process dead knows at which image.
 """
 
 import copy
@@ -34,14 +34,14 @@ from seer.data.batch_buffer import BatchLayout
 from seer.data.batch_builder import BatchBuilder
 from seer.data.order import Places
 
-CHUNK = 16  # pictures one thread takes at a time
+CHUNK = 16  # images one thread takes at a time
 IDLE = -1
 COLUMNS = 5  # of what each thread does now: lane, shard, row, whether its bytes are there, since when (monotonic ns)
 _PR_SET_PDEATHSIG = 1
 
 
 class ReaderWorker:
-    """Threads fill blocks, the main thread hears what is asked."""
+    """Fills blocks by threads, while the main thread hears what is asked."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class ReaderWorker:
 
 
 class _Work:
-    """What is known of a block that is being filled."""
+    """Holds what is known of a block that is being filled."""
 
     def __init__(self, block: int, parts: int):
         self.block, self.left = block, parts
@@ -118,7 +118,8 @@ class _Work:
         self.skipped: list[list[Skipped]] = [[] for _ in range(parts)]
 
     def answer(self) -> list[Skipped] | BaseException:
-        """What was skipped, which an error for bad data takes with it."""
+        """Returns what was skipped, or the error that ended the work; one for bad data takes what was skipped
+        with it."""
         skipped = [one for part in self.skipped for one in part]
         if isinstance(self.error, BadDataError):
             self.error.skipped = skipped
@@ -126,7 +127,7 @@ class _Work:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error, or one with its words where it cannot go through a pipe."""
+    """Returns the error, or one with its words where it cannot go through a pipe."""
     try:
         pickle.dumps(error)
         return copy.copy(error)  # by the same words of its class as at the other end
@@ -135,12 +136,13 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def reading_table(memory: mmap.mmap, offset: int, threads: int) -> np.ndarray:
-    """What each thread does now: int64 [threads, COLUMNS]."""
+    """Returns what each thread does now: int64 [threads, COLUMNS]."""
     return np.frombuffer(memory, np.int64, threads * COLUMNS, offset).reshape(threads, COLUMNS)
 
 
 def settle(parent: int, keep: set[int]) -> None:
-    """Make a forked child a process of its own: it ends with its parent, hears no signals, holds no files but archives."""
+    """Makes a forked child a process of its own: it ends with its parent, hears no signals, holds no files but
+    archives."""
     gc.freeze()  # the parent's objects are not ours to finalise
     faulthandler.disable()  # it may write to a descriptor that will be another file's here
     for heard in SIGNALS:

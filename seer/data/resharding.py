@@ -1,10 +1,11 @@
-"""Pictures of any shards -> new shards of equal count, in any number of processes; or an index for tars that lie there.
+"""Writes the images of any shards as new shards of equal count, in any number of processes; or an index for
+tars at hand.
 
-Piece n of the output is a function of the request alone: its pictures are looked up in a keyed permutation of the whole,
+Piece n of the output is a function of the request alone: its images are looked up in a keyed permutation of the whole,
 so no list of millions is ever made, each process does its own pieces, and a run that was killed goes on to the same
-bytes. A picture that cannot be read or decoded is left out, named in OUTPUT/skipped.jsonl and counted; so is a loose
+bytes. An image that cannot be read or decoded is left out, named in OUTPUT/skipped.jsonl and counted; so is a loose
 file that cannot be read while its folder can be listed, since taking it away would make another request. A shard of
-which no picture is left is not written.
+which no image is left is not written.
 """
 
 import functools
@@ -51,10 +52,10 @@ INDEXING = ".indexing.jsonl"  # not JOURNAL: the tars are whole before their ind
 
 @dataclass(frozen=True)
 class Part:
-    """Rows first to first + total of the (shuffled) pictures of some shards, and how they are to be stored.
+    """Holds rows first to first + total of the (shuffled) images of some shards, and how they are to be stored.
 
-    max_side: longest side in pixels; larger pictures are made smaller, once. quality: of JPEG, to which all pictures are
-    then turned. classes: the name of the folder that holds a picture becomes its `cls` member.
+    max_side: longest side in pixels; larger images are made smaller, once. quality: of JPEG, to which all images are
+    then turned. classes: the name of the folder that holds an image becomes its `cls` member.
     """
 
     shards: Sequence[Shard]
@@ -87,11 +88,11 @@ class Part:
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
     def _renumbered(self, shard: Shard) -> bool:
-        """Whether numbers in its `cls` become others: its manifest names other classes than those of all."""
+        """Returns whether numbers in its `cls` become others: its manifest names other classes than those of all."""
         return self.classes is None and None not in (self.names, shard.classes) and self.names != shard.classes
 
     def places(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """(shard, row) of pictures first to last of this part."""
+        """Yields (shard, row) of images first to last of this part."""
         line = np.arange(self.first + first, self.first + last, dtype=np.int64)
         if self.shuffle:
             n = int(self.ends[-1])
@@ -111,7 +112,7 @@ class Part:
             )
 
     def samples(self, first: int, last: int, skipped: list[Skipped], tick: Callable[[], None]) -> Iterator[Member]:
-        """Samples as they are to be written. Appends to skipped what cannot be."""
+        """Yields samples as they are to be written. Appends to skipped what cannot be."""
         labels = {name: str(n).encode() for n, name in enumerate(self.classes or ())}
         for shard, row in self.places(first, last):
             name = f"row {row}"
@@ -199,7 +200,7 @@ def _write(
         if member:
             entry = write_shard(path, chain([member], members))
         else:
-            path.unlink(missing_ok=True)  # of a run that was killed, when there still were pictures
+            path.unlink(missing_ok=True)  # of a run that was killed, when there still were images
             entry = {"name": path.name, "count": 0}
         return {**entry, "skipped": [asdict(one) for one in skipped]}
 
@@ -251,7 +252,7 @@ def keep_apart(folders: Sequence[str], shards: Iterable[Shard], output: Path) ->
     """
     if output.is_dir():
         places = {shard.path if isinstance(shard, FolderShard) else shard.path.parent for shard in shards}
-        for place in sorted(path for path in places if path.is_dir()):  # not a list of pictures
+        for place in sorted(path for path in places if path.is_dir()):  # not a list of images
             if _within(place, output):
                 raise RequestError(
                     f"output={output} holds the source {place}, which writing shards would destroy; give another "
@@ -266,13 +267,13 @@ def keep_apart(folders: Sequence[str], shards: Iterable[Shard], output: Path) ->
 
 
 def _within(path: Path, folder: Path) -> bool:
-    """Whether path is folder or lies in it, whatever the links and mounts they are named by."""
+    """Returns whether path is folder or lies in it, whatever the links and mounts they are named by."""
     wanted, real = os.stat(folder), path.resolve()
     return any(p.exists() and os.path.samestat(p.stat(), wanted) for p in (real, *real.parents))
 
 
 def make(output: Path) -> None:
-    """The folder, where it is not there yet. Raises StorageError."""
+    """Makes the folder, where it is not there yet. Raises StorageError."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -280,7 +281,7 @@ def make(output: Path) -> None:
 
 
 def _no_strangers(output: Path) -> None:
-    """A new journal takes all names of shards in its folder as its own, so that none may be there before."""
+    """Refuses a folder that holds tars: a new journal takes all names of shards in it as its own."""
     strangers = sorted(name for name in os.listdir(output) if name.endswith(".tar") and name[0] != ".")
     if strangers:
         raise RequestError(
@@ -292,7 +293,7 @@ def _no_strangers(output: Path) -> None:
 def index_archives(
     paths: Sequence[str], output: Path, *, processes: int, progress: Callable[[int], object]
 ) -> dict[str, Any]:
-    """An index for each tar, and a manifest of all in `output`; the tars are read and never changed or copied.
+    """Writes an index for each tar, and a manifest of all in `output`; the tars are read and never changed or copied.
 
     An index lies beside its tar where that lies in `output`, and else in `output`: tars may be on a read-only disk.
     """
@@ -360,7 +361,8 @@ def _index(
 
 
 def _names(paths: Sequence[str], output: Path) -> list[dict[str, str]]:
-    """Of tars as the manifest of `output` tells them, and of their indexes where these do not lie beside them."""
+    """Returns the names of tars as the manifest of `output` tells them, and of their indexes where these do not
+    lie beside them."""
     root = os.path.join(os.path.realpath(output), "")
     real = {folder: os.path.join(os.path.realpath(folder), "") for folder in {os.path.dirname(path) for path in paths}}
     inside = [real[os.path.dirname(path)].startswith(root) for path in paths]
@@ -390,7 +392,7 @@ def _holds(sidecar: Path, path: Path, index: np.ndarray) -> bool:
 
 
 def _same(output: Path, request: str, indexes: bool = False) -> dict[str, Any]:
-    """The manifest of an earlier run, when it was the same and all that it wrote is there."""
+    """Returns the manifest of an earlier run, when it was the same and all that it wrote is there."""
     where = output / MANIFEST
     try:
         manifest = json.loads(where.read_text(encoding="utf-8"))
@@ -411,7 +413,7 @@ def _same(output: Path, request: str, indexes: bool = False) -> dict[str, Any]:
 
 
 def _lost(output: Path, entry: Mapping[str, Any]) -> str | None:
-    """What is wrong with the size of a shard or its index."""
+    """Returns what is wrong with the size of a shard or its index."""
     path = output / entry["name"]
     beside = output / entry["sidecar"] if "sidecar" in entry else Path(f"{path}{INDEX_SUFFIX}")
     try:

@@ -1,25 +1,24 @@
-"""The built-in pictures: ten kinds of shape, drawn here, so that `make pretrain` has something to learn without a
-download.
+"""Draws the built-in images, ten kinds of shape, so that `make pretrain` has something to learn without a download.
 
-Each picture shows four to six shapes of one kind. The *kind* is decided by the contour alone: size of the picture,
-colours, textures, light, poses and clutter come from a stream that does not know the kind, so `draw(2, 7)` and
-`draw(5, 7)` are the same scene with other shapes cut out of it. Hence nearest neighbours on pixels or on colours stay near
+Each image shows four to six shapes of one kind. The *kind* is decided by the contour alone: size of the image,
+colors, textures, light, poses and clutter come from a stream that does not know the kind, so `draw(2, 7)` and
+`draw(5, 7)` are the same scene with other shapes cut out of it. Hence nearest neighbours on pixels or on colors stay near
 chance (`baselines` measures both), and whatever a network's features do better than that, they have learned.
 
 What is surprising:
 
 - The label is there to judge with, never to train with: pretraining reads the `jpg` member and ignores `cls`.
-- The kinds differ in what survives cropping, colour jitter and blur: corners, curvature, holes, repetition. Two shapes
-  that differ only as a whole (a heart and a leaf) would be one kind to a crop that shows a fifth of the picture.
-- Figure and ground always differ in brightness, in either direction, because the augmentation takes colour away.
-- One large shape a picture was tried first and taught nothing in minutes: two crops then share their colours, textures
-  and light, which are easier to tell than a contour, and features learned those. Several shapes, each with colours of its
-  own on a ground whose colours change, leave the contour as what two crops have in common.
-- Pillow is used here directly: `decode` reads pictures, this file draws and writes them.
+- The kinds differ in what survives cropping, color jitter and blur: corners, curvature, holes, repetition. Two shapes
+  that differ only as a whole (a heart and a leaf) would be one kind to a crop that shows a fifth of the image.
+- Figure and ground always differ in brightness, in either direction, because the augmentation takes color away.
+- One large shape an image was tried first and taught nothing in minutes: two crops then share their colors, textures
+  and light, which are easier to tell than a contour, and features learned those. Several shapes, each with colors of its
+  own on a ground whose colors change, leave the contour as what two crops have in common.
+- Pillow is used here directly: `decode` reads images, this file draws and writes them.
 - Sample i is a function of (seed, i) and nothing else, so processes can share the work and any range can be redone.
   Numpy's streams and Pillow's rasteriser are stable but not promised for ever: do not pin hashes of the bytes.
 
-Legend: h, w height and width in pixels; n points of a polygon; N pictures; D features.
+Legend: h, w height and width in pixels; n points of a polygon; N images; D features.
 """
 
 from __future__ import annotations
@@ -149,12 +148,13 @@ KINDS: tuple[str, ...] = tuple(_CONTOURS)
 
 
 def _stream(seed: int, *purpose: int) -> np.random.Generator:
-    """The generator of (seed, purpose). `spawn_key` keeps (1, 23) and (12, 3) apart; a plain list of words need not."""
+    """Returns the generator of (seed, purpose). `spawn_key` keeps (1, 23) and (12, 3) apart; a plain list of
+    words need not."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=purpose)))
 
 
 def _colour(rng: np.random.Generator, luma: float) -> np.ndarray:
-    """float64 [3] in [0, 1]: a random hue and strength with exactly this brightness."""
+    """Returns float64 [3] in [0, 1]: a random hue and strength with exactly this brightness."""
     tint = rng.normal(size=3)
     tint -= tint @ LUMA  # LUMA sums to one: what is left has no brightness of its own
     room = np.where(tint > 0, (1 - luma) / np.abs(tint), luma / np.abs(tint)).min()
@@ -162,14 +162,15 @@ def _colour(rng: np.random.Generator, luma: float) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, h: int, w: int, cells: int, channels: int) -> np.ndarray:
-    """float32 [h, w, channels] in [-1, 1]: smooth noise, `cells` random values along either side."""
+    """Returns float32 [h, w, channels] in [-1, 1]: smooth noise, `cells` random values along either side."""
     coarse = rng.integers(0, 256, (channels, cells, cells), dtype=np.uint8)
     fine = [Image.fromarray(plane).resize((w, h), Image.Resampling.BICUBIC) for plane in coarse]
     return np.stack([np.asarray(plane, np.float32) for plane in fine], axis=-1) / 127.5 - 1
 
 
 def _texture(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """float [h, w, 3] around zero: coloured clouds or soft waves, and grain. y [h, 1], x [1, w] in units of a side."""
+    """Returns float [h, w, 3] around zero: colored clouds or soft waves, and grain. y [h, 1], x [1, w] in units
+    of a side."""
     h, w = y.shape[0], x.shape[1]
     if rng.random() < 0.7:
         field = _clouds(rng, h, w, int(rng.integers(3, 14)), 3)
@@ -182,7 +183,7 @@ def _texture(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarr
 
 
 def _mask(parts: Sequence[Part], h: int, w: int) -> np.ndarray:
-    """float32 [h, w, 1]: how much of each pixel the polygons cover. Points are in pixels, x first."""
+    """Returns float32 [h, w, 1], how much of each pixel the polygons cover. Points are in pixels, x first."""
     large = Image.new("L", (w * SUPERSAMPLING, h * SUPERSAMPLING))
     pen = ImageDraw.Draw(large)
     for points, filled in parts:
@@ -191,7 +192,7 @@ def _mask(parts: Sequence[Part], h: int, w: int) -> np.ndarray:
 
 
 def _clutter(rng: np.random.Generator, h: int, w: int) -> list[Part]:
-    """A few small convex crumbs anywhere in the picture, three to seven corners each."""
+    """Returns a few small convex crumbs anywhere in the image, three to seven corners each."""
     parts: list[Part] = []
     for _ in range(int(rng.integers(0, 7))):
         corners = int(rng.integers(3, 8))
@@ -202,7 +203,7 @@ def _clutter(rng: np.random.Generator, h: int, w: int) -> list[Part]:
 
 
 def draw(kind: int, seed: int) -> np.ndarray:
-    """One picture, uint8 [h, w, 3] RGB, a pure function of (kind, seed); `KINDS[kind]` is its name.
+    """Returns one image, uint8 [h, w, 3] RGB, a pure function of (kind, seed); `KINDS[kind]` is its name.
 
     `seed` is any integer from 0 up. Everything but the contour is a function of `seed` alone, the size included.
     """
@@ -215,13 +216,13 @@ def draw(kind: int, seed: int) -> np.ndarray:
     h, w = (int(np.clip(round(s), *SIDES)) for s in (side / math.sqrt(aspect), side * math.sqrt(aspect)))
     y, x = np.mgrid[0:h, 0:1][0] / min(h, w), np.mgrid[0:1, 0:w][1] / min(h, w)  # [h, 1], [1, w]
 
-    # Ground: colours that change across the picture, so that two crops of it share few of them.
+    # Ground: colors that change across the image, so that two crops of it share few of them.
     ground = 0.5 + scene.uniform(0.15, 0.4) * _clouds(scene, h, w, int(scene.integers(2, 5)), 3)  # [h, w, 3]
     ground = ground + _texture(scene, y, x)
     crumbs = _mask(_clutter(scene, h, w), h, w)  # [h, w, 1]
     lit = ground + crumbs * scene.uniform(-0.15, 0.15, 3)
 
-    # Figures: one in each cell of a grid, every one with its own pose, colour, texture, and lighter or darker than what
+    # Figures: one in each cell of a grid, every one with its own pose, color, texture, and lighter or darker than what
     # it lies on.
     rows, columns = ((2, 2), (2, 2), (2, 3), (3, 2))[int(scene.integers(4))]
     cell = min(h / rows, w / columns)
@@ -255,14 +256,14 @@ def _rotation(angle: float) -> np.ndarray:
 
 
 def encode(picture: np.ndarray, quality: int) -> bytes:
-    """The JPEG file of a uint8 [h, w, 3] picture."""
+    """Returns the JPEG file of a uint8 [h, w, 3] image."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def samples(count: int, seed: int, first: int = 0) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield samples `first` to `first + count - 1` as (key, members): `("00000123", {"jpg": …, "cls": b"7"})`.
+    """Yields samples `first` to `first + count - 1` as (key, members): `("00000123", {"jpg": …, "cls": b"7"})`.
 
     Every aligned run of `len(KINDS)` samples holds each kind once, in an order of its own. Give training and test sets
     different seeds, or ranges that do not meet.
@@ -280,20 +281,21 @@ def samples(count: int, seed: int, first: int = 0) -> Iterator[tuple[str, dict[s
 
 
 def _pixels(picture: np.ndarray) -> np.ndarray:
-    """float32 [3072] of a uint8 [h, w, 3]: the picture squeezed to 32 x 32."""
+    """Returns float32 [3072] of a uint8 [h, w, 3]: the image squeezed to 32 x 32."""
     small = Image.fromarray(picture).resize((32, 32), Image.Resampling.BOX)
     return np.asarray(small, np.float32).ravel() / 255
 
 
 def _colours(picture: np.ndarray) -> np.ndarray:
-    """float32 [216] of a uint8 [h, w, 3]: the joint histogram of six levels a channel. The square root makes the cosine
-    of two of them their overlap."""
+    """Returns float32 [216] of a uint8 [h, w, 3]: the joint histogram of six levels a channel. The square root
+    makes the cosine of two of them their overlap."""
     red, green, blue = np.moveaxis(picture.astype(np.int64) * 6 // 256, -1, 0)
     return np.sqrt(np.bincount((red * 36 + green * 6 + blue).ravel(), minlength=216) / red.size).astype(np.float32)
 
 
 def _nearest(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int) -> np.ndarray:
-    """int64 [M]: vote of the k most similar rows, near ones counting more: train [N, D], labels [N], test [M, D]."""
+    """Returns int64 [M], the vote of the k most similar rows, near ones counting more: train [N, D], labels
+    [N], test [M, D]."""
     mean = train.mean(0)
     train, test = train - mean, test - mean  # without this every cosine is near one and the vote is noise
     train = train / np.maximum(np.linalg.norm(train, axis=1, keepdims=True), 1e-12)
@@ -308,9 +310,10 @@ def _nearest(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int) ->
 def baselines(
     train: Sequence[tuple[np.ndarray, int]], test: Sequence[tuple[np.ndarray, int]], k: int = 20
 ) -> dict[str, float]:
-    """Accuracy in [0, 1] of nearest neighbours that learned nothing: `knn_pixels` and `knn_colour_histogram`.
+    """Returns the accuracy in [0, 1] of nearest neighbours that learned nothing: `knn_pixels` and
+    `knn_colour_histogram`.
 
-    Both sets are pairs (uint8 [h, w, 3] picture of any size, label). A network that has learned the shapes must do far
+    Both sets are pairs (uint8 [h, w, 3] image of any size, label). A network that has learned the shapes must do far
     better than either.
     """
     if not 1 <= k <= len(train):

@@ -1,10 +1,10 @@
-"""Shards: tar files of pictures with a sidecar index (`index`), so that row i is one seek and one read.
+"""Opens shards: tar files of images with a sidecar index (`index`), so that row i is one seek and one read.
 
 A tar without an index is walked once at the start (15 us a row: headers alone are read, so its rows have no CRC to be
 checked by), and nothing is written beside it. With an index and a manifest that agree with the archive's size, opening
 costs two look-ups in the file system: the index itself is read when a row is first wanted. Open archives and indexes in
 memory are bounded apart from each other, since a descriptor is scarce and an index dear: with 100,000 shards an archive
-that is opened again finds its index still there. A folder of loose pictures acts as one shard (`folder`).
+that is opened again finds its index still there. A folder of loose images acts as one shard (`folder`).
 
 webdataset writes the archives (`writing`) and can read them; reading is ours. Next: remote URLs (a cache on local disk).
 """
@@ -52,9 +52,9 @@ MOST_INDEXED = 256 << 20  # bytes of indexes in memory: 16 million rows
 
 
 class Shard(Protocol):
-    """Rows of samples. `identity` names the content for fingerprints; `read` may be called from any thread. classes: what
-    the numbers in `cls` members mean, where a manifest tells. iter_labels: the key and the `cls` of each of some rows,
-    with no image read; a key of None where the headers of a row are damaged."""
+    """Holds rows of samples. `identity` names the content for fingerprints; `read` may be called from any
+    thread. classes: what the numbers in `cls` members mean, where a manifest tells. iter_labels: the key and
+    the `cls` of each of some rows, with no image read; a key of None where the headers of a row are damaged."""
 
     @property
     def path(self) -> Path: ...
@@ -79,7 +79,7 @@ class Shard(Protocol):
 
 
 class _Archive:
-    """An open archive. Closed when nobody holds it any more, so no reader loses it to the limit."""
+    """Holds an open archive. Closed when nobody holds it any more, so no reader loses it to the limit."""
 
     __slots__ = ("file",)
 
@@ -95,7 +95,7 @@ class _Archive:
 
 
 class Opened:
-    """Archives that are open and indexes that are in memory; of each kind the one used longest ago goes first."""
+    """Keeps archives open and indexes in memory; of each kind the one used longest ago goes first."""
 
     def __init__(self) -> None:
         self._most = _most_open()
@@ -106,7 +106,7 @@ class Opened:
         self._lock = threading.Lock()
 
     def get(self, shard: "TarShard") -> tuple[_Archive, np.ndarray]:
-        """A shard's archive and its index, INDEX [rows + 1]."""
+        """Returns a shard's archive and its index, INDEX [rows + 1]."""
         path = shard.name
         with self._lock:
             archive, index = self._archives.get(path), self._indexes.get(path)
@@ -131,11 +131,10 @@ class Opened:
 
 
 def _most_open() -> int:
-    """Half of the descriptors that this process may have, for which it first asks for more: the usual 1024 are meant
-    for programs that call select(2), which fails beyond; nothing here does, nor do torch and gloo, which poll. The hard
-    limit may be a thousand million, so no more is asked for than is of use, as other programs close all that they might
-    have.
-    """
+    """Returns half of the descriptors that this process may have, for which it first asks for more: the usual
+    1024 are meant for programs that call select(2), which fails beyond; nothing here does, nor do torch and
+    gloo, which poll. The hard limit may be a thousand million, so no more is asked for than is of use, as other
+    programs close all that they might have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, 2 * MOST_OPEN)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -146,7 +145,7 @@ def _most_open() -> int:
 
 
 class TarShard:
-    """One tar file. Reads by `pread`, so threads and forked processes share a descriptor without a lock.
+    """Reads one tar file, by `pread`, so threads and forked processes share a descriptor without a lock.
 
     entry: what the manifest says of it; classes: what it names for all; asked: of the names of members. Raises TarError,
     StorageError. There may be 100,000, hence strings and slots.
@@ -205,7 +204,7 @@ class TarShard:
         return self._sidecar or self.name + INDEX_SUFFIX
 
     def _older(self) -> bool:
-        """Whether the sidecar was made by the older rule, so that companions may be rows of it."""
+        """Returns whether the sidecar was made by the older rule, so that companions may be rows of it."""
         if not os.path.exists(self.sidecar):
             return False
         return named_by(read_index(Path(self.sidecar), self.path)) is not WITH_COMPANIONS
@@ -226,14 +225,15 @@ class TarShard:
             self._own["crc"][:-1] = [known[run] for run in runs]
 
     def _endings(self, index: np.ndarray | None) -> Endings:
-        """The rule by which members are named: that of the index, or today's; and what was asked for."""
+        """Returns the rule by which members are named: that of the index, or today's; and what was asked for."""
         if self._rule is None:
             rule = WITH_COMPANIONS if index is None else named_by(index)
             self._rule = rule if self._asked is None else self._asked.over(rule)
         return self._rule
 
     def _agrees(self, entry: Mapping[str, Any]) -> bool:
-        """Sizes of the archive and of its index are those of the manifest: good enough to read the index later."""
+        """Returns whether the sizes of the archive and of its index are those of the manifest: good enough to
+        read the index later."""
         try:
             sidecar = os.stat(self.sidecar).st_size
             return indexes.fits(sidecar, entry["count"]) and os.stat(self.name).st_size == entry["bytes"]
@@ -245,11 +245,11 @@ class TarShard:
 
     @property
     def index(self) -> np.ndarray:
-        """INDEX [rows]."""
+        """Returns INDEX [rows]."""
         return self._opened.get(self)[1][:-1]
 
     def load_index(self) -> np.ndarray:
-        """INDEX [rows + 1], from the sidecar where there was one at the start. Raises StorageError."""
+        """Returns INDEX [rows + 1], from the sidecar where there was one at the start. Raises StorageError."""
         if self._own is not None:
             return self._own
         index = read_index(Path(self.sidecar), self.path)
@@ -261,7 +261,8 @@ class TarShard:
         return index
 
     def read(self, number: int, row: int) -> Sample:
-        """Raises TarError when the bytes are not those the index was made from, StorageError when they cannot be had."""
+        """Reads a row as a sample. Raises TarError when the bytes are not those the index was made from,
+        StorageError when they cannot be had."""
         archive, index = self._opened.get(self)
         file = archive.file  # which stays open as long as `archive` is held
         offset, size, crc = index.item(row)
@@ -269,7 +270,7 @@ class TarShard:
         offset -= mark
         if size > MOST_SAMPLE:
             raise TarError(f"sample of {size} bytes at byte {offset}, more than {MOST_SAMPLE}")
-        # The first member is nearly always the picture: read by itself, its bytes need not be copied out of a longer run.
+        # The first member is nearly always the image: read by itself, its bytes need not be copied out of a longer run.
         head = self._pread(file, offset, HEAD if size > HEAD else size)
         member = plain_member(head, size)
         body = self._pread(file, offset + member.data, member.size) if member else b""
@@ -298,7 +299,7 @@ class TarShard:
         return data
 
     def key(self, row: int) -> str:
-        """The name of a row, from its headers alone. Raises TarError."""
+        """Returns the name of a row, from its headers alone. Raises TarError."""
         index = self._opened.get(self)[1]
         with mapped(self.path) as buffer:
             return _key(buffer, index[row], self._endings(index))
@@ -334,8 +335,8 @@ class TarShard:
 
 
 def _sample(ref: SampleRef, members: Sequence[tuple[str, bytes]], endings: Endings, mark: int, offset: int) -> Sample:
-    """A row from the members of its run, in their order. Of several images one is the row's, and the others are none of
-    its fields. Raises TarError."""
+    """Returns a row made of the members of its run, in their order. Of several images one is the row's, and the
+    others are none of its fields. Raises TarError."""
     if not mark and endings.plain:  # nearly every row there is, 1 us less of 23
         key, fields = "", {}
         for name, data in members:
@@ -360,7 +361,7 @@ def _sample(ref: SampleRef, members: Sequence[tuple[str, bytes]], endings: Endin
 
 
 def _key_of(names: Sequence[str], endings: Endings, mark: int) -> str:
-    """The key of a row from the names in its run. Raises TarError."""
+    """Returns the key of a row from the names in its run. Raises TarError."""
     if not mark & KEEPS_ENDING:
         return endings.split(names[0])[0]
     images = [name for name in names if endings.is_image(endings.split(name)[1])]
@@ -388,8 +389,8 @@ def open_shards(
     image: str | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> list[Shard]:
-    """What a source names, in a fixed order: a folder of tars or of pictures, a tar, a glob, `{000..009}`, a .txt
-    with a path a line, or a list of any of these.
+    """Opens what a source names, in a fixed order: a folder of tars or of images, a tar, a glob, `{000..009}`,
+    a .txt with a path a line, or a list of any of these.
 
     check_crc: compare the bytes of every row that is read with its index; without it a flipped byte of data passes.
     image: the ending of the image, where samples have several. fields: what else belongs to it, by its ending: {"mask":
@@ -459,7 +460,7 @@ def tell(notes: Notes) -> None:
 
 
 def _joined(paths: Iterable[str]) -> Iterator[str | list[str]]:
-    """Pictures that are named one after the other are one shard."""
+    """Joins images that are named one after the other to one shard."""
     pictures: list[str] = []
     for path in paths:
         if is_picture(path) and not os.path.isdir(path):
@@ -479,7 +480,7 @@ def fingerprint(shards: Iterable[Shard]) -> str:
 
 
 def class_names(shards: Sequence[Shard]) -> list[str]:
-    """Names of the folders that directly hold the pictures, sorted: class i is the i-th."""
+    """Returns the names of the folders that directly hold the images, sorted: class i is the i-th."""
     return sorted({folder_of(key) for shard in shards for key in shard.iter_keys()})
 
 
@@ -488,13 +489,13 @@ def folder_of(key: str) -> str:
 
 
 def picture_of(sample: Sample) -> bytes:
-    """The one picture among a sample's members."""
+    """Returns the one image among a sample's members."""
     return next(data for extension, data in sample.fields.items() if extension in PICTURES)
 
 
 def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
-    """Paths of a searched folder with manifests. Tars that these name must be there, or lie elsewhere where they name
-    indexes alone; tars that they do not name (an index may be older) are read."""
+    """Returns the paths of a searched folder with manifests. Tars that these name must be there, or lie
+    elsewhere where they name indexes alone; tars that they do not name (an index may be older) are read."""
     there, folders = set(found.paths), tuple(folder for folder in found.manifests if folder)
     absent = [path for path in named if path not in there]
     elsewhere = [path for path in absent if path.startswith("/") and not path.startswith(folders)]
@@ -518,7 +519,7 @@ def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
 
 
 def _manifest(folder: str, classes: dict[str, tuple[str, ...]]) -> dict[str, Mapping[str, Any] | None]:
-    """Entries by path, or None for one without the checksum of its index; nothing where there is no manifest.
+    """Returns entries by path, or None for one without the checksum of its index; nothing where there is no manifest.
 
     folder: with its slash. A name may be the whole path of a tar that lies elsewhere. classes: receives, by path, the
     names of the classes where the manifest has them.

@@ -1,12 +1,12 @@
-"""What people write for a source -> the paths it names, in a fixed order.
+"""Finds the paths that a source names, as people write it, in a fixed order.
 
-A folder of tars or of pictures, a tar, a picture, a .txt with a path a line, a glob, `{000..009}`, `{a,b}`, or `file:`
+A folder of tars or of images, a tar, an image, a .txt with a path a line, a glob, `{000..009}`, `{a,b}`, or `file:`
 before any of them. Odd names that are
 on disk are names before they are patterns. No other URL is read here, and nothing ever reaches a shell.
 
-A folder is whole or refused: shards that `seer shard` has not finished, and tars with loose pictures beside them, of
+A folder is whole or refused: shards that `seer shard` has not finished, and tars with loose images beside them, of
 which one kind would be left out in silence, are refused; archives of other kinds beside them are told. Paths are strings,
-and of a folder's entries those of tars and archives alone are kept: it may hold millions of loose pictures.
+and of a folder's entries those of tars and archives alone are kept: it may hold millions of loose images.
 """
 
 import glob
@@ -25,13 +25,14 @@ MOST_NAMES = 10_000_000  # that braces may stand for
 
 
 class Found(NamedTuple):
-    paths: list[str]  # of tars, of pictures, of a folder of pictures or a list of them
+    paths: list[str]  # of tars, of images, of a folder of images or a list of them
     manifests: list[str]  # folders (with a slash behind) of a folder that was searched, in which a manifest lies
-    loose: str | None = None  # a picture of such a folder that is in no tar
+    loose: str | None = None  # an image of such a folder that is in no tar
 
 
 def expand(source: str) -> Found:
-    """Raises RequestError for what does not exist and for URLs, StorageError for a folder that cannot be listed."""
+    """Returns what a source names. Raises RequestError for what does not exist and for URLs, StorageError for a
+    folder that cannot be listed."""
     if re.match(r"^[a-z][a-z0-9+.-]*:", source, re.IGNORECASE) and not os.path.exists(source):
         scheme = source.split(":", 1)[0]
         if scheme.lower() == "file":
@@ -57,7 +58,8 @@ def expand(source: str) -> Found:
 
 
 def _search(folder: str) -> Found:
-    """Tars in a folder and those below, by their path's parts; hidden files and links to folders are passed over."""
+    """Finds the tars in a folder and those below, by their path's parts; hidden files and links to folders are
+    passed over."""
     tars: list[str] = []
     manifests: list[str] = []
     unread: list[str] = []
@@ -105,7 +107,8 @@ def is_picture(path: str) -> bool:
 
 
 def _tars_listed(path: str) -> list[str]:
-    """Of a list whose first line is a tar; it may as well name a million pictures, and then it is left as it is."""
+    """Returns the tars of a list whose first line is one; it may as well name a million images, and then it is
+    left as it is."""
     if not is_list(path) or not os.path.isfile(path):
         return []
     try:

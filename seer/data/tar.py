@@ -1,4 +1,4 @@
-"""A strict reader of tar archives: every byte is accounted for, or the archive is refused with the place and the reason.
+"""Reads tar archives strictly: every byte is accounted for, or the archive is refused with the place and the reason.
 
 Python's `tarfile` takes a bad header after the first for the end of the archive, so a flipped byte silently loses the
 rest of a shard (`facts/reliability.md` 0.1). Here a wrong checksum, a member that runs past the end, a missing end mark
@@ -23,14 +23,14 @@ _FIELDS = struct.Struct(
 
 
 class TarError(ValueError):
-    """The archive is damaged or holds what a shard may not hold: exit 65 where it ends a run."""
+    """Says that the archive is damaged or holds what a shard may not hold: exit 65 where it ends a run."""
 
     exit_status = 65
     kind = "archive"  # of records.KINDS: what it is counted by where it costs one row
 
 
 class ChecksumError(TarError):
-    """The bytes of a row are not those that its index was made from."""
+    """Says that the bytes of a row are not those that its index was made from."""
 
     kind = "checksum"
 
@@ -44,7 +44,7 @@ class Member(NamedTuple):
 
 
 def walk(buffer: memoryview, *, whole: bool = True, base: int = 0) -> Iterator[Member]:
-    """The members of an archive, or with whole=False of a run of blocks cut out of one (which has no end mark).
+    """Yields the members of an archive, or with whole=False of a run of blocks cut out of one (which has no end mark).
 
     base: what is added to places in messages, where the buffer begins later than what they are counted from.
     Raises TarError naming the byte. Reads headers only: a walk costs about 3 microseconds a member.
@@ -84,8 +84,9 @@ def walk(buffer: memoryview, *, whole: bool = True, base: int = 0) -> Iterator[M
 
 
 def plain_member(head: bytes, size: int) -> Member | None:
-    """The first member of a run of `size` bytes from its first HEAD bytes alone; None where its headers are more than the
-    extended one of a block that webdataset writes, or anything is unusual or wrong with it: `walk` knows."""
+    """Returns the first member of a run of `size` bytes from its first HEAD bytes alone; None where its headers
+    are more than the extended one of a block that webdataset writes, or anything is unusual or wrong with it:
+    `walk` knows."""
     at, name = 0, None
     try:
         kind, length, own = _sound(head, 0)
@@ -100,7 +101,8 @@ def plain_member(head: bytes, size: int) -> Member | None:
 
 
 def _sound(head: bytes, at: int) -> tuple[bytes, int, str]:
-    """Kind, bytes of data and name by the header at `at`. Raises ValueError, or struct.error of one that is cut off."""
+    """Returns kind, bytes of data and name by the header at `at`. Raises ValueError, or struct.error of one
+    that is cut off."""
     name, length, stated, kind, prefix = _FIELDS.unpack_from(head, at)
     header = head[at : at + BLOCK]
     if int(stated.strip(b"\0 "), 8) != _sum(header) - sum(stated) + 8 * 32:
@@ -123,7 +125,8 @@ def _check_end(buffer: memoryview, at: int, whole: bool, base: int) -> None:
 
 
 def _sum(header: bytes) -> int:
-    """Of its 512 bytes. Adler-32 has that of up to 256 bytes in its lower half, plus one, and is six times as fast as `sum`."""
+    """Returns the sum of a header's 512 bytes. Adler-32 has that of up to 256 bytes in its lower half, plus
+    one, and is six times as fast as `sum`."""
     return (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
 
 

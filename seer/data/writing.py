@@ -1,4 +1,4 @@
-"""Writing shards: tars of equal count, an index beside each, one manifest with hashes.
+"""Writes shards: tars of equal count, an index beside each, one manifest with hashes.
 
 The archives are webdataset's, byte for byte the same each time. A shard gets its name only when it is whole and has been
 read back; the manifest comes last, so a folder without one is unfinished.
@@ -28,7 +28,7 @@ def write_shards(
     card: dict | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict:
-    """Write samples as tars of equal count (they differ by one at most), an index beside each, one manifest.
+    """Writes samples as tars of equal count (they differ by one at most), an index beside each, one manifest.
 
     samples: (key, {extension: bytes}), exactly `total` of them. card: what else the manifest should say.
     Returns the manifest. Raises StorageError when the samples end too early.
@@ -49,7 +49,7 @@ def shard_count(total: int, per_shard: int) -> int:
 
 
 def shard_rows(number: int, count: int, total: int) -> tuple[int, int]:
-    """First row of a shard and the one behind its last."""
+    """Returns the first row of a shard and the one behind its last."""
     return total * number // count, total * (number + 1) // count
 
 
@@ -58,7 +58,8 @@ def shard_path(output: Path, number: int, count: int) -> Path:
 
 
 def write_shard(path: Path, samples: Iterable[Member]) -> dict[str, Any]:
-    """One tar and its index. Returns its entry of the manifest. Raises StorageError when it does not read back whole."""
+    """Writes one tar and its index. Returns its entry of the manifest. Raises StorageError when it does not
+    read back whole."""
     import webdataset  # 0.6 s to import, needed by this function alone
 
     temporary = path.with_name(f".{path.name}.writing")  # a piece that was killed is written again under the same name
@@ -85,7 +86,7 @@ def write_shard(path: Path, samples: Iterable[Member]) -> dict[str, Any]:
 
 
 def write_manifest(output: Path, entries: list[dict[str, Any]], card: dict | None = None) -> dict[str, Any]:
-    """All or nothing. Returns it. Raises StorageError."""
+    """Writes all or nothing, and returns it. Raises StorageError."""
     manifest = {"format": 1, "samples": sum(e["count"] for e in entries), "shards": entries, **(card or {})}
     temporary = output / f".{MANIFEST}.writing"
     try:

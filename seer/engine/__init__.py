@@ -1,1 +1,1 @@
-"""The loop and what stands around it."""
+"""Holds the training loop and what stands around it."""

@@ -37,8 +37,9 @@ ALARMS = (
 
 
 class FlightRecorder:
-    """A metric sink. alarms: the task's own. knn_start: kNN accuracy where the run began, when it goes on; else the first
-    that comes. `raised` names the alarms raised so far, each at most once a run."""
+    """Warns of what goes wrong, as a metric sink. alarms: the task's own. knn_start: kNN accuracy where the run
+    began, when it goes on; else the first that comes. `raised` names the alarms raised so far, each at most
+    once a run."""
 
     def __init__(self, alarms: Sequence[Alarm] = (), knn_start: float | None = None):
         self.raised: list[str] = []
@@ -62,4 +63,4 @@ class FlightRecorder:
                 log.warning(f"step {step}: {alarm.words.format_map(values)}")
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: nothing is held open."""

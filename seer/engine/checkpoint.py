@@ -60,8 +60,8 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 
 class CheckpointFiles:
-    """The checkpoints in a folder, one at a time. All ranks call `write`, `verified`, `read` and `on_first` together, and
-    the outcome is the same on all.
+    """Writes and reads the checkpoints in a folder, one at a time. All ranks call `write`, `verified`, `read`
+    and `on_first` together, and the outcome is the same on all.
 
     keep: which stay when a newer one is whole. statistics: how many groups of ranks share batch statistics, each with a set
     of its own. broken: steps that were found damaged, which push out no whole one.
@@ -84,8 +84,8 @@ class CheckpointFiles:
     # writing
 
     def share(self, state: Mapping[str, Any], *, copied: bool) -> tuple[dict[str, torch.Tensor], Any]:
-        """What this rank brings to a checkpoint of a state of tensors and plain values: the tensors that it writes, and all
-        plain values with names in the tensors' places.
+        """Returns what this rank brings to a checkpoint of a state: the tensors that it writes, and all plain
+        values with names in the tensors' places.
 
         copied: onto the host, into memory of their own. Raises TypeError for a value of another kind.
         """
@@ -101,7 +101,8 @@ class CheckpointFiles:
         facts: Mapping[str, Any],
         group: Group | None,
     ) -> None:
-        """tensors, plain: what `share` gave. facts: of the run, for the manifest. group: of all ranks, None of one process.
+        """Writes one checkpoint. tensors, plain: what `share` gave. facts: of the run, for the manifest. group:
+        of all ranks, None of one process.
 
         Raises StorageError, on all ranks, when it cannot be written; older checkpoints are untouched then.
         """
@@ -124,7 +125,7 @@ class CheckpointFiles:
             ) from error
 
     def _described(self, folder: Path, group: Group | None) -> dict[str, Any]:
-        """Sizes and hashes, read back from the disk, each rank its share of the files, all of which are there."""
+        """Returns sizes and hashes of all files, read back from the disk, each rank its share."""
 
         def mine() -> dict[str, Any]:
             paths = sorted(folder.iterdir())[self.world.rank :: self.world.size]
@@ -136,7 +137,7 @@ class CheckpointFiles:
         return dict(sorted(found.items()))
 
     def _publish(self, temporary: Path, final: Path, facts: dict[str, Any]) -> None:
-        """The first rank's part: from here on it is a checkpoint, and older ones may go."""
+        """Makes a checkpoint of the folder, on the first rank: from here on it counts, and older ones may go."""
         kept = self.keep.for_ever(self.folder, facts["step"], time.time())
         write_json(temporary / MANIFEST, sealed({**facts, "saved_at": time.time(), "kept": kept}))
         flush_folder(temporary)
@@ -151,8 +152,8 @@ class CheckpointFiles:
             shutil.rmtree(path, ignore_errors=True)
 
     def _of_this_rank(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What this rank brings: its shards, its share of what every rank holds whole, and the running statistics only as
-        the first of its group. The rest need not be copied."""
+        """Returns the tensors that this rank writes: its shards, its part of what every rank holds whole, and
+        the running statistics only if it is the first of its group. The rest need not be copied."""
         own, found = self._group_of_statistics(), {}
         leads = self.world.rank % (self.world.size // self.statistics) == 0
         owners = self._shared_out(
@@ -167,8 +168,8 @@ class CheckpointFiles:
         return found
 
     def _shared_out(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """Which rank writes a tensor that all hold alike: the largest first, to the rank that has least by then. The same
-        on all ranks, from names and sizes alone."""
+        """Returns the rank that writes each tensor which all hold alike: the largest first, to the rank with
+        the least so far. The same on all ranks, from names and sizes alone."""
         load, owners = [0] * self.world.size, {}
         for name in sorted(tensors, key=lambda n: (-tensors[n].nbytes, n)):
             owners[name] = load.index(min(load))
@@ -179,13 +180,15 @@ class CheckpointFiles:
         return self.world.rank * self.statistics // self.world.size
 
     def on_first(self, action: Callable[[], Any], group: Group | None) -> Any:
-        """Do it on the first rank while the others wait, and give all its answer. Raises OSError on all when it fails."""
+        """Runs an action on the first rank while the others wait, and gives all its answer. Raises OSError on
+        all when it fails."""
         return _heard(share_text(_told(action) if self.world.rank == 0 else "", group))
 
     # reading
 
     def verified(self, step: int) -> dict[str, Any]:
-        """The manifest, once all files are found to be what it says. Raises StorageError, on every rank the same."""
+        """Returns the manifest, once all files are found to be what it says. Raises StorageError, on every rank
+        the same."""
 
         path = self.path(step)
         manifest: dict[str, Any] = {}
@@ -204,7 +207,7 @@ class CheckpointFiles:
         return manifest
 
     def read(self, manifest: Mapping[str, Any], like: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """The state that was saved. manifest: what `verified` gave. like: see `Checkpoints.load_newest`.
+        """Returns the state that was saved. manifest: what `verified` gave. like: see `Checkpoints.load_newest`.
 
         Raises StorageError, on every rank, for what cannot be read or does not fit.
         """
@@ -274,7 +277,7 @@ class _LooksOnce(HuggingFaceStorageReader):
 
 
 def _damage(path: Path, manifest: Mapping[str, Any], rank: int = 0, ranks: int = 1) -> str:
-    """What is wrong with this rank's share of the files; "" when they are what the manifest says."""
+    """Returns what is wrong with this rank's share of the files; "" when they are what the manifest says."""
     if STATE not in manifest["files"]:
         return f"{MANIFEST} names no {STATE}"
     for name in sorted(manifest["files"])[rank::ranks]:
@@ -290,21 +293,22 @@ def _damage(path: Path, manifest: Mapping[str, Any], rank: int = 0, ranks: int =
 def _targets(
     wanted: Iterable[str], sets: range, reader: HuggingFaceStorageReader, like: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """What these tensors of a state are read to, by their names in the files, where each group's statistics stand."""
+    """Returns empty tensors into which those of a state are read, by their names in the files, of every group's
+    statistics too."""
     saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
     keys = [key for name in wanted for key in ([_set(s, name) for s in sets] if _is_statistic(name) else [name])]
     return {key: _target(saved[key].size, saved[key].properties.dtype, like, key) for key in keys}
 
 
 def _mean(tensors: Mapping[str, torch.Tensor], name: str, sets: range) -> torch.Tensor:
-    """A running statistic of all groups as one: of a single group that itself, bit by bit."""
+    """Returns one running statistic for all groups: their mean, or that of a single group, bit by bit."""
     each = [tensors[_set(s, name)] for s in sets]
     return each[0] if len(each) == 1 else mean_of_sets(torch.stack(each))
 
 
 def let_go(error: BaseException) -> None:
-    """Of the frames that an error and what caused it went through: they hold a copy of the state, up to the next save, and
-    torch's own hold the error in turn."""
+    """Drops the tracebacks of an error and of its causes, whose frames keep a copy of the state alive up to the
+    next save. Those that torch's CheckpointException holds, one a rank, are causes too."""
     todo: list[BaseException | None] = [error]
     seen: set[int] = set()
     while todo:
@@ -326,7 +330,7 @@ def _free(folder: Path) -> str:
 
 
 def _made(final: Path) -> str:
-    """The name of a folder, new and empty, to write in."""
+    """Makes a new, empty folder to write in and returns its name."""
     temporary = final.with_name(f"{final.name}.{secrets.token_hex(4)}.writing")
     temporary.mkdir()
     return temporary.name
@@ -341,7 +345,8 @@ def _set(index: int, name: str) -> str:
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """On the host, in memory of their own: what the next step overwrites must not be what is being written.
+    """Returns copies on the host, in memory of their own: what the next step overwrites must not be what is
+    being written.
 
     These copies have ended when this returns, so another stream may read them.
     """
@@ -355,7 +360,8 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _target(size: torch.Size, dtype: torch.dtype, like: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    """Where a saved tensor is read to. Raises StorageError for a sharded one of another shape or dtype."""
+    """Returns an empty tensor for a saved one: a shard where `like` has one, else whole and on the CPU. Raises
+    StorageError for a sharded one of another shape or dtype."""
     shard = like.get(name)
     if shard is None:
         owner = like.get(name.rpartition("/")[0])
@@ -367,7 +373,7 @@ def _target(size: torch.Size, dtype: torch.dtype, like: Mapping[str, torch.Tenso
 
 
 def _told(action: Callable[[], Any]) -> str:
-    """The outcome of an action as text that can travel."""
+    """Returns the outcome of an action as text that can travel."""
     try:
         return json.dumps({"value": action()})
     except OSError as error:
@@ -375,7 +381,7 @@ def _told(action: Callable[[], Any]) -> str:
 
 
 def _heard(text: str) -> Any:
-    """The value of an outcome. Raises OSError when it failed."""
+    """Returns the value of an outcome. Raises OSError when the action failed."""
     outcome = json.loads(text)
     if "error" in outcome:
         raise OSError(outcome["error"])
@@ -383,7 +389,7 @@ def _heard(text: str) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """One line: what failed, and on which rank."""
+    """Returns one line that says what failed, and on which rank."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {_cause(cause)}"

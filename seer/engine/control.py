@@ -1,4 +1,4 @@
-"""What comes after a step: log, evaluate, save or stop, decided in one place and agreed between the ranks once."""
+"""Decides what comes after a step: log, evaluate, save or stop, in one place, agreed between the ranks once."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +23,9 @@ SAVE, GIVE_UP, STOP = 1, 2, 3  # what a rank may ask for at the end of a step; t
 
 @dataclass(frozen=True)
 class Every:
-    """How often, in steps; 0 = only where it must be (evaluation and checkpoint: at the end; compare, of the weights that
-    ranks hold in common: before a checkpoint). minutes: a checkpoint also so long after the last one, on any rank's clock;
-    0 = not."""
+    """Holds the intervals of a run, in steps; 0 = only where it must be (evaluation and checkpoint: at the end;
+    compare, of the weights that ranks hold in common: before a checkpoint). minutes: a checkpoint also so long
+    after the last one, on any rank's clock; 0 = not."""
 
     log: int
     evaluate: int
@@ -36,7 +36,7 @@ class Every:
 
 @dataclass
 class Control:
-    """save(step) begins to save the state of a run at a step; checkpoints tells how that went."""
+    """Decides what follows a step. save(step) begins to save the state of a run; checkpoints tells how that went."""
 
     task: Task
     every: Every
@@ -51,7 +51,8 @@ class Control:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """A context in which a request to stop waits for the end of a step; at its end the last save is waited for."""
+        """Makes a request to stop wait for the end of a step, inside this context; at its end the last save is
+        waited for."""
         with self.stop.held(), closing(self.checkpoints):
             yield
 

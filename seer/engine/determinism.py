@@ -1,4 +1,4 @@
-"""The same numbers every time, also on a GPU: what that needs, and what it costs here.
+"""Makes runs repeat to the last bit, also on a GPU, and measures what that costs.
 
 On a CPU all that a run uses is deterministic by itself. On a GPU some kernels add up in the order in which threads arrive, and
 cuDNN picks algorithms by trying them; then a run that was interrupted ends a little elsewhere than one that was not. With
@@ -16,7 +16,8 @@ from seer.engine.precision import Precision
 
 
 def use_deterministic(wanted: bool, device: torch.device) -> None:
-    """Before the first kernel of the process runs. Without it cuDNN tries algorithms for each shape and keeps the quickest."""
+    """Switches deterministic algorithms on or off; call it before the first kernel of the process runs. Without
+    it cuDNN tries algorithms for each shape and keeps the quickest."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass over every result, and helps nobody here

@@ -1,4 +1,4 @@
-"""One job at a time in a run folder: two would write the same metrics and delete each other's checkpoints.
+"""Keeps a run folder to one job at a time: two would write the same metrics and delete each other's checkpoints.
 
 RUN/.lock names the job that holds it. On one host the kernel keeps the lock (flock), so it is free the moment the job has
 ended, however it ended. A job on another host, over a shared file system that may not carry flock, is known by the age of
@@ -27,7 +27,8 @@ NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class RunLock:
-    """A context. folder: that of the run, which exists. Raises RequestError, naming the other job, when it is held."""
+    """Holds the lock of a run folder, as a context. folder: that of the run, which exists. Raises RequestError,
+    naming the other job, when it is held."""
 
     def __init__(self, folder: Path):
         self.path = folder / NAME
@@ -58,7 +59,7 @@ class RunLock:
         self._file.close()
 
     def _locked(self) -> bool:
-        """Whether the kernel keeps others of this host out; False where the file system has no locks."""
+        """Returns whether the kernel keeps others of this host out; False where the file system has no locks."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -98,5 +99,5 @@ class RunLock:
 
 
 def _alive(pid: int) -> bool:
-    """Whether another process of this host has this number."""
+    """Returns whether another process of this host has this number."""
     return pid != os.getpid() and Path(f"/proc/{pid}").exists()

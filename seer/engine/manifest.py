@@ -1,4 +1,4 @@
-"""What a checkpoint folder says of itself, and the few system calls that make it last.
+"""Writes and reads what a checkpoint folder says of itself, with the few system calls that make it last.
 
 `manifest.json` is written last: a folder without it is half made. It holds the format, the step, the number of ranks,
 facts of the run, and the size and SHA-256 of every other file.
@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Flushed to the disk when this returns."""
+    """Writes JSON that is flushed to the disk when this returns."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(value, file)
         file.flush()
@@ -25,7 +25,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises StorageError when it is missing or no JSON."""
+    """Returns the value of a JSON file. Raises StorageError when it is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with a hash of itself: a flipped bit in it is found, too."""
+    """Returns the manifest with a hash of itself, so that a flipped bit in it is found, too."""
     return {**manifest, "sha256": _digest(manifest)}
 
 
@@ -43,7 +43,8 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """path: the folder. Raises StorageError when it is missing, damaged, or of a format this version does not know."""
+    """Returns the manifest of a checkpoint. path: the folder. Raises StorageError when it is missing, damaged,
+    or of a format this version does not know."""
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StorageError(f"{MANIFEST} is not of format {FORMAT}, which this version reads")
@@ -58,14 +59,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """{"bytes": size, "sha256": digest} of a file."""
+    """Returns {"bytes": size, "sha256": digest} of a file."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
 
 
 def flush_folder(folder: Path) -> None:
-    """Names made, renamed or removed in it are on the disk when this returns."""
+    """Flushes a folder: names made, renamed or removed in it are on the disk when this returns."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -74,7 +75,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def point(link: Path, target: str) -> None:
-    """Make a symbolic link, or move one, in one stroke."""
+    """Makes a symbolic link, or moves one, in one stroke."""
     temporary = link.with_name(f".{link.name}.writing")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)

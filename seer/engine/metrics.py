@@ -1,4 +1,4 @@
-"""Numbers by step: kept on the device until it is time to look, then written to every sink in one go."""
+"""Keeps numbers by step on the device until it is time to look, then writes them to every sink in one go."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from seer.core.protocols import MetricSink
 
 
 class Metrics:
-    """sinks receive one row for each step passed to `add`, when `flush` is called."""
+    """Collects numbers: sinks receive one row for each step passed to `add`, when `flush` is called."""
 
     def __init__(self, sinks: Sequence[MetricSink]):
         self.sinks = list(sinks)
@@ -28,7 +28,8 @@ class Metrics:
         self._rows.append((step, dict(values)))
 
     def flush(self) -> None:
-        """One transfer from the device for all rows; then the sinks. A sink may raise StopTraining."""
+        """Fetches all rows from the device in one transfer, then hands them to the sinks. A sink may raise
+        StopTraining."""
         rows, self._rows = self._rows, []
         tensors = [v.detach().float().reshape(()) for _, row in rows for v in row.values() if torch.is_tensor(v)]
         numbers = iter(torch.stack(tensors).tolist() if tensors else [])
@@ -45,7 +46,7 @@ class Metrics:
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object a line. A resumed run first drops what was written behind its checkpoint."""
+    """Writes `metrics.jsonl`, one object a line. A resumed run first drops what was written behind its checkpoint."""
 
     def __init__(self, path: Path, first_step: int = 0):
         kept = [row for row in read_rows(path) if row["step"] < first_step] if first_step and path.exists() else []
@@ -63,7 +64,7 @@ class JsonLines:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """Returns the rows of a `metrics.jsonl`; a last line cut short by a kill is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
@@ -72,8 +73,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """Event files beside the run. A resumed run purges what lies behind its first step. Once storage has refused them, told,
-    there are no more: `metrics.jsonl` has the same numbers."""
+    """Writes event files beside the run. A resumed run purges what lies behind its first step. Once storage has
+    refused them, told, there are no more: `metrics.jsonl` has the same numbers."""
 
     def __init__(self, folder: Path, first_step: int = 0):
         from torch.utils.tensorboard import SummaryWriter  # 1 s to import, for those who want it
@@ -102,8 +103,9 @@ class TensorBoard:
 
 
 class ProgressBar:
-    """For people, on standard error: done, images/s, data wait, loss, time left. chance_loss: what a model that predicts nothing
-    scores, told beside the loss where it is known (ln K for SwAV).
+    """Shows people, on standard error, how the run goes: done, images/s, data wait, loss, time left.
+    chance_loss: what a model that predicts nothing scores, told beside the loss where it is known (ln K for
+    SwAV).
 
     A terminal gets a moving bar; a log file a line now and then, at most one every `quiet_s` seconds.
     """

@@ -1,4 +1,5 @@
-"""All that watches a step: timer, heartbeat, NaN guard, stragglers, skipped images, and the numbers that are logged.
+"""Holds all that watches a step: timer, heartbeat, NaN guard, stragglers, skipped images, and the numbers that
+are logged.
 
 Surprising: numbers stay on the device until `log`, which waits for it. What is not training (an evaluation, a save) runs
 inside `phase`, so that no figure of a step counts its time, and nothing broken is judged or saved.
@@ -28,7 +29,8 @@ Skips = Callable[[int, Sequence[Skipped]], tuple[int, Mapping[str, int]]]
 
 @dataclass
 class Monitor:
-    """batch: images of a step over all ranks. images: in the data, for epochs. plateau: told each logged loss."""
+    """Watches the steps of a run. batch: images of a step over all ranks. images: in the data, for epochs.
+    plateau: told each logged loss."""
 
     world: World
     metrics: Metrics
@@ -102,7 +104,7 @@ class Monitor:
 
     @contextmanager
     def phase(self, step: int, name: str) -> Iterator[None]:
-        """A context for what is not training: named to the other ranks, left out of the figures of steps."""
+        """Names to the other ranks what is not training, as a context, and leaves it out of the figures of steps."""
         self.world.note(step, name)
         self.guard.settle()
         self.timer.mark()

@@ -1,10 +1,10 @@
-"""When a number is not finite: what the step saw is saved, and the run stops.
+"""Saves what a step saw when one of its numbers is not finite, and stops the run.
 
 Surprising here: the flag of a step is read while the next step is already on its way, so that no step waits for the
 device; `precision` keeps the weights as they were meanwhile. Before a checkpoint the flag is read at once: a broken step's
 batch-norm statistics must never be saved.
 
-A capture is a folder RUN/capture-00001234 with `capture.json` (step, pictures, loss, gradient norm, config), `weights.pt` (the
+A capture is a folder RUN/capture-00001234 with `capture.json` (step, images, loss, gradient norm, config), `weights.pt` (the
 task's state) and a file for each rank, `rank-00000.pt`: tensors and plain values, to be read with
 `weights_only=True`. `seer pretrain replay=…` repeats the step from it.
 """
@@ -37,8 +37,9 @@ class _Seen:
 
 
 class Guard:
-    """folder: the run's. pictures(step) -> plain values that name this rank's pictures of a step. explain(evidence) ->
-    what is made of a task's evidence, now that it is worth the work. weights() -> the task's state. config: plain values."""
+    """Saves the capture of a step that is not finite, and raises. folder: the run's. pictures(step) -> plain
+    values that name this rank's images of a step. explain(evidence) -> what is made of a task's evidence, now
+    that it is worth the work. weights() -> the task's state. config: plain values."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Guard:
         evidence: Mapping[str, torch.Tensor],
         history: torch.Tensor | None = None,
     ) -> None:
-        """Start to fetch this step's flag ([] float32, the same on every rank), and judge the step before it.
+        """Starts to fetch this step's flag ([] float32, the same on every rank), and judges the step before it.
 
         numbers: {name: []}, evidence: {name: tensor} of this rank, held until the next step; history: of `Precision`, in
         fp16. Raises NumericsError.
@@ -78,7 +79,7 @@ class Guard:
         self._judge(before)
 
     def settle(self) -> None:
-        """Judge the last step now. Raises NumericsError."""
+        """Judges the last step now. Raises NumericsError."""
         last, self._seen = self._seen, None
         self._judge(last)
 
@@ -115,7 +116,7 @@ class Guard:
 
 
 def _scales(history: torch.Tensor | None) -> str:
-    """The loss scales of the last steps in words, equal neighbours once."""
+    """Returns the loss scales of the last steps in words, equal neighbours once."""
     scales = [] if history is None else [scale for scale in history[:, 0].tolist() if scale]
     runs = [(scale, len(list(steps))) for scale, steps in groupby(scales)]
     if not runs:

@@ -1,4 +1,4 @@
-"""16-bit arithmetic, loss scaling, clipping and non-finite numbers: what stands between a loss and an optimizer step.
+"""Takes a loss to an optimizer step: 16-bit arithmetic, loss scaling, clipping and non-finite numbers.
 
 Surprising here: a step whose loss or gradient is not finite must change nothing, and the host must not wait for the
 device to tell. So the update is masked where it is computed: optimizers that can (ours, and torch's with fused=true; they
@@ -69,7 +69,8 @@ def _quicker_in_bf16() -> bool:
 
 
 class Precision:
-    """dtype: fp32, bf16, fp16 (with loss scaling), or auto (`quickest`). clip: largest gradient norm over all parameters, or None.
+    """Steps an optimizer in a precision. dtype: fp32, bf16, fp16 (with loss scaling), or auto (`quickest`).
+    clip: largest gradient norm over all parameters, or None.
 
     Parameters stay float32. `history`: in fp16 [MOST_SKIPPED + 1, 2] float32, loss scale and gradient norm of the last steps,
     oldest first, zeros before there were so many; else None. Raises RequestError for another dtype, or a clip that is not above 0.
@@ -110,7 +111,8 @@ class Precision:
         self.scaler.scale(loss).backward()
 
     def step(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, group: Group | None = None) -> torch.Tensor:
-        """Unscale, clip, step unless a number is not finite, zero. Gradients are those of all ranks; loss [] of this one.
+        """Unscales, clips, steps unless a number is not finite, and zeroes gradients. These are those of all
+        ranks; loss [] of this one.
 
         Returns the gradient norm before clipping, [] float32, on the device. One all-reduce of [] in a group.
         """
@@ -137,7 +139,7 @@ class Precision:
         return norm
 
     def _update(self, optimizer: torch.optim.Optimizer, masked: torch.Tensor) -> None:
-        """masked: [] float32, 0 to step, 1 to leave everything as it is."""
+        """Steps the optimizer unless masked. masked: [] float32, 0 to step, 1 to leave everything as it is."""
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.found_inf = masked  # type: ignore[attr-defined]
             optimizer.step()
@@ -146,7 +148,7 @@ class Precision:
             optimizer.step()
 
     def _count(self, overflow: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-        """Keep the books of loss scaling; [] bool: were too many steps skipped in a row?"""
+        """Keeps the books of loss scaling; returns [] bool, whether too many steps were skipped in a row."""
         scale = self.scaler._scale  # a tensor on the device; get_scale() would wait for it
         assert scale is not None and self.history is not None
         self.history = torch.cat([self.history[1:], torch.stack([scale.reshape(()), norm.float()])[None]])
@@ -154,14 +156,15 @@ class Precision:
         return self._skipped[1] > MOST_SKIPPED
 
     def numbers(self) -> dict[str, torch.Tensor]:
-        """In fp16, of the last step: loss_scale it was taken with, skipped_steps so far, skipped_in_a_row; all [] float32."""
+        """Returns, in fp16, of the last step: loss_scale it was taken with, skipped_steps so far,
+        skipped_in_a_row; all [] float32."""
         if self.history is None:
             return {}
         told = (self.history[-1, 0], *self._skipped.unbind())
         return dict(zip(("loss_scale", "skipped_steps", "skipped_in_a_row"), told, strict=True))
 
     def start_at(self, scale: float) -> None:
-        """Use this loss scale for the next step (`numerics.replay`)."""
+        """Uses this loss scale for the next step (`engine.replay`)."""
         self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale})
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,7 +173,7 @@ class Precision:
         return {**self.scaler.state_dict(), "skipped": self._skipped, "history": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Also one of a run that kept no books of what it skipped."""
+        """Loads a state, also one of a run that kept no books of what it skipped."""
         books = {name: state[name].to(self.device) for name in ("skipped", "history") if name in state}
         self.scaler.load_state_dict({name: value for name, value in state.items() if name not in books})
         if self.history is not None and books:
@@ -178,7 +181,7 @@ class Precision:
 
 
 def _apex_here() -> str:
-    """What an import says of apex and its amp."""
+    """Returns what an import says of apex and its amp."""
     for name, found in (("apex", "no apex can be imported here"), ("apex.amp", "the apex that is here has no amp")):
         try:
             importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Repeat the step of a capture, and say where its first number that is not finite arises.
+"""Repeats the step of a capture, and says where its first number that is not finite arises.
 
 A step with such a number changes nothing (`precision`), so the weights that the capture holds are those of the step: forward
 and backward give the same bits, on the same kind of machine, with the same number of ranks. The optimizer does not step.
@@ -18,7 +18,8 @@ from seer.engine.precision import Precision
 def replay(
     task: Task, batch: Batch, precision: Precision, *, step: int, weights: Mapping[str, Tensor], scale: float | None
 ) -> dict[str, Any]:
-    """weights: a state of the task. scale: the loss scale of the step, for fp16.
+    """Runs the forward and backward pass of a step again. weights: a state of the task. scale: the loss scale
+    of the step, for fp16.
 
     Returns loss and grad_norm, and first_activation and first_gradient: the names of the modules whose output, and the
     gradient of whose output, is the first that is not finite, in the order of computing; null where all are.
@@ -51,7 +52,7 @@ def replay(
 
 
 def _looking(name: str, forward: list[str], backward: list[str]) -> Any:
-    """A forward hook that notes the module when its output, or the gradient of that, is not finite."""
+    """Returns a forward hook that notes the module when its output, or the gradient of that, is not finite."""
 
     plain = name.removeprefix("module.")  # what a wrapper for several ranks puts in front
 

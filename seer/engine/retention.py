@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest few, and for ever one every so many steps and one every so many hours.
+"""Decides which checkpoints stay: the newest few, and for ever one every so many steps and one every so many hours.
 
 Order is that of the steps in the folders' names, never of times, which jump.
 """
@@ -17,9 +17,9 @@ NAME = re.compile(r"step-(\d{8,})$")
 
 @dataclass(frozen=True)
 class Keep:
-    """newest: how many stay in any case; with 1 there is none to fall back to when that one is damaged. steps, hours: those
-    at multiples of so many steps, and the first after so many hours since the last that stayed for ever, are never
-    deleted; 0 = none."""
+    """Says which checkpoints stay. newest: how many stay in any case; with 1 there is none to fall back to when
+    that one is damaged. steps, hours: those at multiples of so many steps, and the first after so many hours
+    since the last that stayed for ever, are never deleted; 0 = none."""
 
     newest: int = 2
     steps: int = 0
@@ -32,7 +32,7 @@ class Keep:
             raise RequestError(f"every.keep_steps={self.steps}, every.keep_hours={self.hours}: not below 0")
 
     def for_ever(self, folder: Path, step: int, now: float) -> bool:
-        """Whether the checkpoint of this step, saved now (seconds since 1970), is one that stays."""
+        """Returns whether the checkpoint of this step, saved now (seconds since 1970), is one that stays."""
         if self.steps and step % self.steps == 0:
             return True
         if not self.hours:
@@ -42,13 +42,13 @@ class Keep:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, whole or not, in order."""
+    """Returns the steps of the checkpoints in a folder, whole or not, in order."""
     found = [NAME.match(path.name) for path in folder.glob("step-*")]
     return sorted(int(match[1]) for match in found if match)
 
 
 def passed(folder: Path, step: int, newest: int, broken: Collection[int] = ()) -> list[Path]:
-    """Checkpoints that may go now that the one of `step` is whole. broken: steps that were found damaged.
+    """Returns the checkpoints that may go now that the one of `step` is whole. broken: steps that were found damaged.
 
     Steps ahead of it were passed over when the run went on: they must not push out the whole ones, and they stay.
     """
@@ -59,8 +59,8 @@ def passed(folder: Path, step: int, newest: int, broken: Collection[int] = ()) -
 
 
 def _may_go(path: Path) -> bool:
-    """What says that it stays for ever does, and so does what cannot be read now: it may say so another time. Without a
-    manifest it is what a kill has left of one that was being deleted."""
+    """Returns whether this checkpoint may be deleted: one that is readable and not permanent, or a folder
+    without manifest, half deleted by a kill. What cannot be read now stays: it may say so another time."""
     try:
         return not read_manifest(path)["kept"]
     except StorageError:

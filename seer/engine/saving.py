@@ -1,4 +1,4 @@
-"""When a run saves its checkpoints, what it does when that fails, and which one it goes on from.
+"""Saves the checkpoints of a run: says what happens when that fails, and which one the run goes on from.
 
 Surprising here:
 
@@ -35,8 +35,9 @@ Beside = Callable[[int, bool], Callable[[], None] | None]
 
 
 class Checkpoints:
-    """folder: made when missing. keep: which stay. statistics: how many groups of ranks share batch statistics, each
-    with a set of its own. background: write while training goes on. beside: see above."""
+    """Saves and loads the checkpoints of a run. folder: made when missing. keep: which stay. statistics: how
+    many groups of ranks share batch statistics, each with a set of its own. background: write while training
+    goes on. beside: see above."""
 
     def __init__(
         self,
@@ -58,8 +59,8 @@ class Checkpoints:
         self._useless = False  # the group over which the threads of the ranks talk: after a time-out
 
     def check_room(self, size: int) -> None:
-        """size: bytes of one checkpoint, over all ranks. Raises StorageError when the disk cannot hold those that stay and
-        one more; so a run that would fail after hours fails at once."""
+        """Raises StorageError when the disk cannot hold the checkpoints that stay and one more; so a run that
+        would fail after hours fails at once. size: bytes of one checkpoint, over all ranks."""
 
         def problem() -> str:
             free = shutil.disk_usage(self.folder).free
@@ -75,7 +76,8 @@ class Checkpoints:
             raise StorageError(told)
 
     def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
-        """state: {"task": {...}, "optimizer": ..., ...} of tensors and plain values. facts: plain values for people too.
+        """Saves a checkpoint, or begins to. state: {"task": {...}, "optimizer": ..., ...} of tensors and plain
+        values. facts: plain values for people too.
 
         Returns the folder, which is there once `settle` has returned. What storage refuses is told, and raised by
         `settle` alone, with the older checkpoints intact.
@@ -99,8 +101,8 @@ class Checkpoints:
         return self.files.path(step)
 
     def look(self) -> bool:
-        """Tell of a save that failed, once, without waiting for one under way. True when no more should be tried:
-        `settle` raises why. Ranks may hear it a step apart."""
+        """Tells of a save that failed, once, without waiting for one under way. Returns whether no more should
+        be tried: `settle` raises why. Ranks may hear it a step apart."""
         failed = self._failed
         if failed is None:
             return False
@@ -110,7 +112,8 @@ class Checkpoints:
         return False
 
     def settle(self) -> None:
-        """Wait until the last save is on the disk. Raises what stopped it, on all ranks alike when that was storage."""
+        """Waits until the last save is on the disk. Raises what stopped it, on all ranks alike when that was
+        storage."""
         self._join()
         failed, self._failed = self._failed, None
         if isinstance(failed, StorageError):
@@ -120,7 +123,7 @@ class Checkpoints:
             raise failed
 
     def close(self, limit_s: float = 60.0) -> None:
-        """At the end, also after an error of something else: give the last save time to end; its own error is told."""
+        """Gives the last save time to end, also after an error of something else; its own error is told."""
         self._join(limit_s)
         if self._failed is not None and not self._told:
             log.error(str(self._failed))
@@ -128,7 +131,7 @@ class Checkpoints:
     def load_newest(
         self, like: Mapping[str, torch.Tensor] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(state, manifest) of the newest checkpoint that is whole, or None when there is none at all.
+        """Returns (state, manifest) of the newest checkpoint that is whole, or None when there is none at all.
 
         like: sharded tensors by their names in the state ("task/backbone.stem.0.weight", or "optimizer/state/0" for all of
         a parameter's that have its shape); these are read into the same shards, all others as a whole, to the CPU. The same
@@ -157,7 +160,7 @@ class Checkpoints:
             thread.join(limit_s)
 
     def _try(self, after: Callable[[], None] | None, *save: Any) -> None:
-        """The thread's body; what is no failure of storage waits for the next call, too."""
+        """Runs in the thread; what is no failure of storage waits for the next call, too."""
         waited.aside()
         try:
             with _stream_of_its_own(self.world.device):
@@ -172,7 +175,7 @@ class Checkpoints:
             self._failed = error
 
     def _write_once(self, after: Callable[[], None] | None, *save: Any) -> None:
-        """Keeps what storage refuses. after: what comes once the checkpoint is whole."""
+        """Writes a checkpoint, keeping what storage refuses. after: what comes once the checkpoint is whole."""
         try:
             self.files.write(*save)
             self._row = 0
@@ -187,8 +190,9 @@ class Checkpoints:
 
 @contextmanager
 def _stream_of_its_own(device: torch.device) -> Iterator[None]:
-    """For a thread, which starts on the first GPU and on the stream that training there uses: torch's writer waits for
-    the current stream at every tensor, also those that lie on the host, and so for the step under way."""
+    """Gives a thread a stream of its own, as a context. It starts on the first GPU and on the stream that
+    training there uses, and torch's writer waits for the current stream at every tensor, also those that lie on
+    the host, and so for the step under way."""
     if device.type != "cuda":
         yield
         return

@@ -1,4 +1,4 @@
-"""Nested state -> named tensors and plain values, and back: what makes a checkpoint readable without pickle.
+"""Turns nested state into named tensors and plain values, and back, so that a checkpoint is read without pickle.
 
 A state is dicts, lists and tuples of tensors, numbers, strings, booleans and None, as `state_dict()` gives them. Keys may be
 integers (optimizers number their parameters), which JSON has no word for; so a dict whose keys are not all strings is
@@ -14,7 +14,7 @@ _TENSOR, _PAIRS, _TUPLE = "tensor of this checkpoint", "pairs", "tuple"
 
 
 def flatten(state: Any, path: str = "") -> tuple[dict[str, torch.Tensor], Any]:
-    """({"task/backbone.stem.0.weight": tensor, ...}, what json can write with names in the tensors' places).
+    """Returns ({"task/backbone.stem.0.weight": tensor, ...}, what json can write with names in the tensors' places).
 
     Raises TypeError for a value of another kind, naming its path: what cannot be saved must not be lost in silence.
     """
@@ -40,7 +40,7 @@ def flatten(state: Any, path: str = "") -> tuple[dict[str, torch.Tensor], Any]:
 
 
 def names(plain: Any) -> list[str]:
-    """The tensors that a flattened state asks for."""
+    """Returns the names of the tensors that a flattened state asks for."""
     found: list[str] = []
 
     def note(name: str) -> torch.Tensor:
@@ -52,7 +52,7 @@ def names(plain: Any) -> list[str]:
 
 
 def unflatten(plain: Any, tensor: Callable[[str], torch.Tensor]) -> Any:
-    """The state again; tensor(name) gives the tensors."""
+    """Returns the state again; tensor(name) gives the tensors."""
     if isinstance(plain, list):
         return [unflatten(v, tensor) for v in plain]
     if not isinstance(plain, dict):

@@ -1,4 +1,4 @@
-"""What a step costs: images per second, time spent waiting for data, memory."""
+"""Measures what a step costs: images per second, time spent waiting for data, memory."""
 
 import resource
 import time
@@ -7,8 +7,8 @@ import torch
 
 
 class StepTimer:
-    """Call `waited` when the batch has come, `stepped` when the step is issued, `mark` before what follows: another batch, or
-    what is to be left out up to `skip`. `read` gives the means since the last.
+    """Times steps: call `waited` when the batch has come, `stepped` when the step is issued, `mark` before what
+    follows: another batch, or what is to be left out up to `skip`. `read` gives the means since the last.
 
     On a GPU a step is issued long before it is done. Over the steps between two reads the means are right all the same, as
     long as the device is waited for before each `read`, and before a `mark` that a `skip` follows.
@@ -31,13 +31,13 @@ class StepTimer:
         self._last = time.perf_counter()
 
     def skip(self) -> None:
-        """Leave out what has been since the last `mark`, which was not training: an evaluation, a checkpoint."""
+        """Leaves out what has been since the last `mark`, which was not training: an evaluation, a checkpoint."""
         now = time.perf_counter()
         self._start += now - self._last
         self._last = now
 
     def read(self) -> dict[str, float]:
-        """images_per_s over all ranks, data_wait as a share of time, step_ms, peak_memory_gb of this rank."""
+        """Returns images_per_s over all ranks, data_wait as a share of time, step_ms, peak_memory_gb of this rank."""
         now = time.perf_counter()
         seconds = max(now - self._start, 1e-9)
         values = {
@@ -51,7 +51,7 @@ class StepTimer:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """GB at the worst moment so far: of the GPU, or resident memory of this process."""
+    """Returns GB at the worst moment so far: of the GPU, or resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,4 +1,4 @@
-"""Being asked to stop, by one of `core.signals.SIGNALS`, at any moment of a run.
+"""Hears the request to stop, by one of `core.signals.SIGNALS`, at any moment of a run.
 
 While it trains (`held`) that is a flag, read at the end of each step, which asks for one checkpoint and exit 75. Before
 and after there is nothing to save, and it ends the run at once, whatever it is at, as Ctrl-C ends any program of Python:
@@ -23,7 +23,7 @@ from seer.core.signals import CLEAN_S, SIGNALS, TWICE_S, again, listened_for, li
 
 
 class StopRequest:
-    """A context. `asked` names the signal, None while all is quiet.
+    """Hears requests to stop, as a context. `asked` names the signal, None while all is quiet.
 
     Signals that are ignored stay so. Handlers are put back at its end, after a request those of a signal that comes again
     once TWICE_S have gone. It takes over from `core.signals`, with a request that is open there.
@@ -54,12 +54,13 @@ class StopRequest:
 
     @property
     def hurried(self) -> bool:
-        """Whether only what must be done should be: all but a person at the keyboard may kill soon."""
+        """Returns whether a kill may follow soon (any signal but SIGINT), so that only what must be done should
+        be: no bundle."""
         return self.asked not in (None, "SIGINT")
 
     @contextmanager
     def held(self) -> Iterator["StopRequest"]:
-        """Within it a request waits for whoever looks at `asked`."""
+        """Makes a request wait, inside this context, for whoever looks at `asked`."""
         self._held = True
         try:
             yield self
@@ -97,7 +98,8 @@ def _end_at_once(number: int) -> None:
 
 
 def _answer() -> None:
-    """To a person. From a thread: the step that was interrupted may be in the middle of a line of the log."""
+    """Answers a person. From a thread, since the step that was interrupted may be in the middle of a line of
+    the log."""
     with suppress(OSError):
         if os.isatty(2):
             os.write(2, b"\n")  # behind the ^C of the terminal

@@ -1,4 +1,4 @@
-"""Which rank keeps the others waiting: one slow disk, one hot GPU, one busy host slows all of them, and nothing says whose.
+"""Finds the rank that keeps the others waiting: one slow disk, hot GPU or busy host slows all, and nothing says whose.
 
 All ranks take the same time for a step, since they wait for each other; so what counts is the time a rank does not wait:
 the window less what it spent in collectives. On a GPU the host runs ahead of the device, so there it is mostly reading that
@@ -28,11 +28,11 @@ class Stragglers:
         self.start()
 
     def start(self) -> None:
-        """A window begins: what came before (an evaluation, a checkpoint) does not count."""
+        """Begins a window: what came before (an evaluation, a checkpoint) does not count."""
         self._since, self._waited = time.monotonic(), waited.seconds
 
     def look(self, reading_s: float) -> None:
-        """The window ends. reading_s: how long the loop waited for pictures in it. One gather of [2]."""
+        """Ends the window and judges it. reading_s: how long the loop waited for images in it. One gather of [2]."""
         busy = time.monotonic() - self._since - (waited.seconds - self._waited)
         mine = torch.tensor([busy, reading_s], dtype=torch.float64)
         # not over world.side, on which a checkpoint may be talking: two threads, whose words ranks would put in other orders
@@ -41,7 +41,7 @@ class Stragglers:
         self.start()
 
     def judge(self, rows: list[tuple[float, float]]) -> None:
-        """rows: seconds busy, and of these reading, of each rank."""
+        """Warns if one rank is the slowest for long enough. rows: seconds busy, and of these reading, of each rank."""
         slowest = max(range(len(rows)), key=lambda rank: rows[rank][0])
         busy, reading = rows[slowest]
         middle = statistics.median(other for rank, (other, _) in enumerate(rows) if rank != slowest)

@@ -1,1 +1,1 @@
-"""What the features are worth."""
+"""Measures what the features are worth."""

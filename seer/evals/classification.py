@@ -1,4 +1,4 @@
-"""What a classifying head is worth on images that it has not seen. Legend: Q test images, Y classes."""
+"""Measures what a classifying head is worth on images that it has not seen. Legend: Q test images, Y classes."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,8 @@ from seer.evals.features import Pictures, extract
 
 
 class HeadTop1:
-    """An evaluator: the share of test images whose highest score is that of their class. classes: names in the order of scores.
+    """Evaluates a head: the share of test images whose highest score is that of their class. classes: names in
+    the order of scores.
 
     Classes are matched by name; images of a class that the head does not know count as wrong.
     """

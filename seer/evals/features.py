@@ -1,6 +1,6 @@
-"""Features of labelled pictures: the shorter side resized, the centre cut out, one forward each.
+"""Extracts features of labelled images: the shorter side resized, the center cut out, one forward each.
 
-Legend: M pictures in all, B in one forward, S side, C features.
+Legend: M images in all, B in one forward, S side, C features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,10 +26,10 @@ centre = center  # as others know it
 
 
 class Pictures:
-    """Labelled pictures for evaluation. labels: member (`cls` of each sample), folder (its folder's name), or auto.
+    """Holds labelled images for evaluation. labels: member (`cls` of each sample), folder (its folder's name), or auto.
 
-    size: side of the centre cut; resize: length of the shorter side before it, by default size * 256 / 224, or the size
-    itself below 64 pixels. most: use so many pictures at the most, spread evenly over the whole (0 = all). like: those
+    size: side of the center cut; resize: length of the shorter side before it, by default size * 256 / 224, or the size
+    itself below 64 pixels. most: use so many images at the most, spread evenly over the whole (0 = all). like: those
     whose classes these are matched with by name (`labels.match`). Those without a label are left out.
     Raises RequestError when there are no labels.
     """
@@ -62,14 +62,15 @@ class Pictures:
 
     @property
     def classes(self) -> list[str]:
-        """Names in the order of the labels; numbers, where nothing names the classes."""
+        """Returns names in the order of the labels; numbers, where nothing names the classes."""
         return self.labels.names
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batches(self, batch: int = 256, threads: int = 2) -> Iterator[Labelled]:
-        """uint8 [B, 3, S, S] and int64 [B], in the order of the rows. A picture that cannot be read is left out."""
+        """Yields uint8 [B, 3, S, S] and int64 [B], in the order of the rows. An image that cannot be read is
+        left out."""
         with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
             for first in range(0, len(self.rows), batch):
                 found = [one for one in pool.map(self._one, self.rows[first : first + batch]) if one is not None]
@@ -90,7 +91,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Alone:
-    """A backbone by itself, as an evaluator takes it."""
+    """Holds a backbone by itself, as an evaluator takes it."""
 
     backbone: nn.Module
 
@@ -115,7 +116,7 @@ def extract(
     threads: int = 2,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 [M, C] and int64 [M], on the host. The model must be in evaluation mode."""
+    """Returns float32 [M, C] and int64 [M], on the host. The model must be in evaluation mode."""
     device = next(p.device for _, p in model.named_parameters())
     features, labels = [], []
     for one in pictures.batches(batch, threads):

@@ -1,8 +1,8 @@
-"""k nearest neighbours: what the features are worth with nothing learnt on top.
+"""Measures by k nearest neighbours what the features are worth with nothing learnt on top.
 
 Cosine similarity; each of the k nearest votes with weight exp(similarity / temperature) (Wu et al. 2018,
 arXiv 1805.01978; SwAV and DINO use k = 20 or 200, temperature 0.07 or 0.1).
-Legend: M train pictures, Q test pictures, C features.
+Legend: M train images, Q test images, C features.
 """
 
 import torch
@@ -22,7 +22,7 @@ def knn_top1(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of test rows whose heaviest class is right. [M, C], [M], [Q, C], [Q]; k is cut down to M."""
+    """Returns the share of test rows whose heaviest class is right. [M, C], [M], [Q, C], [Q]; k is cut down to M."""
     if k < 1 or temperature <= 0:
         raise RequestError(f"k={k}, temperature={temperature}: both above 0")
     k = min(k, len(train))
@@ -38,7 +38,7 @@ def knn_top1(
 
 
 class KNN:
-    """Evaluator: features of train and test, then `knn_top1`. dtype of the forward: fp32 or bf16."""
+    """Evaluates features of train and test by `knn_top1`. dtype of the forward: fp32 or bf16."""
 
     def __init__(
         self,
@@ -67,7 +67,8 @@ class KNN:
 def baselines(
     train: Pictures, test: Pictures, *, k: int = 20, temperature: float = 0.07, side: int = 32, threads: int = 2
 ) -> dict[str, float]:
-    """kNN on centred raw pixels (side x side) and on colour histograms (8 x 8 x 8 bins): features without a network."""
+    """Returns kNN on centered raw pixels (side x side) and on color histograms (8 x 8 x 8 bins): features
+    without a network."""
     sets = {}
     for name, pictures in (("train", train), ("test", test)):
         pixels, colours, labels = [], [], []

@@ -1,4 +1,4 @@
-"""Which class each image is of, and which class of one set of images is which of another: by name, never by number.
+"""Finds the class of each image, and matches the classes of two sets of images: by name, never by number.
 
 Where any sample has a `cls` member, these members are the labels, and samples without one are unlabelled: left out, and
 told once with their share. Only where no sample has one are the names of the folders the classes. A number in `cls` means
@@ -32,7 +32,7 @@ REMEDY = "write shards with `seer shard labels=folder`, whose manifest.json besi
 
 @dataclass
 class Labels:
-    """of[s][row] is an index into names, UNLABELLED, or BROKEN where the headers of a row cannot be read.
+    """Holds labels: of[s][row] is an index into names, UNLABELLED, or BROKEN where the headers of a row cannot be read.
 
     named: names are those of classes, and not the numbers in `cls`. folder: they are names of folders.
     """
@@ -120,7 +120,8 @@ def match(train: Labels, test: Labels) -> Labels:
 
 
 def _number(shard: Shard, s: int, row: int, cls: bytes | None) -> int:
-    """Raises TarError for a row whose bytes are damaged, and RequestError where they are sound, but no number."""
+    """Returns the number in `cls`. Raises TarError for a row whose bytes are damaged, and RequestError where
+    they are sound, but no number."""
     text = (cls or b"").strip()
     if text.isdigit() and len(text) <= MOST_DIGITS:
         return int(text)
@@ -163,7 +164,8 @@ def _renumbered(of: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
 
 
 def _counted(names: Sequence[str]) -> bool:
-    """Whether names are 0, 1, 2, … in the order in which classes are numbered, so that name and number say the same."""
+    """Returns whether names are 0, 1, 2, … in the order in which classes are numbered, so that name and number
+    say the same."""
     return all(name.isdecimal() and int(name) == number for number, name in enumerate(sorted(names)))
 
 

@@ -1,8 +1,8 @@
-"""A linear classifier on frozen features.
+"""Trains a linear classifier on frozen features.
 
-Features are taken once from the centre cut, standardised, and a softmax regression is trained on them to convergence by
+Features are taken once from the center cut, standardised, and a softmax regression is trained on them to convergence by
 L-BFGS, so the figure has no learning rate, no epochs and no seed. (The published protocol trains with random crops; the
-two differ by a point or so, and this one takes minutes.) Legend: M train pictures, C features, Y classes.
+two differ by a point or so, and this one takes minutes.) Legend: M train images, C features, Y classes.
 """
 
 import torch
@@ -22,7 +22,8 @@ def linear_top1(
     penalty: float = 1e-3,
     iterations: int = 200,
 ) -> float:
-    """Share of test rows classified right. [M, C], [M], [Q, C], [Q]. penalty: weight of the squared weights, per row."""
+    """Returns the share of test rows classified right. [M, C], [M], [Q, C], [Q]. penalty: weight of the squared
+    weights, per row."""
     if penalty < 0 or iterations < 1:
         raise RequestError(f"penalty={penalty}, iterations={iterations}: not negative, and at least 1")
     std, mean = torch.std_mean(train, 0)
@@ -43,7 +44,7 @@ def linear_top1(
 
 
 class Linear:
-    """Evaluator: features of train and test, then `linear_top1`."""
+    """Evaluates features of train and test by `linear_top1`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Labelled images -> the kNN probe of a training run, and the figures it is held against."""
+"""Makes the kNN probe of a training run from labelled images, and the figures it is held against."""
 
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from seer.evals.knn import KNN, baselines
 
 
 class Wanted(Protocol):
-    """Which images, how they are cut, and where their labels come from; attributes of a config."""
+    """Says which images, how they are cut, and where their labels come from; attributes of a config."""
 
     @property
     def train(self) -> str | list[str] | None: ...
@@ -40,7 +40,8 @@ def labelled(wanted: Wanted, size: int) -> tuple[Pictures, Pictures]:
 
 
 class OnlineKNN:
-    """An evaluator for the loop. Every rank runs it on the whole, so that all hold the same numbers without a word."""
+    """Evaluates by kNN in the loop. Every rank runs it on the whole, so that all hold the same numbers without
+    a word."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
-"""RankMe: how many dimensions the features really use, without labels.
+"""Measures by RankMe how many dimensions the features really use, without labels.
 
 The exponential of the entropy of the singular values, each as a share of their sum (Garrido et al., arXiv 2210.02885):
 1 when all features lie on a line, at most min(M, C). It follows what features are worth on other tasks, and falls when
-dimensions collapse. Surprising: it grows with the number of pictures, so only figures of equally many compare; features
-are not centred, as in the article. Legend: M pictures, C features.
+dimensions collapse. Surprising: it grows with the number of images, so only figures of equally many compare; features
+are not centered, as in the article. Legend: M images, C features.
 """
 
 import copy
@@ -18,7 +18,8 @@ SMALLEST = 1e-7  # the article's epsilon, added to every share
 
 
 def rankme(features: torch.Tensor) -> float:
-    """[M, C] -> the effective rank, from 1 to min(M, C), computed in float64. Raises ValueError for fewer than 2 rows."""
+    """Returns the effective rank of [M, C], from 1 to min(M, C), computed in float64. Raises ValueError for
+    fewer than 2 rows."""
     if features.dim() != 2 or len(features) < 2:
         raise ValueError(f"features are {tuple(features.shape)}; rankme takes [M, C] with M of at least 2")
     values = torch.linalg.svdvals(features.double())
@@ -27,7 +28,8 @@ def rankme(features: torch.Tensor) -> float:
 
 
 class RankMe:
-    """Evaluator: features of `most` pictures of train, spread evenly, then `rankme`. What their labels are makes no difference."""
+    """Evaluates features of `most` images of train, spread evenly, by `rankme`. What their labels are makes no
+    difference."""
 
     def __init__(
         self,

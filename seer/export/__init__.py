@@ -1,1 +1,1 @@
-"""A backbone that loads elsewhere."""
+"""Exports a backbone so that it loads elsewhere."""

@@ -1,4 +1,5 @@
-"""The README of an exported bundle: what someone who finds the folder needs to know, in words that Hugging Face reads too.
+"""Writes the README of an exported bundle: what someone who finds the folder needs to know, in words that
+Hugging Face reads too.
 
 Surprising: what is not known is said to be unknown, never left out, since the licence of imported weights is what people
 most often fail to ask about. Legend: C channels.
@@ -17,7 +18,7 @@ FILE = "README.md"
 
 
 def model_card(described: Mapping[str, Any]) -> str:
-    """Markdown with a YAML head, from a bundle's description (`seer.models.bundle`)."""
+    """Returns Markdown with a YAML head, from a bundle's description (`seer.models.bundle`)."""
     shape, colours, origin = described["architecture"], described["normalisation"], described["provenance"]
     family = families.of(shape)
     name = shape["name"] or family.title
@@ -75,7 +76,8 @@ def _data(origin: Mapping[str, Any]) -> str:
 
 
 def _recipe(recipe: Any) -> str:
-    """Every setting of the run on a line of its own; `seer pretrain` keeps them as JSON, others may keep any text."""
+    """Returns every setting of the run on a line of its own; `seer pretrain` keeps them as JSON, others may
+    keep any text."""
     if not recipe:
         return "No recipe is recorded."
     try:
@@ -92,5 +94,5 @@ def _list(values: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    """One line without a table's own signs, and nothing that Markdown would run as HTML."""
+    """Returns one line without a table's own signs, and nothing that Markdown would run as HTML."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,9 +1,9 @@
-"""How far an exported backbone's features are from the original's: every exporter measures it on what it wrote.
+"""Measures how far an exported backbone's features are from the original's; every exporter does so on what it wrote.
 
 Surprising: the original is copied to the CPU in float32 first, in eval mode, so that the comparison means the same
 wherever the backbone lives, TF32 and autocast stay out of it, and its own mode and device are left alone.
 
-Legend: N pictures, S side, C channels.
+Legend: N images, S side, C channels.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ TOLERANCE = 1e-5
 
 
 def features(model: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-    """[N, 3, S, S] normalised float -> [N, C] float32, by a model on the CPU that is in eval mode."""
+    """Returns [N, C] float32 of [N, 3, S, S], normalized float, by a model on the CPU that is in eval mode."""
     with torch.no_grad():
         return model(pictures.detach().to("cpu", torch.float32))
 
 
 def reference(backbone: Network, pictures: Tensor) -> Tensor:
-    """The original's own features [N, C], from a float32 copy on the CPU. Raises ValueError without any picture."""
+    """Returns the original's own features [N, C], from a float32 copy on the CPU. Raises ValueError without any
+    image."""
     if pictures.ndim != 4 or pictures.shape[0] < 1 or pictures.shape[1] != 3:
         raise ValueError(f"the parity check wants pictures [N, 3, S, S] with N >= 1, got {list(pictures.shape)}")
     return features(copy.deepcopy(backbone).to("cpu", torch.float32).eval(), pictures)
 
 
 def relative_difference(found: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference over the largest absolute wanted value; nan or inf if a value is not finite."""
+    """Returns the largest absolute difference over the largest absolute wanted value; nan or inf if a value is
+    not finite."""
     if found.shape != wanted.shape:
         raise ValueError(f"features {list(found.shape)} where {list(wanted.shape)} were wanted")
     difference = (found.double() - wanted.double()).abs().max().item()

@@ -1,9 +1,10 @@
-"""A bundle folder: `backbone.safetensors`, `bundle.json` and a model card, our own format, with everything kept.
+"""Exports a bundle folder: `backbone.safetensors`, `bundle.json` and a model card, our own format, with
+everything kept.
 
 Surprising: the bundle is written in one stroke and then read back from the disk through `load_backbone`, the same road
 that every later user takes; when that gives other features, it is removed again.
 
-Legend: N pictures, S side.
+Legend: N images, S side.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
         backbone: any device; read, not changed.
         card: see `seer.models.bundle.write_bundle`.
         output: the folder; a bundle there is replaced.
-        pictures: [N, 3, S, S], normalised, for the comparison of features in eval mode.
+        images: [N, 3, S, S], normalized, for the comparison of features in eval mode.
 
     Returns `file` (the weights), `bundle` (the folder, with `README.md`), `parity`, `tolerance`, `pictures`, `card`.
 

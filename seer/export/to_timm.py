@@ -1,12 +1,13 @@
-"""A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads: `model.safetensors` and `config.json`.
+"""Exports a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads: `model.safetensors` and
+`config.json`.
 
 Surprising:
 - timm builds widths from five numbers under a name and takes no widths, so only rows of the zoo that timm names too can be
   exported; whether timm's model of that name has exactly our tensors is checked, shape by shape, before anything is loaded.
-- The config carries the normalisation and the size, which `timm.data.resolve_model_data_config(model)` then finds.
+- The config carries the normalization and the size, which `timm.data.resolve_model_data_config(model)` then finds.
 - The two files appear in the folder only after timm itself loaded them, strictly, and gave the same features.
 
-Legend: N pictures, S side.
+Legend: N images, S side.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
         backbone: any device; read, not changed.
         card: its `mean`, `std` and `input_size` go into the config.
         output: the folder; files of these names there are replaced.
-        pictures: [N, 3, S, S], normalised, for the comparison of features in eval mode.
+        images: [N, 3, S, S], normalized, for the comparison of features in eval mode.
 
     Returns `file` (the weights), `timm` (the model's name there), `parity`, `tolerance`, `pictures`, `card`.
 
@@ -79,7 +80,8 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
 
 
 def timm_model(folder: Path) -> nn.Module:
-    """What timm makes of the folder, in eval mode: [N, 3, S, S] -> [N, C]. torch's default generator is left alone."""
+    """Returns what timm makes of the folder, in eval mode: [N, 3, S, S] -> [N, C]. torch's default generator is
+    left alone."""
     import timm
 
     with torch.random.fork_rng(devices=[]):
@@ -87,7 +89,7 @@ def timm_model(folder: Path) -> nn.Module:
 
 
 def _theirs(backbone: Network) -> Timm:
-    """What timm has of the backbone's family. Raises RequestError where it cannot hold this backbone."""
+    """Returns what timm has of the backbone's family. Raises RequestError where it cannot hold this backbone."""
     family = families.of_model(backbone)
     if family.timm is None:
         raise family.refuse("timm")
@@ -97,7 +99,7 @@ def _theirs(backbone: Network) -> Timm:
 
 
 def _empty_timm_model(backbone: Network, theirs: Timm) -> tuple[nn.Module, str]:
-    """(timm's model of this shape on meta, its name). Raises RequestError."""
+    """Returns (timm's model of this shape on meta, its name). Raises RequestError."""
     ours = name_of(backbone.architecture)
     if ours is None or ours not in theirs.names:
         others = [target for target in families.of_model(backbone).exports if target != "timm"]

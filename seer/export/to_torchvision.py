@@ -1,11 +1,11 @@
-"""A state dict that torchvision's own network of the family loads with strict=True, written as a `.pth`.
+"""Exports a state dict that torchvision's own network of the family loads with strict=True, written as a `.pth`.
 
 Surprising:
 - What torchvision has of a family, and how the tensors are called there, says the family's file in `seer/models/families`.
 - torchvision's networks end in a classifier that a backbone has not: set `model.fc = torch.nn.Identity()` before loading.
 - The file appears only after it was read back into torchvision and gave the same features.
 
-Legend: N pictures, S side.
+Legend: N images, S side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
         backbone: any device; read, not changed.
         card: not stored, since a state dict has no room for it; returned in the result.
         output: file or folder; a file there is replaced.
-        pictures: [N, 3, S, S], normalised, for the comparison of features in eval mode.
+        images: [N, 3, S, S], normalized, for the comparison of features in eval mode.
 
     Returns `file`, `parity` (largest difference over largest feature), `tolerance`, `pictures`, `card`, and the shape
     in torchvision's words: `block_params` (of a RegNet) or `resnet` (depths, groups, width_per_group).
@@ -71,7 +71,8 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
 
 
 def torchvision_model(backbone: Network, weights: Path) -> nn.Module:
-    """torchvision's network of the backbone's shape in eval mode, without classifier, loaded strictly from `weights`."""
+    """Returns torchvision's network of the backbone's shape in eval mode, without classifier, loaded strictly
+    from `weights`."""
     with torch.device("meta"):
         model = _theirs(backbone).network(backbone)
     model.fc = nn.Identity()
@@ -81,7 +82,7 @@ def torchvision_model(backbone: Network, weights: Path) -> nn.Module:
 
 
 def _theirs(backbone: Network) -> Torchvision:
-    """What torchvision has of the backbone's family. Raises RequestError where it cannot hold this backbone."""
+    """Returns what torchvision has of the backbone's family. Raises RequestError where it cannot hold this backbone."""
     family = families.of_model(backbone)
     if family.torchvision is None:
         raise family.refuse("torchvision")

@@ -1,1 +1,1 @@
-"""SwAV's objective."""
+"""Holds SwAV's objective."""

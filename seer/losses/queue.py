@@ -1,8 +1,8 @@
-"""Embeddings of earlier batches, which stand beside the present one in Sinkhorn: balance for batches below K.
+"""Keeps embeddings of earlier batches, which stand beside the present one in Sinkhorn: balance for batches below K.
 
 Surprising here:
 
-- There is one queue for the whole run, in the order in which the pictures came, the same on every rank: each batch is
+- There is one queue for the whole run, in the order in which the images came, the same on every rank: each batch is
   gathered in rank order, which is the global order of the batch whatever the number of ranks (`data/order.py`). So a
   checkpoint holds it once, and a run that goes on with another number of ranks finds the same queue.
 - In Sinkhorn a row must be counted once, so a rank brings only its slice. The slices need not be of one length.
@@ -10,7 +10,7 @@ Surprising here:
   scores everywhere and asks for a share of every prototype.
 - How many rows it holds follows from the number of pushes, so nobody waits for the device to tell.
 
-SwAV arXiv 2006.09882, section 4.3: 3,840 pictures beside a batch of 256, from epoch 15.
+SwAV arXiv 2006.09882, section 4.3: 3,840 images beside a batch of 256, from epoch 15.
 Letters: A assign views, B images of this rank, R ranks, L length of the queue, D embedding.
 """
 
@@ -25,7 +25,8 @@ __all__ = ["Queue"]
 
 
 class Queue:
-    """length: L pictures, of which A embeddings each are kept. group: the ranks that share it; None for one process.
+    """Keeps the newest embeddings. length: L images, of which A embeddings each are kept. group: the ranks that
+    share it; None for one process.
 
     Raises ValueError for a length below 1.
     """
@@ -42,25 +43,25 @@ class Queue:
 
     @torch.no_grad()
     def push(self, embeddings: Tensor) -> None:
-        """Append [A, B, D] of every rank and forget what is older than L pictures. One gather."""
+        """Appends [A, B, D] of every rank and forgets what is older than L images. One gather."""
         everyone = all_gather_stack(embeddings.detach().float().contiguous(), self.group)  # [R, A, B, D]
         newest = everyone.transpose(0, 1).flatten(1, 2)  # [A, R*B, D]
         rows = newest if self._rows is None else torch.cat([self._rows.to(newest.device), newest], dim=1)
         self._rows = rows[:, -self.length :].clone()  # a copy, so that the part left out is freed
 
     def share(self, device: torch.device) -> Tensor:
-        """The rows that this rank brings to Sinkhorn: [A, L/R, D], float32. Only when the queue is full."""
+        """Returns the rows that this rank brings to Sinkhorn: [A, L/R, D], float32. Only when the queue is full."""
         assert self._rows is not None and self.full, "the queue is not full yet"
         self._rows = self._rows.to(device)
         rank, ranks = (0, 1) if self.group is None else (self.group.rank(), self.group.size())
         return self._rows[:, rank * self.length // ranks : (rank + 1) * self.length // ranks]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """{} while empty, else {"rows": [A, up to L, D]}: the same on every rank."""
+        """Returns {} while empty, else {"rows": [A, up to L, D]}: the same on every rank."""
         return {} if self._rows is None else {"rows": self._rows}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Raises ValueError for rows of a longer queue."""
+        """Loads a state. Raises ValueError for rows of a longer queue."""
         rows = state.get("rows")
         if rows is not None and rows.shape[1] > self.length:
             raise ValueError(f"the saved queue holds {rows.shape[1]} pictures, this one {self.length}; use its length")

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp in scaling vectors: scores -> codes that use every prototype equally.
+"""Turns scores into codes that use every prototype equally, by Sinkhorn-Knopp in scaling vectors.
 
 SwAV wants the codes Q = diag(v) E diag(u), E = exp(scores / epsilon), whose prototypes carry equal mass over the joined
 batch and whose samples carry equal mass. The published routine rescales the whole matrix 2 x iterations times; here the
@@ -45,7 +45,8 @@ BLOCK = 512  # rows whose sum a product makes at once: one of 8192 rows, added u
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: Group | None = None) -> Tensor:
-    """Balanced soft assignments of samples to prototypes (SwAV, arXiv 2006.09882, section 3; SEER runs 10 iterations).
+    """Returns balanced soft assignments of samples to prototypes (SwAV, arXiv 2006.09882, section 3; SEER runs
+    10 iterations).
 
     scores      [..., B, K], floating point, cosines (at most 1); leading dimensions are separate problems that share
                 each all-reduce. Unchanged by the call.
@@ -111,13 +112,14 @@ def _exponentiate(plans: Tensor, epsilon: float, rows: int, group: Group | None)
 
 @torch.no_grad()
 def harden(codes: Tensor) -> Tensor:
-    """Codes [..., B, K] -> one-hot rows at their largest entry, same shape and dtype (the first of equal ones)."""
+    """Returns one-hot rows at the largest entry of codes [..., B, K], same shape and dtype (the first of equal
+    ones)."""
     return torch.zeros_like(codes).scatter_(-1, codes.argmax(-1, keepdim=True), 1.0)
 
 
 @torch.no_grad()
 def residual(codes: Tensor, group: Group | None = None) -> Tensor:
-    """How far Sinkhorn is from done: the largest relative deviation of a prototype's mass from uniform.
+    """Returns how far Sinkhorn is from done: the largest relative deviation of a prototype's mass from uniform.
 
     codes [..., B, K] -> [] float32, on their device, over all problems; 0 when each prototype holds exactly
     (joined samples) / K. One all-reduce of [..., K].

@@ -1,4 +1,4 @@
-"""The SwAV loss: every view predicts the codes of the other assign views.
+"""Computes the SwAV loss: every view predicts the codes of the other assign views.
 
 Surprising here: the published loop takes a log-softmax for each of the A*(V-1) (assign, predicting) pairs, though it
 depends on the predicting view alone. Cross entropy is linear in the codes, so here each view meets the *sum* of the
@@ -28,7 +28,8 @@ __all__ = ["code_entropy", "embedding_spread", "swav_loss", "used_prototypes"]
 
 
 def swav_loss(scores: Tensor, codes: Tensor, *, temperature: float, assign: Sequence[int] = (0, 1)) -> Tensor:
-    """Cross entropy of softmax(scores[p] / T) against the codes of a, mean over assign views a and views p != a.
+    """Returns the cross entropy of softmax(scores[p] / T) against the codes of a, mean over assign views a and
+    views p != a.
 
     scores       [V, B, K] floating point, view-major; computed in float32
     codes        [A, B, K], row i belongs to view assign[i]; no gradient flows to them
@@ -103,13 +104,15 @@ def _targets(codes: Tensor, assign: tuple[int, ...], views: int) -> Iterator[tup
 
 @torch.no_grad()
 def code_entropy(codes: Tensor) -> Tensor:
-    """Mean entropy of a sample's code in nats: codes [..., K] -> [] float32. ln K says that training has collapsed."""
+    """Returns the mean entropy of a sample's code in nats: codes [..., K] -> [] float32. ln K says that
+    training has collapsed."""
     return torch.special.entr(codes.float()).sum(-1).mean()
 
 
 @torch.no_grad()
 def used_prototypes(codes: Tensor, group: Group | None = None) -> Tensor:
-    """Number of distinct prototypes that are some sample's first choice, over all rows: codes [..., K] -> [] int64.
+    """Returns [] int64, the number of distinct prototypes that are some sample's first choice, over all rows of
+    codes [..., K].
 
     With a group, over the rows of all ranks (one all-reduce of [K]). Marks instead of `unique`, which would wait for
     the device.
@@ -121,7 +124,7 @@ def used_prototypes(codes: Tensor, group: Group | None = None) -> Tensor:
 
 @torch.no_grad()
 def embedding_spread(embeddings: Tensor, group: Group | None = None) -> Tensor:
-    """Unit rows [..., D] -> [] float32: their root mean square distance from their mean. 0: all point the same way, 1: none
-    do together. Over all ranks, of equally many rows each (one all-reduce of [D])."""
+    """Returns [] float32, the root mean square distance of unit rows [..., D] from their mean. 0: all point the
+    same way, 1: none do together. Over all ranks, of equally many rows each (one all-reduce of [D])."""
     mean = all_reduce_mean(embeddings.float().flatten(0, -2).mean(0), group)  # [D]
     return (1.0 - mean.square().sum()).clamp_min(0.0).sqrt()

@@ -1,1 +1,1 @@
-"""Networks, innocent of ranks."""
+"""Holds the networks, innocent of ranks."""

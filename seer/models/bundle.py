@@ -1,4 +1,5 @@
-"""The bundle: a folder in which a backbone explains itself, `backbone.safetensors` beside `bundle.json`.
+"""Writes and reads the bundle, a folder in which a backbone explains itself: `backbone.safetensors` beside
+`bundle.json`.
 
 Surprising:
 - The description lies in both files: as `bundle.json` for people and other tools, and as metadata inside the weights.
@@ -97,7 +98,8 @@ def write_bundle(
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """tensors: contiguous, on any device, none sharing memory. Raises StorageError when the disk does not take them."""
+    """Writes tensors to a file. They are contiguous, on any device, none sharing memory. Raises StorageError
+    when the disk does not take them."""
     try:
         save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
@@ -107,7 +109,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappi
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]]:
-    """The backbone (float32, CPU, eval mode) and its description, as in this file's head.
+    """Returns the backbone (float32, CPU, eval mode) and its description, as in this file's head.
 
     Raises FileNotFoundError without weights, ValueError for a broken, foreign or newer description and for weights that
     do not fit it (the first five keys named).
@@ -122,7 +124,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]
 
 
 def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """A bundle's description alone, without its tensors. Raises as `read_bundle` does."""
+    """Returns a bundle's description alone, without its tensors. Raises as `read_bundle` does."""
     folder = Path(folder)
     _must_hold_weights(folder)
     with _opened(folder / WEIGHTS) as opened:
@@ -130,7 +132,8 @@ def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def step_of(description: Mapping[str, Any]) -> int | None:
-    """The training step that a bundle is of; None where it does not say, as when it was not written by a run."""
+    """Returns the training step that a bundle is of; None where it does not say, as when it was not written by
+    a run."""
     provenance = description.get("provenance") or {}
     step = provenance.get("step")
     if step is None:  # bundles of the first version have it among the figures of the run's end
@@ -139,7 +142,7 @@ def step_of(description: Mapping[str, Any]) -> int | None:
 
 
 def card_of(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The card that `write_bundle` was given, out of a bundle's description: to export or write it again."""
+    """Returns the card that `write_bundle` was given, out of a bundle's description: to export or write it again."""
     normalisation = description["normalisation"]
     card = {"mean": normalisation["mean"], "std": normalisation["std"], "input_size": description["input_size"]}
     kept = {key: description["provenance"].get(key) for key in PROVENANCE}
@@ -147,14 +150,16 @@ def card_of(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors by name, and the description inside the file if it is ours. Raises ValueError for a broken file."""
+    """Returns tensors by name, and the description inside the file if it is ours. Raises ValueError for a
+    broken file."""
     with _opened(path) as opened:  # once: a run that goes on may put another file in its place
         described = _described_in(opened, path)
         return {name: opened.get_tensor(name) for name in opened.keys()}, described
 
 
 def architecture_in(description: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    """The architecture that a description names. Raises ValueError for one that lacks entries, and for a family unknown here."""
+    """Returns the architecture that a description names. Raises ValueError for one that lacks entries, and for
+    a family unknown here."""
     return families.checked(description.get("architecture"), what=what)
 
 
@@ -190,7 +195,7 @@ def fill(backbone: Network, weights: Mapping[str, Tensor], *, what: str) -> Netw
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The tensor as files want it: detached, on the CPU, contiguous, float32 unless it counts.
+    """Returns the tensor as files want it: detached, on the CPU, contiguous, float32 unless it counts.
 
     Raises ValueError for a tensor without its values: on meta, or a shard of it (DTensor).
     """
@@ -234,7 +239,7 @@ def _must_hold_weights(folder: Path) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises ValueError for a broken one."""
+    """Opens a safetensors file, as a context. Raises ValueError for a broken one."""
     try:
         with safe_open(path, framework="pt") as opened:
             yield opened
@@ -243,13 +248,14 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _described_in(opened: Any, path: Path) -> dict[str, Any] | None:
-    """The description in the metadata of a weights file, if it has one of ours."""
+    """Returns the description in the metadata of a weights file, if it has one of ours."""
     text = (opened.metadata() or {}).get(FORMAT)
     return None if text is None else _parse(text, what=f"the metadata of {path}")
 
 
 def _which(folder: Path, inside: dict[str, Any] | None) -> dict[str, Any]:
-    """The description that holds: that in the weights, unless `bundle.json` is of the same writing, or the only one."""
+    """Returns the description that holds: that in the weights, unless `bundle.json` is of the same writing, or
+    the only one."""
     beside = None
     if (folder / DESCRIPTION).is_file():
         text = (folder / DESCRIPTION).read_text(encoding="utf-8")

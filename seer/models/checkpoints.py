@@ -1,4 +1,4 @@
-"""Files that torch.save wrote, also those of VISSL in all their containers -> the flat state dict of the backbone in them.
+"""Reads the state dict of a backbone from files that torch.save wrote, also those of VISSL in all their containers.
 
 VISSL's files (`.torch`), told apart by their entry `type` and by what they hold:
 
@@ -40,7 +40,8 @@ _TRUNKS = ("trunk", "model_state_dict", "state_dict")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
-    """(names as in the file -> tensors of the backbone, and of heads where the file mixes them; which container it was).
+    """Returns (names as in the file -> tensors of the backbone, and of heads where the file mixes them; which
+    container it was).
 
     Tensors may be windows onto the file. Raises RequestError for Python objects beyond tensors, cut files, parts without
     their whole, and containers of another make.
@@ -67,7 +68,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _load(path: Path) -> Any:
-    """What torch.save wrote, read by torch's restricted unpickler: tensors, numbers, strings and containers only."""
+    """Returns what torch.save wrote, read by torch's restricted unpickler: tensors, numbers, strings and
+    containers only."""
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -124,7 +126,7 @@ def _check(path: Path, state: Mapping[Any, Any]) -> None:
 
 
 def _part_of(path: Path, recorded: Any, folder: Path, what: str) -> Any:
-    """The content of a file that a list names, looked for in `folder` whatever path was recorded."""
+    """Returns the content of a file that a list names, looked for in `folder` whatever path was recorded."""
     name = Path(recorded).name if isinstance(recorded, str) else ""
     part = folder / name
     if not part.is_file():
@@ -178,7 +180,7 @@ def _from_shards(path: Path, shards: Any) -> dict[str, Any]:
 def _joined_parameters(
     weights: list[Mapping[str, Any]], metadata: list[Mapping[str, Any]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter whole, [shape], from the ranks' pieces of the flat ones, [length / ranks, padded]."""
+    """Yields each parameter whole, [shape], from the ranks' pieces of the flat ones, [length / ranks, padded]."""
     for number, wrapper in enumerate(metadata[0]["param_metadata"]):
         front = wrapper["fsdp_path"]
         cuts = [list(_cuts(rank["param_metadata"][number])) for rank in metadata]
@@ -197,7 +199,8 @@ def _joined_parameters(
 
 
 def _cuts(wrapper: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[Any], list[int], int]]:
-    """(stored name, names, shapes, lengths, padding) of each stored parameter, from either shape of the metadata."""
+    """Yields (stored name, names, shapes, lengths, padding) of each stored parameter, from either shape of the
+    metadata."""
     if "params" in wrapper:
         for stored, cut in wrapper["params"].items():
             yield stored, cut["names"], cut["shapes"], cut["numels"], cut["padding"]
@@ -211,6 +214,6 @@ def _cuts(wrapper: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[Any
 
 
 def _joined(*parts: str) -> str:
-    """Path elements with dots between, without those of the wrapper itself."""
+    """Returns path elements with dots between, without those of the wrapper itself."""
     elements = (element for part in parts if part for element in part.split("."))
     return ".".join(e for e in elements if e not in ("_fsdp_wrapped_module", "_fpw_module"))

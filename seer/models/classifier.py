@@ -1,4 +1,4 @@
-"""A backbone with a linear classifier on its pooled features. Legend: B images, S side, C features, Y classes."""
+"""Puts a linear classifier on the pooled features of a backbone. Legend: B images, S side, C features, Y classes."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ STD = 0.01  # of a classifier's first weights (facts: VISSL's and torchvision's 
 
 
 class Classifier(nn.Module):
-    """classify: the linear layer, its bias 0 at first."""
+    """Classifies what a backbone sees. classify: the linear layer, its bias 0 at first."""
 
     def __init__(self, backbone: nn.Module, classes: int):
         super().__init__()
@@ -20,5 +20,5 @@ class Classifier(nn.Module):
         self.channels_last: bool | None = None  # of the pixels; None: as the weights lie
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 3, S, S] -> scores [B, Y]."""
+        """Returns scores [B, Y] of images [B, 3, S, S]."""
         return self.classify(self.backbone(as_weights_lie(x, self.backbone, self.channels_last)))

@@ -1,4 +1,4 @@
-"""What stands on a backbone during pretraining: a projector and prototypes.
+"""Holds what stands on a backbone during pretraining: a projector and prototypes.
 
 Legend: N rows (views times images), C features, D embedding, H heads (sets of prototypes), K prototypes of each.
 """
@@ -15,12 +15,13 @@ UNIT = 1e-6  # how far from 1 the length of a row may round
 
 
 class SwAVHead(nn.Module):
-    """Linear (BN) ReLU, repeated, a bare last Linear, unit length; scores are cosines with the unit prototypes.
+    """Projects features by Linear (BN) ReLU, repeated, and a bare last Linear to unit length; scores are
+    cosines with the unit prototypes.
 
     hidden: widths of the inner layers, () for one Linear. embedding: D. prototypes: K. batch_norm: between the inner
     layers, as SEER trained its sizes up to 32GF and not the larger ones (`facts/seer.md` section 3). heads: H sets of K
     prototypes, each a clustering of its own; one matrix [H*K, D] holds them all, one product gives all scores (LARS sees
-    one tensor). Layers keep torch's default initialisation. Prototypes have no bias, and unit rows before the first
+    one tensor). Layers keep torch's default initialization. Prototypes have no bias, and unit rows before the first
     forward.
 
     Scores are computed in float32 whatever the model's precision: bfloat16 near 1 is 2^-8 coarse, which divided by
@@ -58,14 +59,15 @@ class SwAVHead(nn.Module):
         self.normalise_prototypes()
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[N, C] -> embeddings [N, D] of unit length and scores [N, H*K] in [-1, 1], head by head, both float32."""
+        """Returns, for [N, C], embeddings [N, D] of unit length and scores [N, H*K] in [-1, 1], head by head,
+        both float32."""
         projected = self.projector(features)
         with torch.autocast(features.device.type, enabled=False):
             embeddings = F.normalize(projected.float(), dim=1)
             return embeddings, self.scores(embeddings)
 
     def scores(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Unit rows [..., D] float32 -> [..., H*K]: their cosines with the prototypes as they are now."""
+        """Returns the cosines of unit rows [..., D] float32 with the prototypes as they are now, [..., H*K]."""
         weight = self.prototypes.weight
         if hasattr(weight, "full_tensor"):  # sharded, and asked outside of a forward pass: by every rank
             weight = weight.full_tensor()
@@ -74,8 +76,8 @@ class SwAVHead(nn.Module):
 
     @torch.no_grad()
     def normalise_prototypes(self) -> None:
-        """Every row back to length 1; momentum is left alone, as in SwAV. Rows that are of length 1 to rounding stay to the last
-        bit, so that a step that was masked can be repeated."""
+        """Brings every row back to length 1; momentum is left alone, as in SwAV. Rows that are of length 1 to
+        rounding stay to the last bit, so that a step that was masked can be repeated."""
         weight = self.prototypes.weight
         lengths = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
         weight.copy_(torch.where((lengths - 1).abs() < UNIT, weight, F.normalize(weight, dim=1)))

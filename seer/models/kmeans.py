@@ -1,4 +1,4 @@
-"""Spherical k-means: prototypes that start where embeddings are, rather than at random places of the sphere.
+"""Starts prototypes where embeddings are, by spherical k-means, rather than at random places of the sphere.
 
 Legend: N rows, D embedding, K prototypes.
 """
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 @torch.no_grad()
 def spherical_kmeans(rows: Tensor, k: int, *, seed: int, rounds: int = 20) -> Tensor:
-    """Unit rows [N, D] float32 -> K unit centres [K, D]: mean directions of their members.
+    """Returns K unit centers [K, D] of unit rows [N, D] float32: mean directions of their members.
 
     Starts from K rows, drawn by the seed with greedy k-means++: of a few rows that are drawn by their squared distance to the
-    nearest centre so far, the one that leaves the least of these distances. A centre that loses all members takes the row
-    that fits its own centre worst. Raises ValueError for fewer rows than centres.
+    nearest center so far, the one that leaves the least of these distances. A center that loses all members takes the row
+    that fits its own center worst. Raises ValueError for fewer rows than centers.
 
     Source: Dhillon and Modha 2001, "Concept decompositions"; Arthur and Vassilvitskii 2007, "k-means++".
     """
@@ -25,7 +25,7 @@ def spherical_kmeans(rows: Tensor, k: int, *, seed: int, rounds: int = 20) -> Te
     generator = torch.Generator().manual_seed(seed)
     rows = rows.cpu()
     centres = rows.new_empty(k, rows.shape[1])
-    far = rows.new_ones(len(rows))  # [N] squared distance to the nearest centre
+    far = rows.new_ones(len(rows))  # [N] squared distance to the nearest center
     candidates = 2 + int(math.log(k))
     for i in range(k):
         drawn = rows[torch.multinomial(far + 1e-12, candidates, replacement=True, generator=generator)]

@@ -1,4 +1,4 @@
-"""One forward per resolution, one forward of the head: what is wrapped for distributed training as a whole.
+"""Runs one forward per resolution and one of the head: what is wrapped for distributed training as a whole.
 
 Views of one resolution are joined along the batch, so batch norm sees them together, as in SwAV; a wrapper like DDP
 sees a single forward a step. Legend: B images, V views, v views of one resolution, S side, D embedding, K prototypes.
@@ -17,7 +17,7 @@ class MultiCropModel(nn.Module):
         self.channels_last: bool | None = None  # of the crops; None: as the weights lie
 
     def forward(self, crops: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """[v*B, 3, S, S] for each resolution, view-major -> embeddings [V*B, D], scores [V*B, K]."""
+        """Returns embeddings [V*B, D] and scores [V*B, K] of [v*B, 3, S, S] for each resolution, view-major."""
         crops = [as_weights_lie(x, self.backbone, self.channels_last) for x in crops]
         features = torch.cat([self.backbone(x) for x in crops])  # [V*B, C]
         return self.head(features)

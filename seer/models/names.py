@@ -1,4 +1,5 @@
-"""What a RegNetY's tensors are called: in our state dicts, and in those of torchvision, VISSL, timm and Hugging Face.
+"""Says what a RegNetY's tensors are called in our state dicts, and in those of torchvision, VISSL, timm and
+Hugging Face.
 
 Five tables and one rule. A key is the path of a block, a part inside it and a leaf; the five differ in how they spell the
 first two and from where they count. Surprising:
@@ -29,7 +30,7 @@ _CHECKPOINTED_PART = re.compile(r"block\d{1,4}-part\d{1,6}")
 
 @dataclass(frozen=True)
 class Names:
-    """One library's spelling. `parts` and `stem`: our part -> theirs; `block`: (S, i) -> the path of a block."""
+    """Holds one library's spelling. `parts` and `stem`: our part -> theirs; `block`: (S, i) -> the path of a block."""
 
     library: str
     stem: Mapping[str, str]
@@ -44,7 +45,7 @@ class Names:
         return {theirs: ours for ours, theirs in {**self.stem, **self.parts}.items()}
 
     def from_ours(self, key: str) -> str | None:
-        """Our key -> theirs, or None when it is none of ours."""
+        """Returns their key for ours, or None when it is none of ours."""
         path, _, leaf = key.rpartition(".")
         if leaf not in _LEAVES:
             return None
@@ -55,7 +56,7 @@ class Names:
         return f"{self.block(int(found['stage']), int(found['block']))}.{part}.{leaf}" if found and part else None
 
     def to_ours(self, key: str) -> str | None:
-        """Their key, unwrapped -> ours, or None when it is none of theirs."""
+        """Returns our key for theirs, unwrapped, or None when it is none of theirs."""
         path, _, leaf = key.rpartition(".")
         if leaf not in _LEAVES:
             return None
@@ -144,7 +145,8 @@ LIBRARIES = (OURS, TORCHVISION, VISSL, TIMM, HUGGING_FACE)
 
 
 def unwrapped(key: str) -> str:
-    """A key without what wrappers added to it: `module._feature_blocks.res2.block1-part0.block1-0.…` -> `res2.block1-0.…`."""
+    """Returns a key without what wrappers added to it: `module._feature_blocks.res2.block1-part0.block1-0.…` ->
+    `res2.block1-0.…`."""
     elements = [
         element for element in key.split(".") if element not in _BETWEEN and not _CHECKPOINTED_PART.fullmatch(element)
     ]
@@ -154,7 +156,7 @@ def unwrapped(key: str) -> str:
 
 
 def recognise(keys: Iterable[str]) -> Names | None:
-    """Whose names most of these unwrapped keys are, judged by blocks alone; None when no key is anybody's."""
+    """Returns whose names most of these unwrapped keys are, judged by blocks alone; None when no key is anybody's."""
     counts = dict.fromkeys(range(len(LIBRARIES)), 0)
     for key in keys:
         for number, names in enumerate(LIBRARIES):

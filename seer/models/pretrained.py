@@ -1,4 +1,5 @@
-"""Loading a backbone from anywhere: our runs and bundles, RegNetY of torchvision, VISSL (SEER), timm, Hugging Face; ResNets.
+"""Loads a backbone from anywhere: our runs and bundles, RegNetY of torchvision, VISSL (SEER), timm, Hugging
+Face; ResNets.
 
 Surprising:
 - A file's name says nothing here: widths, depths, group widths and the squeeze ratio are read off the tensors' shapes,
@@ -43,7 +44,8 @@ MODEL_FILE = "model.safetensors"  # what timm and Hugging Face call the weights 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights came from: whose names, which container, how many keys of heads were left out, and what to heed."""
+    """Says where weights came from: whose names, which container, how many keys of heads were left out, and
+    what to heed."""
 
     library: str
     container: str
@@ -52,7 +54,7 @@ class Origin:
 
 
 def load_backbone(path_or_run: str | os.PathLike[str]) -> Backbone:
-    """The backbone that a run, a bundle or a weights file holds: float32, on the CPU, in eval mode.
+    """Loads the backbone that a run, a bundle or a weights file holds: float32, on the CPU, in eval mode.
 
     Takes a run folder (with `bundle/`), a bundle folder, a folder with `model.safetensors` as timm and Hugging Face write
     it, a `.safetensors` file, or a file that torch.save wrote (`.pth`, `.pt`, `.torch`): a state dict in our names or those
@@ -66,7 +68,7 @@ def load_backbone(path_or_run: str | os.PathLike[str]) -> Backbone:
 
 
 def load_with_origin(path_or_run: str | os.PathLike[str]) -> tuple[Backbone, Origin]:
-    """As `load_backbone`, and where the weights came from."""
+    """Loads as `load_backbone` does, and returns where the weights came from, too."""
     path = Path(path_or_run)
     if path.is_dir():
         for folder in (path, path / "bundle"):
@@ -106,7 +108,7 @@ def tell_age(bundle: Path, described: Mapping[str, Any]) -> None:
 def _from_state(
     state: Mapping[str, Any], container: str, described: Mapping[str, Any] | None, *, what: str
 ) -> tuple[Backbone, Origin]:
-    """described: what a bundle's file says of itself; its shape is not guessed."""
+    """Makes the backbone of a state dict. described: what a bundle's file says of itself; its shape is not guessed."""
     if described is not None:
         with torch.device("meta"):
             backbone = zoo.of(architecture_in(described, what=what))

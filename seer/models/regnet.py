@@ -1,4 +1,4 @@
-"""RegNetY, the convolutional backbone, from explicit stage widths, depths and group widths.
+"""Builds RegNetY, the convolutional backbone, from explicit stage widths, depths and group widths.
 
 Surprising:
 - Widths are arguments, not consequences of (w_0, w_a, w_m): two rounding rules are in use for those numbers, and the
@@ -8,7 +8,7 @@ Surprising:
 - The standard deviation of a convolution's weights ignores its groups.
 - Building on the meta device draws nothing; `init_weights` fills every parameter and buffer after `to_empty`.
 
-Legend: B images, C channels of the last stage, c channels, h w height and width of a feature map, H W of the picture.
+Legend: B images, C channels of the last stage, c channels, h w height and width of a feature map, H W of the image.
 
 Sources: Radosavovic et al. 2020, "Designing Network Design Spaces" (2003.13678), sections 3 and 4; squeeze and
 excitation: Hu et al. 2017 (1709.01507); the shapes of SEER: Goyal et al. 2021 (2103.01988).
@@ -33,7 +33,7 @@ BN_MOMENTUM = 0.1
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths, depths and group widths of the stages, one entry each a stage."""
+    """Holds widths, depths and group widths of the stages, one entry each a stage."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
@@ -41,7 +41,8 @@ class Shape:
 
 
 def from_parameters(depth: int, w_0: int, w_a: float, w_m: float, group_width: int) -> Shape:
-    """Stage widths that five numbers generate, by the rounding of pycls and ClassyVision (2003.13678, section 3.3).
+    """Returns the stages that five numbers generate, by the rounding of pycls and ClassyVision (2003.13678,
+    section 3.3).
 
     Block j wants the width w_0 + w_a·j; it gets the nearest w_0·w_m^s (s an integer, nearest in the logarithm) rounded
     to a multiple of 8, half to even. Runs of equal width are the stages. Then each width goes to the nearest multiple
@@ -64,7 +65,7 @@ def from_parameters(depth: int, w_0: int, w_a: float, w_m: float, group_width: i
 
 
 class Convolution(nn.Conv2d):
-    """Square convolution, padded to keep the size at stride 1, with RegNet's initialisation.
+    """Convolves by a square kernel, padded to keep the size at stride 1, with RegNet's initialization.
 
     Weights: normal, standard deviation sqrt(2 / (k²·C_out)), the groups ignored. The rule is silent on a bias, which
     only squeeze-and-excitation has: ClassyVision and torchvision leave it at torch's default, uniform within
@@ -100,7 +101,7 @@ class Convolution(nn.Conv2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution `conv`, batch norm `bn`, and a ReLU unless `relu=False`: [B, c, h, w] -> [B, c', h', w']."""
+    """Applies convolution `conv`, batch norm `bn`, and a ReLU unless `relu=False`: [B, c, h, w] -> [B, c', h', w']."""
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: 1×1 `a`, grouped 3×3 `b` (which strides), `se`, 1×1 `c`, plus the shortcut, then ReLU.
+    """Runs a residual block: 1×1 `a`, grouped 3×3 `b` (which strides), `se`, 1×1 `c`, plus the shortcut, then ReLU.
 
     [B, in_channels, h, w] -> [B, channels, h/stride, w/stride], rounded up. The shortcut is a strided 1×1 convolution
     with batch norm where the shape changes, else the input itself. A block is the unit of activation checkpointing and
@@ -172,11 +173,11 @@ class Block(nn.Module):
 
 
 class RegNet(nn.Module):
-    """RegNetY backbone without a classifier; the call pools: [B, 3, H, W] float -> [B, C].
+    """Is a RegNetY backbone without a classifier; the call pools: [B, 3, H, W] float -> [B, C].
 
     A stem (3×3 convolution, batch norm, ReLU), then stages `stage1` … of residual blocks `block0` …, each stage halving
     the resolution in its first block. With four stages and `stem_stride=2` the last map is H/32 × W/32; `stem_stride=1`
-    doubles every map (for small pictures) and costs four times the arithmetic.
+    doubles every map (for small images) and costs four times the arithmetic.
 
     Args:
         widths, depths, group_widths: one integer a stage: channels, blocks, channels a group of the 3×3 convolution.
@@ -188,7 +189,7 @@ class RegNet(nn.Module):
     Weights are drawn from torch's default generator; call `init_weights(generator)` to draw them from another.
 
     Raises ValueError for lists of differing lengths, numbers below 1, a width that its group width does not divide.
-    Source: 2003.13678; the initialisation is that of pycls and of SEER's training code.
+    Source: 2003.13678; the initialization is that of pycls and of SEER's training code.
     """
 
     def __init__(
@@ -247,7 +248,8 @@ class RegNet(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The constructor's arguments except `device`, as plain JSON values: `RegNet(**architecture)` is this shape."""
+        """Returns the constructor's arguments except `device`, as plain JSON values: `RegNet(**architecture)`
+        is this shape."""
         return {
             "widths": list(self.widths),
             "depths": list(self.depths),
@@ -283,14 +285,14 @@ class RegNet(nn.Module):
                 module.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], the last stage averaged over its positions."""
+        """Returns [B, C] for [B, 3, H, W], the last stage averaged over its positions."""
         x = self.stem(x)
         for name in self.stage_names:
             x = getattr(self, name)(x)
         return F.adaptive_avg_pool2d(x, 1).flatten(1)  # [B, C]
 
     def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {"stem", "stage1", …: [B, c, h, w]}, from fine to coarse; keeps every map alive."""
+        """Returns {"stem", "stage1", …: [B, c, h, w]} for [B, 3, H, W], from fine to coarse; keeps every map alive."""
         x = self.stem(x)
         maps = {"stem": x}
         for name in self.stage_names:

@@ -1,14 +1,14 @@
-"""ResNet-50 and ResNeXt-101 32x8d, which the papers compare with: torchvision's networks as our backbones.
+"""Makes ResNet-50 and ResNeXt-101 32x8d, which the papers compare with, of torchvision's networks.
 
 Surprising:
 - The names of the tensors are torchvision's, `layer3.0.conv2.weight`; timm, SwAV's program and VISSL use the same ones, so
   nothing is renamed on the way in or out.
-- The stem halves the picture twice (a 7 x 7 convolution of stride 2 and a pooling): `stem_stride` has no meaning here.
+- The stem halves the image twice (a 7 x 7 convolution of stride 2 and a pooling): `stem_stride` has no meaning here.
 - Importing torchvision's models costs 1.4 s, so this file is imported when a ResNet is asked for, not before.
 - Old files lack the counters of batch norm (`num_batches_tracked`), which nothing reads while `momentum` is a number.
 
 Sources: He et al. 2015 (1512.03385), Xie et al. 2016 (1611.05431), torchvision.models.resnet.
-Legend: B images, C channels of the last stage, c channels, h w height and width of a feature map, H W of the picture.
+Legend: B images, C channels of the last stage, c channels, h w height and width of a feature map, H W of the image.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class ResNet(resnet.ResNet):
-    """[B, 3, H, W] -> [B, 2048], bottleneck blocks without the classifier.
+    """Is a ResNet of bottleneck blocks without the classifier, [B, 3, H, W] -> [B, 2048].
 
     depths: blocks of the four stages. groups, width_per_group: of the 3 x 3 convolutions in stage 1; they double from stage
-    to stage. Freshly initialised as torchvision does it. Raises ValueError for numbers that make no network.
+    to stage. Freshly initialized as torchvision does it. Raises ValueError for numbers that make no network.
     """
 
     feature_dim = 2048
@@ -50,7 +50,7 @@ class ResNet(resnet.ResNet):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The constructor's arguments except `device`, as plain JSON values, and whose they are."""
+        """Returns the constructor's arguments except `device`, as plain JSON values, and whose they are."""
         return {
             "family": "resnet",
             "depths": list(self.depths),
@@ -71,11 +71,11 @@ class ResNet(resnet.ResNet):
                 module.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], the last stage averaged over its positions."""
+        """Returns [B, C] for [B, 3, H, W], the last stage averaged over its positions."""
         return self.avgpool(self.forward_stages(x)[STAGES[-1]]).flatten(1)
 
     def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {"stem", "layer1", …: [B, c, h, w]}, from fine to coarse."""
+        """Returns {"stem", "layer1", …: [B, c, h, w]} for [B, 3, H, W], from fine to coarse."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = {"stem": x}
         for name in STAGES:

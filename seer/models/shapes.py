@@ -1,4 +1,4 @@
-"""The architecture of a RegNetY's state dict, told from the shapes of its tensors.
+"""Tells the architecture of a RegNetY's state dict from the shapes of its tensors.
 
 Surprising: everything is decided by majority within a stage, so that a single bad tensor is named later, when the keys are
 compared, and does not bend the architecture to itself. The squeeze ratio was rounded away: of the ratios that the tensors
@@ -20,7 +20,7 @@ _BLOCK = re.compile(r"stage(\d{1,4})\.block(\d{1,6})\.([a-z]+\.[a-z]+)\.([a-z_]+
 
 
 def architecture_of(ours: Mapping[str, Any], *, entries: int, what: str) -> dict[str, Any]:
-    """The arguments of `RegNet`, but for the stem's stride, that fit these tensors under our names.
+    """Returns the arguments of `RegNet`, but for the stem's stride, that fit these tensors under our names.
 
     `entries` is how many keys the file has: more blocks than that cannot be. Raises RequestError when a stage lacks
     everything that would tell its shape.

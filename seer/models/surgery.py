@@ -1,4 +1,4 @@
-"""Operations on a network before it trains: Module -> Module, named in `surgery.steps`, done in order after `weights=`.
+"""Changes a network before it trains: Module -> Module, named in `surgery.steps`, done in order after `weights=`.
 
 A config may name any public function that is defined in this package and takes a module first. Parameters keep their names
 and shapes unless the function is about them, so that bundles and exports still know the network.
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Always normalises with its running statistics and never moves them, whatever mode the network is in."""
+    """Normalizes with its running statistics and never moves them, whatever mode the network is in."""
 
     def train(self, mode: bool = True) -> FrozenBatchNorm2d:
         super().train(False)
@@ -18,9 +18,9 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 def freeze_batch_norm(model: nn.Module) -> nn.Module:
-    """Batch norms of a network with trained statistics stay as they are, affine parameters too; in place.
+    """Keeps the batch norms of a network with trained statistics as they are, affine parameters too; in place.
 
-    For going on from trained weights with few pictures a step, where statistics of the batch would be noise. Tensors keep
+    For going on from trained weights with few images a step, where statistics of the batch would be noise. Tensors keep
     their names. Ranks do not share the statistics of these layers (`parallel.batch_norm_group`): there is nothing to share.
     """
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The named shapes of all families: RegNetY with explicit widths, and the two ResNets that papers compare with.
+"""Names the shapes of all families: RegNetY with explicit widths, and the two ResNets that papers compare with.
 
 Surprising: 800MF, 4GF and 8GF exist twice. The plain names carry the shapes of pycls, ClassyVision and SEER; `_tv` ones
 carry torchvision's, which rounds the same five numbers otherwise, so weights move only between equal shapes. And
@@ -23,12 +23,12 @@ STRIDE = "stem_stride"  # of a network by name it is the caller's choice
 
 
 def names() -> list[str]:
-    """Every name that `build` knows, small to large, RegNetY before ResNet."""
+    """Returns every name that `build` knows, small to large, RegNetY before ResNet."""
     return [name for family in families.FAMILIES.values() for name in family.zoo]
 
 
 def build(name: str, *, stem_stride: int = 2, device: torch.device | str | None = None) -> Network:
-    """The named backbone, freshly initialised: [B, 3, H, W] -> [B, C].
+    """Builds the named backbone, freshly initialized: [B, 3, H, W] -> [B, C].
 
     `device="meta"` (or `with torch.device("meta")`) builds the largest one in a fraction of a second without memory;
     follow with `to_empty` and `init_weights`. Raises ValueError for an unknown name, with the nearest known one, and for
@@ -49,18 +49,20 @@ def build(name: str, *, stem_stride: int = 2, device: torch.device | str | None 
 
 
 def name_of(architecture: Mapping[str, Any]) -> str | None:
-    """The zoo's name for a backbone's `architecture`, whatever its stem stride, or None when no row has that shape."""
+    """Returns the zoo's name for a backbone's `architecture`, whatever its stem stride, or None when no row has
+    that shape."""
     family = families.of(architecture)
     shape = {key: value for key, value in family.arguments(architecture).items() if key != STRIDE}
     return next((name for name, row in family.zoo.items() if row == shape), None)
 
 
 def features_of(name: str) -> int:
-    """How many numbers the named backbone makes of an image, without building it."""
+    """Returns how many numbers the named backbone makes of an image, without building it."""
     row = next(row for row in families.FAMILIES.values() if name in row.zoo)
     return row.features(row.zoo[name])
 
 
 def of(architecture: Mapping[str, Any], device: torch.device | str | None = None) -> Network:
-    """The backbone that an `architecture` describes, freshly initialised. Raises ValueError for a family unknown here."""
+    """Builds the backbone that an `architecture` describes, freshly initialized. Raises ValueError for a family
+    unknown here."""
     return families.of(architecture).build(architecture, device)

@@ -1,1 +1,1 @@
-"""Optimizers, schedules, parameter groups."""
+"""Holds optimizers, schedules, parameter groups."""

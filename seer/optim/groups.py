@@ -1,4 +1,4 @@
-"""Regex rules -> parameter groups, and what the training step does to those groups.
+"""Makes parameter groups by regex rules, and does to those groups what the training step asks.
 
 Surprising here:
 
@@ -37,7 +37,7 @@ _TYPES: Mapping[Any, Any] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What parameters whose name matches `pattern` (and that have at most `max_dims` dimensions) get.
+    """Says what parameters get whose name matches `pattern` (and that have at most `max_dims` dimensions).
 
     name                the group's name; the pattern when left out
     lr_scale            factor on the scheduled learning rate
@@ -84,7 +84,7 @@ def build_groups(
     *,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for LARS, torch.optim.SGD, AdamW, …, in the order of the rules, "default" last (if any).
+    """Builds parameter groups for LARS, torch.optim.SGD, AdamW, …, in the order of the rules, "default" last (if any).
 
     Each group: params, name, lr_scale, weight_decay, weight_decay_scale (None: fixed), frozen_steps, frozen, and adapt
     where the rule says. Names inside a group keep the model's order. ValueError for unknown keys, two groups of one

@@ -1,4 +1,4 @@
-"""LARS as SEER trained: layer-wise rates on top of SGD with momentum.
+"""Steps by LARS as SEER trained: layer-wise rates on top of SGD with momentum.
 
 This is the arithmetic of apex's LARC with `clip=False`, in one optimizer (a wrapper around another optimizer is what
 broke loss scaling and resume). For each tensor p with gradient g, decay wd, rate eta (the trust coefficient):
@@ -39,7 +39,7 @@ _NO_MOMENTUM = torch.finfo(torch.float32).tiny  # at 0 the kernel takes no buffe
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (arXiv 1708.03888, in apex's variant, see above).
+    """Scales rates layer by layer (arXiv 1708.03888, in apex's variant, see above).
 
     params             tensors or parameter groups; a group may override each argument below, and `adapt`
     lr                 learning rate, outside the momentum; SEER: 0.3 per 256 images
@@ -87,7 +87,8 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update from the gradients, which a GPU's update overwrites. `closure` as in torch.optim; its loss is returned."""
+        """Makes one update from the gradients, which a GPU's update overwrites. `closure` as in torch.optim;
+        its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -132,8 +133,9 @@ def _on_device(
 def _fused(
     weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any], **how: Any
 ) -> None:
-    """m = momentum m + (1 - dampening) (g + weight_decay p), p = p - lr m. The kernel wants equal strides of the three;
-    they differ for a momentum that was saved in another memory format, and where a side has length 1."""
+    """Updates by m = momentum m + (1 - dampening) (g + weight_decay p), p = p - lr m. The kernel wants equal
+    strides of the three; they differ for a momentum that was saved in another memory format, and where a side
+    has length 1."""
     alike = [
         [t if t.stride() == w.stride() else torch.empty_like(w).copy_(t) for t, w in zip(tensors, weights, strict=True)]
         for tensors in (gradients, buffers)
@@ -154,14 +156,16 @@ def _fused(
 
 
 def _ratios(parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
-    """What multiplies g + wd p, for N tensors -> [N] in their dtype: the trust ratios, 1 where nothing is to be adapted."""
+    """Returns what multiplies g + wd p, for N tensors -> [N] in their dtype: the trust ratios, 1 where nothing
+    is to be adapted."""
     if not group["adapt"]:
         return torch.ones(len(parameters), dtype=parameters[0].dtype, device=parameters[0].device)
     return _trust_ratios(parameters, group["weight_decay"], group["trust_coefficient"], group["eps"])
 
 
 def _trust_ratios(parameters: list[Tensor], decay: float, trust_coefficient: float, eps: float) -> Tensor:
-    """eta |p| / (|g| + decay |p| + eps) for N tensors -> [N] in their dtype; 1 where |p| = 0, 0 where |g| = 0."""
+    """Returns eta |p| / (|g| + decay |p| + eps) for N tensors -> [N] in their dtype; 1 where |p| = 0, 0 where
+    |g| = 0."""
     norms = torch.stack(torch._foreach_norm(parameters + [p.grad for p in parameters if p.grad is not None]))  # [2N]
     if hasattr(norms, "full_tensor"):
         norms = norms.full_tensor()
@@ -174,7 +178,7 @@ def _trust_ratios(parameters: list[Tensor], decay: float, trust_coefficient: flo
 
 
 def _alike(parameters: list[Tensor]) -> Iterable[list[Tensor]]:
-    """The parameters that have gradients, in lists that one _foreach call can take."""
+    """Returns the parameters that have gradients, in lists that one _foreach call can take."""
     alike: dict[Any, list[Tensor]] = {}
     for p in parameters:
         if p.grad is not None:
@@ -184,5 +188,5 @@ def _alike(parameters: list[Tensor]) -> Iterable[list[Tensor]]:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """The shard that this rank holds of a DTensor, as a view; any other tensor itself."""
+    """Returns the shard that this rank holds of a DTensor, as a view; any other tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -1,4 +1,4 @@
-"""When has the loss stopped falling? Halvings for `constant_halving`, decided from the losses that are logged.
+"""Decides from the losses that are logged when they have stopped falling: halvings for `constant_halving`.
 
 The run is cut into windows of `patience` steps; at the end of each, the mean of the losses logged in it is held against
 the lowest mean so far. Less than `threshold` (a share of it) below: the rate is halved from there on. SEER's article
@@ -20,8 +20,9 @@ __all__ = ["Plateau"]
 
 
 class Plateau:
-    """patience: steps of a window. threshold: the share by which a mean has to be lower. after: where windows begin (the
-    end of the warm-up). halved_at: the steps that the schedule reads; `observe` appends to this very list.
+    """Watches the loss. patience: steps of a window. threshold: the share by which a mean has to be lower.
+    after: where windows begin (the end of the warm-up). halved_at: the steps that the schedule reads; `observe`
+    appends to this very list.
 
     Raises RequestError for a patience below 1 or a threshold outside 0..1.
     """
@@ -35,7 +36,7 @@ class Plateau:
         self._best, self._sum, self._count, self._end = math.inf, 0.0, 0, after + patience
 
     def observe(self, done: int, loss: float) -> None:
-        """A loss logged when `done` steps were finished; those of the warm-up are passed over."""
+        """Takes a loss logged when `done` steps were finished; those of the warm-up are passed over."""
         if done <= self.after:
             return
         self._sum, self._count = self._sum + loss, self._count + 1

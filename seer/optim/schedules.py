@@ -1,4 +1,4 @@
-"""Learning-rate and weight-decay schedules: pure functions of the step.
+"""Holds learning-rate and weight-decay schedules, pure functions of the step.
 
 A schedule is `step -> float`, or `-> None` for "frozen: do not touch these parameters at this step". Everything but the
 step is bound with functools.partial (`_partial_: true` in YAML). Nothing is remembered between calls, so resuming needs
@@ -26,7 +26,8 @@ Schedule = Callable[[int], float | None]
 def warmup_cosine(
     step: int, *, peak: float, total: int, warmup: int = 0, start: float = 0.0, final: float = 0.0
 ) -> float:
-    """Linear from `start` at step 0 to `peak` at step `warmup`, then half a cosine to `final` at step total - 1.
+    """Returns a rate: linear from `start` at step 0 to `peak` at step `warmup`, then half a cosine to `final`
+    at step total - 1.
 
     SEER: peak 9.6, warmup 8000, start 0.15, final 0.0096, total 122070. ValueError when the warm-up does not end inside
     the run.
@@ -46,7 +47,8 @@ def cosine_restarts(
     start: float = 0.0,
     final: float = 0.0,
 ) -> float:
-    """`cycles` cosine waves of equal length after a linear warm-up; one half wave is the article's "cosine wave".
+    """Returns a rate by `cycles` cosine waves of equal length after a linear warm-up; one half wave is the
+    article's "cosine wave".
 
     Wave c starts at peak * decay**c. A "half" wave falls to `final` at its last step and the next one restarts at the
     top; a "full" wave comes back up to its own top. Where the length does not divide, earlier waves are the longer ones
@@ -76,7 +78,8 @@ def cosine_restarts(
 def constant_halving(
     step: int, *, peak: float, warmup: int = 0, halved_at: Sequence[int] = (), start: float = 0.0
 ) -> float:
-    """Linear from `start` to `peak` over `warmup` steps, then constant; halved from each step in `halved_at` on.
+    """Returns a rate: linear from `start` to `peak` over `warmup` steps, then constant; halved from each step
+    in `halved_at` on.
 
     SEER's schedule for streams without an end: the loop appends to `halved_at` when the loss has stopped falling, the
     checkpoint keeps the list, and this function stays pure.
@@ -88,7 +91,8 @@ def constant_halving(
 
 
 def frozen_until(step: int, *, until: int, then: Schedule) -> float | None:
-    """None (frozen) before step `until`, `then(step)` from there on. SwAV freezes its prototypes for 313 steps."""
+    """Returns None (frozen) before step `until`, `then(step)` from there on. SwAV freezes its prototypes for
+    313 steps."""
     _check_step(step)
     if until < 0:
         raise ValueError(f"until is {until} steps; use 0 to freeze nothing")
@@ -96,7 +100,7 @@ def frozen_until(step: int, *, until: int, then: Schedule) -> float | None:
 
 
 def scaled_peak(base: float, batch: int, reference: int = 256) -> float:
-    """The linear rule, base * batch / reference: 0.3 and 8192 images give SEER's 9.6."""
+    """Returns base * batch / reference, the linear rule: 0.3 and 8192 images give SEER's 9.6."""
     if batch < 1 or reference < 1:
         raise ValueError(f"batch is {batch} and reference {reference} images; both are at least 1")
     return base * batch / reference

@@ -1,1 +1,1 @@
-"""Everything that knows of more than one process."""
+"""Holds everything that knows of more than one process."""

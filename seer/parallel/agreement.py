@@ -1,4 +1,4 @@
-"""Do all ranks hold the same? What they were asked, at the start; their weights, while they train.
+"""Checks that all ranks hold the same: what they were asked, at the start; their weights, while they train.
 
 Data-parallel ranks apply the same update to the same weights, so the weights agree to the last bit. Where they do not, a
 device, a memory or a program is at fault, and every step mixes the fault into all of them.
@@ -14,8 +14,8 @@ from seer.parallel.collectives import Group, all_gather_stack, gather_text
 
 
 def same_request(facts: Mapping[str, str], group: Group | None) -> None:
-    """facts: what must not differ, by names that people know. Raises RequestError on all ranks, naming the first that
-    differs from the first rank."""
+    """Raises RequestError on all ranks, naming the first fact that differs from the first rank's. facts: what
+    must not differ, by names that people know."""
     every = [json.loads(text) for text in gather_text(json.dumps(facts), group)]
     for rank, theirs in enumerate(every):
         for name in {**every[0], **theirs}:
@@ -27,7 +27,7 @@ def same_request(facts: Mapping[str, str], group: Group | None) -> None:
 
 
 def same_weights(step: int, tensors: Mapping[str, torch.Tensor], group: Group | None) -> None:
-    """tensors: those that every rank holds whole. Raises NumericsError on all ranks when one differs in one bit.
+    """Raises NumericsError on all ranks when a tensor differs in one bit. tensors: those that every rank holds whole.
 
     One gather of a number for each tensor; the host waits for it.
     """
@@ -55,13 +55,14 @@ def same_weights(step: int, tensors: Mapping[str, torch.Tensor], group: Group | 
 
 
 def replicated(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What every rank holds whole and alike: not what is sharded, nor the statistics of batch norm, which groups differ in."""
+    """Returns what every rank holds whole and alike: not what is sharded, nor batch norm's statistics, which
+    groups differ in."""
     own = ("running_mean", "running_var", "num_batches_tracked")
     return {name: t for name, t in state.items() if not hasattr(t, "full_tensor") and not name.endswith(own)}
 
 
 def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """[] int64: changes with any one bit of a tensor of any dtype."""
+    """Returns [] int64 that changes with any one bit of a tensor of any dtype."""
     whole = tensor.detach().contiguous()
     size = whole.element_size()
     words = whole.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])

@@ -1,4 +1,4 @@
-"""What is freed on a CPU goes back to the system, where memory matters.
+"""Gives memory that is freed on a CPU back to the system, where memory matters.
 
 The C library keeps blocks of up to 32 MB that were freed for the next that want as much, and between blocks of many sizes it
 leaves holes. A training step that recomputes activations has other sizes in each stage: with the holes of the forward pass
@@ -15,14 +15,14 @@ _LIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def give_back() -> None:
-    """What is free now. Nothing without glibc."""
+    """Gives back to the system what is free now. Does nothing without glibc."""
     if _LIBC:
         _LIBC.malloc_trim(0)
 
 
 def give_back_at_once(size: int = 4 << 20) -> bool:
-    """From here on, blocks of `size` bytes and more as they are freed: no holes, but a step by block takes 1.7 times as long as a
-    plain one instead of 1.4. False without glibc."""
+    """Makes blocks of `size` bytes and more go back to the system as they are freed, from here on: no holes,
+    but a step by block takes 1.7 times as long as a plain one instead of 1.4. Returns False without glibc."""
     return bool(_LIBC and _LIBC.mallopt(_M_MMAP_THRESHOLD, size))
 
 

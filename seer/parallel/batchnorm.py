@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of a group of ranks.
+"""Shares the statistics of batch norm over a group of ranks, a statistics group.
 
 On a GPU torch's own SyncBatchNorm does it. That refuses CPU tensors, so here the same arithmetic stands in a few lines
 over a differentiable collective: gloo tests then cover the real model. torch.compile takes these on a GPU, too, in one graph:
@@ -28,7 +28,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # how names
 
 
 class _Normalise(torch.autograd.Function):
-    """x -> y of its dtype; mean and biased variance float32 [C]. Differentiable once.
+    """Normalizes x -> y of its dtype; mean and biased variance float32 [C]. Differentiable once.
 
     On a CPU what adds up over rows is done by the kernels of torch's own batch norm: for channels_last torch.var_mean takes 10 to 15
     times as long, going through memory once for every few channels. torch.compile makes its own.
@@ -60,7 +60,7 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, slope: torch.Tensor, *_: None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, None, None]:
         x, weight, mean, inverse = ctx.saved_tensors
-        own = torch.stack(_sums(slope, x, mean, inverse))  # [2, C]: of the slope, and of it times what was normalised
+        own = torch.stack(_sums(slope, x, mean, inverse))  # [2, C]: of the slope, and of it times what was normalized
         each = all_gather_stack(own, ctx.group)
         level, tilt = each.sum(0) / (len(each) * x.numel() // x.shape[1])
         scale = inverse if weight is None else inverse * weight.float()
@@ -72,12 +72,12 @@ class _Normalise(torch.autograd.Function):
 
 
 def _wide(channels: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """[C] as [1, C] or [1, C, 1, 1], like x."""
+    """Returns [C] as [1, C] or [1, C, 1, 1], like x."""
     return channels.view([1, -1] + [1] * (x.ndim - 2))
 
 
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of this rank, float32 [C] each."""
+    """Returns mean and biased variance of this rank, float32 [C] each."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _native_moments(x if x.dtype in _NATIVE else x.float())
     variance, mean = torch.var_mean(x.float(), _rows(x), correction=0)
@@ -87,7 +87,8 @@ def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _sums(
     slope: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the slope, and of the slope times normalised x, over the rows of this rank: float32 [C] each."""
+    """Returns the sums of the slope, and of the slope times normalized x, over the rows of this rank: float32
+    [C] each."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _native_sums(*((slope, x) if x.dtype in _NATIVE else (slope.float(), x.float())), mean, inverse)
     slope = slope.float()
@@ -119,8 +120,9 @@ def _native_sums(
 
 
 def _parts(tensor: torch.Tensor, like: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-    """Images of [N, C] or [N, C, h, w], some at a time: they stay in the cache until they have been read twice, and float32 errs
-    less in sums of sums. In one layout: where those of slope and x differ, torch adds up in 16 bits."""
+    """Returns the images of [N, C] or [N, C, h, w] some at a time: they stay in the cache until they have been
+    read twice, and float32 errs less in sums of sums. In one layout: where those of slope and x differ, torch
+    adds up in 16 bits."""
     like = tensor if like is None else like
     last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
     tensor = tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -132,7 +134,7 @@ def _rows(x: torch.Tensor) -> list[int]:
 
 
 class _GroupStatistics(_BatchNorm):
-    """Mixed into a BatchNorm class: in training, normalises with the statistics of the joined batch of the group."""
+    """Normalizes, in training, with the statistics of the joined batch of the group; mixed into a BatchNorm class."""
 
     group: Group | None  # None: this process alone
 
@@ -158,17 +160,17 @@ class _GroupStatistics(_BatchNorm):
 
 
 class GroupBatchNorm1d(_GroupStatistics, nn.BatchNorm1d):
-    """nn.BatchNorm1d over the joined batch of a group."""
+    """Is nn.BatchNorm1d over the joined batch of a group."""
 
 
 class GroupBatchNorm2d(_GroupStatistics, nn.BatchNorm2d):
-    """nn.BatchNorm2d over the joined batch of a group."""
+    """Is nn.BatchNorm2d over the joined batch of a group."""
 
 
 def group_batchnorm(
     model: nn.Module, group: Group | None, device: torch.device, *, compiled: bool = False
 ) -> nn.Module:
-    """Make every batch norm of a model share its statistics over `group`, in place; None leaves the model alone.
+    """Makes every batch norm of a model share its statistics over `group`, in place; None leaves the model alone.
 
     Parameters, buffers and their names stay; frozen ones (`models/surgery.py`) have no statistics to share. Every rank of
     the group must have the same number of images. compiled: torch.compile will read it.
@@ -190,14 +192,14 @@ def group_batchnorm(
 
 
 def mean_of_sets(sets: torch.Tensor) -> torch.Tensor:
-    """A running statistic [G, ..] of G groups -> the one [..] that stands for all."""
+    """Returns, of a running statistic [G, ..] of G groups, the one [..] that stands for all."""
     return sets.double().mean(0).to(sets.dtype)
 
 
 @torch.no_grad()
 def mean_statistics(tensors: Mapping[str, torch.Tensor], world: Group | None, groups: int) -> dict[str, torch.Tensor]:
-    """The running statistics among a model's tensors, as the mean over `groups` groups of neighbouring ranks; {} for one
-    group, which holds the same everywhere. The same on all ranks; one gather of all of them."""
+    """Returns the running statistics among a model's tensors, as the mean over `groups` groups of neighbouring
+    ranks; {} for one group, which holds the same everywhere. The same on all ranks; one gather of all of them."""
     own = {name: t for name, t in tensors.items() if name.endswith(STATISTICS)}
     if world is None or groups == 1 or not own:
         return {}
@@ -212,7 +214,7 @@ def mean_statistics(tensors: Mapping[str, torch.Tensor], world: Group | None, gr
 
 @contextmanager
 def averaged(model: nn.Module, world: Group | None, groups: int) -> Iterator[None]:
-    """Inside, a model has `mean_statistics`; afterwards its own again, to the last bit."""
+    """Gives a model its `mean_statistics` inside this context; afterwards its own again, to the last bit."""
     buffers = dict(model.named_buffers())
     means = mean_statistics(buffers, world, groups)
     own = {name: buffers[name].clone() for name in means}

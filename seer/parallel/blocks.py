@@ -1,4 +1,5 @@
-"""Towers and their blocks: the parts into which recompute, FSDP, torch.compile and the count of memory take a model.
+"""Finds towers and their blocks, the parts into which recompute, FSDP, torch.compile and the count of memory
+take a model.
 
 A *tower* is a module whose class has a method `blocks()`; it returns {"stage3.block4": module, ...} in the order of depth.
 Every network of `seer/models/families` is one, and a model may hold several, wherever they lie in it.

@@ -1,4 +1,4 @@
-"""The few collectives that losses, metrics and batch norm speak through.
+"""Holds the few collectives that losses, metrics and batch norm speak through.
 
 Surprising here: `group is None` means *one process* and makes every function a no-op, whereas `None` in
 torch.distributed means the world. Whoever wants the world passes it (`seer.parallel.world` hands groups out), so code
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class _Waited:
-    """A context around each collective that counts them and adds up what the host spent in them: waiting for peers, mostly.
+    """Counts collectives, as a context around each, and adds up what the host spent in them: waiting for peers, mostly.
 
     Not of a thread that called `aside`: it waits while the step goes on.
     """
@@ -130,8 +130,9 @@ _stacked.register_autograd(_to_its_rank, setup_context=_keep_group)
 
 
 def all_gather_stack(tensor: Tensor, group: Group | None) -> Tensor:
-    """`tensor` [..] of each rank -> [R, ..] in rank order; [1, ..] (a view) for one process. Differentiable once: the gradient
-    of row r is summed over the group and goes to rank r. torch.compile takes it for one operation."""
+    """Gathers `tensor` [..] of each rank -> [R, ..] in rank order; [1, ..] (a view) for one process.
+    Differentiable once: the gradient of row r is summed over the group and goes to rank r. torch.compile takes
+    it for one operation."""
     if group is None:
         return tensor.unsqueeze(0)
     return _stacked(tensor, group.group_name)
@@ -156,8 +157,8 @@ def assign_whole(tensor: Tensor, whole: Tensor) -> None:
 
 @torch.no_grad()
 def whole_on_first(tensors: Mapping[str, Tensor], group: Group | None) -> dict[str, Tensor]:
-    """The tensors, whole, on the CPU of the group's first rank; {} on the others. One after the other, so that no device
-    holds more than one of them whole."""
+    """Gathers the tensors, whole, on the CPU of the group's first rank; {} on the others. One after the other,
+    so that no device holds more than one of them whole."""
     first = group is None or group.rank() == 0
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -168,12 +169,12 @@ def whole_on_first(tensors: Mapping[str, Tensor], group: Group | None) -> dict[s
 
 
 def any_true(flag: bool, group: Group | None) -> bool:
-    """True on every rank as soon as `flag` is true on one; waits for the answer, so not for every step."""
+    """Returns True on every rank as soon as `flag` is true on one; waits for the answer, so not for every step."""
     return bool(highest(int(bool(flag)), group))
 
 
 def highest(value: int, group: Group | None) -> int:
-    """The highest of all ranks' values (below 2^31), on every rank; waits for the answer."""
+    """Returns the highest of all ranks' values (below 2^31), on every rank; waits for the answer."""
     if group is None:
         return value
     found = torch.tensor(value, dtype=torch.int32, device=_device(group))
@@ -183,7 +184,7 @@ def highest(value: int, group: Group | None) -> int:
 
 
 def gather_text(text: str, group: Group | None) -> list[str]:
-    """Every rank's text, in rank order, on every rank. Bytes travel, not pickles; waits for the answer."""
+    """Returns every rank's text, in rank order, on every rank. Bytes travel, not pickles; waits for the answer."""
     if group is None:
         return [text]
     data = text.encode()
@@ -198,12 +199,13 @@ def gather_text(text: str, group: Group | None) -> list[str]:
 
 
 def share_text(text: str, group: Group | None) -> str:
-    """The text of the group's first rank, on every rank; what others pass is ignored."""
+    """Returns the text of the group's first rank, on every rank; what others pass is ignored."""
     return gather_text(text if group is None or group.rank() == 0 else "", group)[0]
 
 
 def _device(group: Group) -> torch.device:
-    """A group that speaks gloo for the CPU spares the accelerator; one of NCCL alone takes no CPU tensor."""
+    """Returns the device for plain numbers: the CPU where the group speaks gloo (or MPI) for it, since one of
+    NCCL alone takes no CPU tensor."""
     on_cpu = "gloo" in dist.get_backend_config(group) or "mpi" in dist.get_backend_config(group)
     found = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
     assert found is not None

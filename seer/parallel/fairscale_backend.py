@@ -1,4 +1,5 @@
-"""fairscale's sharded optimizer and data parallel: every rank holds all weights, and momentum and the gradients of some tensors.
+"""Wraps fairscale's sharded optimizer and data parallel: every rank holds all weights, and momentum and the
+gradients of some tensors.
 
 For those who have runs of that kind; `parallel.mode=fsdp` is what replaces it. fairscale 0.4.13 (2022) is the last there is.
 
@@ -24,7 +25,7 @@ def shard(
     make: Callable[[Sequence[dict[str, Any]]], torch.optim.Optimizer],
     world: World,
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A plain model on its device, its parameter groups, and what makes an optimizer of some -> both, sharded.
+    """Shards a plain model on its device, and the optimizer that `make` gives for parameter groups; returns both.
 
     The optimizer's state_dict is the plain optimizer's, on every rank, and costs a gather. It is marked `gradients_shared_out`:
     a gradient is on one rank alone. Raises RequestError without fairscale.

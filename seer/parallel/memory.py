@@ -1,4 +1,4 @@
-"""What a training step keeps in memory beside weights and pictures, before one is made: counted on tensors without data.
+"""Counts what a training step keeps in memory beside weights and images, on tensors without data, before one is made.
 
 Torch's FakeTensorMode runs the real forward and backward pass, with autocast, recompute, loss and all, on shapes alone; every
 new storage is added up until it is freed. RegNetY-16GF takes half a second. What libraries take behind torch's back
@@ -39,8 +39,8 @@ def mean_square(model: nn.Module, crops: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes beyond weights, statistics and pictures. kept: after the forward pass, until the backward pass needs it. peak: at
-    the worst moment of both, gradients among them."""
+    """Holds bytes beyond weights, statistics and images. kept: after the forward pass, until the backward pass
+    needs it. peak: at the worst moment of both, gradients among them."""
 
     kept: int
     peak: int
@@ -55,10 +55,11 @@ def step_memory(
     sharded: bool = False,
     loss: Loss = mean_square,
 ) -> StepMemory:
-    """model: plain, on any device, meta too; it takes crops and gives (embeddings, scores), and is left alone. shapes:
-    [v*B, 3, S, S] of each resolution, on one rank. dtype: of autocast. policy: of `remat`. sharded: as under FSDP, which
-    gathers a backbone's weights in `dtype` (not counted here) and lets a whole gradient go once the last resolution has
-    added to it. loss: of a model and its float32 crops, called in autocast; what it makes counts."""
+    """Counts the memory of a step. model: plain, on any device, meta too; it takes crops and gives (embeddings,
+    scores), and is left alone. shapes: [v*B, 3, S, S] of each resolution, on one rank. dtype: of autocast.
+    policy: of `remat`. sharded: as under FSDP, which gathers a backbone's weights in `dtype` (not counted here)
+    and lets a whole gradient go once the last resolution has added to it. loss: of a model and its float32
+    crops, called in autocast; what it makes counts."""
     with FakeTensorMode():
         twin = remat(_twin(model), policy).train()
         if sharded:
@@ -76,7 +77,8 @@ def step_memory(
 def recomputed_within(
     model: nn.Module, budget: int, shapes: Shapes, dtype: torch.dtype = torch.float32, loss: Loss = mean_square
 ) -> list[str]:
-    """The blocks to make again so that a step with this loss peaks at `budget` bytes at most; [] when none need be.
+    """Returns the blocks to make again so that a step with this loss peaks at `budget` bytes at most; [] when
+    none need be.
 
     Fewer for a larger budget, always. Raises RequestError with the least that is possible.
     """
@@ -95,7 +97,8 @@ def recomputed_within(
 
 
 class Live(TorchDispatchMode):
-    """now, peak: bytes of storages that came to be in this context and are not freed yet. known: tensors that do not count."""
+    """Adds up memory in use. now, peak: bytes of storages that came to be in this context and are not freed
+    yet. known: tensors that do not count."""
 
     def __init__(self, known: Sequence[Tensor] = ()):
         super().__init__()
@@ -128,7 +131,7 @@ class Live(TorchDispatchMode):
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """The same modules with parameters and buffers that have no data."""
+    """Returns the same modules with parameters and buffers that have no data."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad) for p in model.parameters()
     }
@@ -148,7 +151,7 @@ def _as_gathered(twin: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _kept_by_block(model: nn.Module, shapes: Shapes, dtype: torch.dtype) -> dict[str, int]:
-    """{"stage1.block0": bytes that its forward passes add}."""
+    """Returns {"stage1.block0": bytes that its forward passes add}."""
     kept: dict[str, int] = {}
     with FakeTensorMode():
         twin = _twin(model).train()

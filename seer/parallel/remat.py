@@ -1,4 +1,4 @@
-"""Recompute: activations are not kept for the backward pass but made again in it, which trades time for memory.
+"""Recomputes activations in the backward pass instead of keeping them for it, which trades time for memory.
 
     none        everything is kept
     block       of each block only its input is kept
@@ -42,7 +42,8 @@ _ITEM = re.compile(r"(?:(?P<stage>[\w.]+)\.)?block(?P<first>\d+)(?:-(?P<last>\d+
 
 
 def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
-    """A model with towers (`parallel/blocks.py`) -> the same object, stages of all of them recomputed by the policy.
+    """Makes the stages of all towers (`parallel/blocks.py`) of a model recompute by the policy; returns the
+    same object.
 
     Raises RequestError for an unknown policy or block, for blocks named twice, and for a stage that is no `nn.Sequential`.
     """
@@ -56,7 +57,8 @@ def remat(model: nn.Module, policy: str | Sequence[str]) -> nn.Module:
 
 
 def chosen(model: nn.Module, policy: str | Sequence[str]) -> dict[str, list[tuple[int, int]]]:
-    """The runs of blocks of each stage, from first to behind the last, that a policy makes again. Raises RequestError."""
+    """Returns the runs of blocks of each stage, from first to behind the last, that a policy makes again.
+    Raises RequestError."""
     if policy == "none":
         return {}
     stages = stages_of(model)
@@ -80,7 +82,7 @@ def chosen(model: nn.Module, policy: str | Sequence[str]) -> dict[str, list[tupl
 
 
 def _by_stage(stages: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[tuple[int, int]]]:
-    """The spans of policy `stage` in one tower, since the backward pass of each tower begins at its own end."""
+    """Returns the spans of policy `stage` in one tower, since the backward pass of each tower begins at its own end."""
     *earlier, last = stages
     groups = {**{name: [(0, len(stages[name]))] for name in earlier}, last: []}
     if earlier:
@@ -111,7 +113,8 @@ def _named(items: Sequence[str], stages: Mapping[str, Sequence[nn.Module]]) -> d
 
 
 def _sequential(model: nn.Module, name: str, blocks: Sequence[nn.Module]) -> nn.Sequential:
-    """The module that runs exactly these blocks, one after the other. Raises RequestError where there is none."""
+    """Returns the module that runs exactly these blocks, one after the other. Raises RequestError where there
+    is none."""
     for module in model.modules():
         if isinstance(module, nn.Sequential) and list(map(id, module)) == list(map(id, blocks)):
             return module
@@ -122,7 +125,7 @@ def _sequential(model: nn.Module, name: str, blocks: Sequence[nn.Module]) -> nn.
 
 
 class _Recomputed(nn.Sequential):
-    """A stage of which some runs of blocks are made again in the backward pass."""
+    """Runs a stage of which some runs of blocks are made again in the backward pass."""
 
     groups: list[tuple[int, int]]
     selective: bool
@@ -156,8 +159,8 @@ def _run(blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
 def _contexts(
     norms: list[_BatchNorm], selective: bool, trim: bool
 ) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Around the first pass, and around the second. trim: this is the first of its stage to be made again, and what earlier ones
-    have left is of other sizes."""
+    """Returns the contexts around the first pass and around the second. trim: this is the first of its stage to
+    be made again, and what earlier ones have left is of other sizes."""
     again = _both(_trimmed(), _counted_already(norms)) if trim else _counted_already(norms)
     if not selective:
         return nullcontext(), again
@@ -179,8 +182,9 @@ def _policy(context: Any, operation: Any, *arguments: Any, **_: Any) -> Checkpoi
 
 @contextmanager
 def _casts_anew() -> Iterator[None]:
-    """Autocast keeps narrow weights for the next crop size; then the second pass would cast where the first did not, which a
-    selective checkpoint takes for another computation."""
+    """Switches autocast's cache off, inside this context. It keeps narrow weights for the next crop size; then
+    the second pass would cast where the first did not, which a selective checkpoint takes for another
+    computation."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""Who is still there: every rank tells the others that it lives, what it does, and why it ends.
+"""Tells who is still there: every rank says to the others that it lives, what it does, and why it ends.
 
 A collective whose peer has died says "connection closed" (gloo), or nothing at all (NCCL), and never which rank. So a thread
 in every rank writes a beat into the store that the launcher or the first rank serves, and reads those of the others:
@@ -41,7 +41,8 @@ ECHOES = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer
 
 
 class Watch:
-    """A context around all that a rank does. limit_s: a peer silent for so long is given up."""
+    """Beats for this rank and watches the others, as a context around all that a rank does. limit_s: a peer
+    silent for so long is given up."""
 
     def __init__(self, rank: int, size: int, store: dist.Store, limit_s: float):
         self.rank, self.size, self.limit_s = rank, size, max(limit_s, LOST_S)
@@ -61,7 +62,7 @@ class Watch:
         return self
 
     def note(self, step: int, phase: str) -> None:
-        """What the main thread is at, for the message that names it when it hangs."""
+        """Notes what the main thread is at, for the message that names it when it hangs."""
         self._doing = (step, phase)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -70,7 +71,7 @@ class Watch:
             self._say("left", f"{self.rank}", '""')
 
     def judged(self, error: Exception | KeyboardInterrupt) -> BaseException:
-        """The error that ended this rank, or LostPeer when that is but the echo of another rank's end.
+        """Returns the error that ended this rank, or LostPeer when that is but the echo of another rank's end.
 
         Tells the others what happened here. Waits up to LOST_S for their words.
         """
@@ -92,7 +93,8 @@ class Watch:
         )
 
     def _interrupted(self, asked: KeyboardInterrupt) -> BaseException:
-        """SIGTERM may come since another rank is gone or has failed: waits for that news, or for a beat of each."""
+        """Returns the end of a rank that was asked to stop. SIGTERM may come since another rank is gone or has
+        failed: waits for that news, or for a beat of each."""
         with suppress(RuntimeError):  # the store is gone
             self._look(LOST_S)
             before = {rank: text for rank, (text, _) in self._seen.items()}
@@ -105,7 +107,7 @@ class Watch:
         return self._parting(asked, 75)
 
     def _parting(self, error: BaseException, status: int) -> BaseException:
-        """Tells the others. The error, or what another rank has told already."""
+        """Tells the others, and returns the error, or what another rank has told already."""
         self._say("left", f"{self.rank}", json.dumps(str(error)[:2000]))
         if self._told is not None:
             self._say("ended", "first", "true")  # for a rank that hangs, whose thread still listens
@@ -135,7 +137,7 @@ class Watch:
                 self._end(LostPeer("the other ranks have ended", tells=False))
 
     def _end(self, why: LostPeer | Interrupted) -> None:
-        """The main thread has GRACE_S to find out by itself."""
+        """Ends the process once the main thread has had GRACE_S to find out by itself."""
         if self._ended.wait(GRACE_S):
             return
         if getattr(why, "tells", False):
@@ -147,11 +149,11 @@ class Watch:
         self._say("beat", str(self.rank), json.dumps(self._now(count)))
 
     def _now(self, count: int = 0) -> list[Any]:
-        """[count, step, phase, host, process, collectives entered]"""
+        """Returns [count, step, phase, host, process, collectives entered]."""
         return [count, *self._doing, socket.gethostname(), os.getpid(), waited.entered]
 
     def _look(self, limit_s: float) -> None:
-        """Read the others' beats and words; sets `_told`. Raises RuntimeError when the store is gone."""
+        """Reads the others' beats and words; sets `_told`. Raises RuntimeError when the store is gone."""
         now = time.monotonic()
         if (failed := self._hear("failed", "first")) and failed["rank"] != self.rank:
             self._told = _news_of(failed)
@@ -173,7 +175,7 @@ class Watch:
             self._told = LostPeer(self._named(silent), tells=self._lowest(set(silent)))
 
     def _end_stopped(self, silent: Iterable[int]) -> None:
-        """One that is stopped hears no SIGTERM and would stay as an orphan: those on this host are killed."""
+        """Kills the silent ranks on this host: one that is stopped hears no SIGTERM and would stay as an orphan."""
         for rank in silent:
             host, pid = json.loads(self._seen[rank][0])[3:5]
             with suppress(OSError):  # gone by itself, or not ours
@@ -182,7 +184,7 @@ class Watch:
                     os.kill(pid, signal.SIGKILL)
 
     def _lowest(self, gone: set[int]) -> bool:
-        """Whether this is the rank that speaks: the lowest of those that are left."""
+        """Returns whether this is the rank that speaks: the lowest of those that are left."""
         return self.rank == min(set(range(self.size)) - gone)
 
     def _named(self, silent: dict[int, float]) -> str:
@@ -196,7 +198,8 @@ class Watch:
         return f"{'; '.join(parts)}{more}: killed, out of memory, stopped, or its host is lost"
 
     def _latest(self, error: str) -> LostPeer:
-        """All beat, but a collective gave up: whoever did not come to it keeps the others waiting."""
+        """Returns the error for a collective that gave up while all beat: whoever did not come to it keeps the
+        others waiting."""
         beats = {rank: json.loads(text) for rank, (text, _) in self._seen.items()}
         beats[self.rank] = self._now()
         least = min(beat[-1] for beat in beats.values())
@@ -211,7 +214,8 @@ class Watch:
     # the store
 
     def _say(self, kind: str, key: str, text: str) -> bytes:
-        """What stands there then. Of failures the first stays: it is the cause of the others."""
+        """Writes to the store and returns the value now there; the first failure wins, since it is the cause of
+        the others."""
         try:
             with self._lock:
                 if kind == "failed":
@@ -231,7 +235,8 @@ class Watch:
 
 
 def _news_of(failed: dict[str, Any]) -> LostPeer | Interrupted:
-    """Another rank's end as this one's error. That rank has said it; 75 is the status of no failure but a request."""
+    """Returns another rank's end as this one's error. That rank has said it; 75 is the status of no failure but
+    a request."""
     if failed["exit"] == 75:
         asked = Interrupted(f"rank {failed['rank']} was told to end: {failed['error']}", 0)
         asked.tells = False  # type: ignore[attr-defined]
@@ -240,7 +245,8 @@ def _news_of(failed: dict[str, Any]) -> LostPeer | Interrupted:
 
 
 def _end_soon_on_sigterm() -> None:
-    """A run catches the signal itself (`engine.stop`); elsewhere, this holds, and leaves time to hear why a peer has failed."""
+    """Ends the process soon after SIGTERM, leaving time to hear why a peer has failed; a run catches the signal
+    itself (`engine.stop`)."""
 
     def end(*_: object) -> None:
         listener.ask("SIGTERM", LOST_S + 4)
@@ -250,7 +256,7 @@ def _end_soon_on_sigterm() -> None:
 
 
 def _end_with_the_launcher(prctl: Callable[..., int] | None = None) -> None:
-    """When torchrun is killed the kernel sends SIGTERM, which saves and ends; else ranks would go on unseen."""
+    """Asks the kernel for SIGTERM when torchrun is killed, which saves and ends; else ranks would go on unseen."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         set_parent_death_signal = 1
         (prctl or ctypes.CDLL(None, use_errno=True).prctl)(set_parent_death_signal, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Who and where this process is: rank, size, device. The only file that creates process groups.
+"""Says who and where this process is: rank, size, device. No other file creates process groups.
 
 One process needs no rendezvous and gets no group; torchrun (or SLURM with the same variables) makes `RANK`,
 `WORLD_SIZE`, `LOCAL_RANK`, and then gloo speaks for the CPU and NCCL for CUDA.
@@ -34,19 +34,20 @@ class World:
             dist.barrier(self.group)
 
     def mesh(self) -> DeviceMesh:
-        """All ranks in one row, to shard over. Only where there is a group."""
+        """Returns all ranks in one row, to shard over. Only where there is a group."""
         assert self.group is not None
         return DeviceMesh.from_group(self.group, self.device.type)
 
     def note(self, step: int, phase: str) -> None:
-        """What this rank is at: said of it should it keep the others waiting, or be lost."""
+        """Notes what this rank is at: said of it should it keep the others waiting, or be lost."""
         if self.watch is not None:
             self.watch.note(step, phase)
 
 
 @contextmanager
 def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
-    """device: auto, cpu or cuda. timeout_s: how long a collective waits for a peer.
+    """Opens this process's world, as a context. device: auto, cpu or cuda. timeout_s: how long a collective
+    waits for a peer.
 
     Raises RequestError when cuda is asked for and absent, and LostPeer for what goes wrong because of another rank.
     """
@@ -84,7 +85,8 @@ def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
 
 
 def batch_norm_groups(world: World, group_size: int) -> dist.ProcessGroup | None:
-    """The group this rank shares batch statistics with. 0 = all ranks, 1 = none; else it must divide the world."""
+    """Returns the group this rank shares batch statistics with. 0 = all ranks, 1 = none; else it must divide
+    the world."""
     if group_size == 1 or world.group is None:
         return None
     if group_size < 0 or (group_size and world.size % group_size):
@@ -99,13 +101,13 @@ def batch_norm_groups(world: World, group_size: int) -> dist.ProcessGroup | None
 
 
 def statistics_groups(world: World, group_size: int) -> int:
-    """How many groups of ranks have batch statistics of their own; group_size as in `batch_norm_groups`."""
+    """Returns how many groups of ranks have batch statistics of their own; group_size as in `batch_norm_groups`."""
     return 1 if world.size == 1 or group_size == 0 else world.size // group_size
 
 
 def same_statistics(world: World, group_size: int, batch: int, images: int) -> None:
-    """A run goes on: batch statistics are to be those of as many images of a step (each counts once, however many views it has)
-    as before. Raises RequestError, with the group size that keeps them, or the worlds that can."""
+    """Raises RequestError when batch statistics are those of another number of images of a step than before
+    (each counts once, however many views it has), with the group size that keeps them, or the worlds that can."""
     now = batch // statistics_groups(world, group_size)
     if now == images:
         return

@@ -1,4 +1,4 @@
-"""The one order of wrappers: surgery, grouped batch norm, recompute, compile, data parallel.
+"""Wraps a model for training in one order: surgery, grouped batch norm, recompute, compile, data parallel.
 
     ddp         every rank holds everything; gradients are averaged (DistributedDataParallel)
     fsdp        every rank holds a part of each parameter, its gradient and its optimizer state, and gathers a block when it
@@ -45,7 +45,7 @@ def parallelize(
     compiled: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """A plain model -> the same model on its device, ready for training on this world.
+    """Makes a plain model ready for training on this world, on its device, and returns the same model.
 
     mode: see above; auto is ddp. One process needs neither and gets the model itself. batch_norm_group: ranks that share
     batch statistics, 0 = all, 1 = none. Running statistics are not broadcast: ranks of one group hold the same, groups hold
@@ -89,9 +89,10 @@ def check_mode(mode: str, remat: str | Sequence[str], compiled: bool) -> None:
 
 
 def _compile(model: nn.Module, whole: bool) -> None:
-    """In place: every tower, or a model without any as a whole. Shapes are fixed, so each crop size is compiled once, in one
-    graph, collectives and all. Recompute and FSDP act between blocks: then each block is compiled by itself, and those that are
-    alike share what was compiled. FSDP in 16 bits gathers batch norms apart (`_shard`), which cuts a block's graph at each."""
+    """Compiles in place every tower, or a model without any as a whole. Shapes are fixed, so each crop size is
+    compiled once, in one graph, collectives and all. Recompute and FSDP act between blocks: then each block is
+    compiled by itself, and those that are alike share what was compiled. FSDP in 16 bits gathers batch norms
+    apart (`_shard`), which cuts a block's graph at each."""
     parts = (list(towers(model).values()) or [model]) if whole else list(blocks(model).values())
     # torch gives up after 8 variants of one function, and all blocks are one: two sizes, first and second pass, each shape of
     # block; four norms of a block where graphs are cut

@@ -1,1 +1,2 @@
-"""One training run of any task: typed config -> objects, the session, its folder, resuming, looking at it afterwards."""
+"""Runs one training of any task: typed config -> objects, the session, its folder, resuming, looking at it
+afterwards."""

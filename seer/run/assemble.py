@@ -1,4 +1,4 @@
-"""A run's config -> its objects, the same for training, for planning and for repeating a step of it."""
+"""Makes a run's objects from its config, the same for training, for planning and for repeating a step of it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ STORAGE_SHARE = 0.8
 
 @dataclass
 class Data:
-    """What is trained on. excluded: whether a shard's row is never read."""
+    """Holds what is trained on. excluded: whether a shard's row is never read."""
 
     shards: list[Shard]
     plan: Plan
@@ -55,8 +55,8 @@ class Data:
 
 @dataclass
 class Training:
-    """What trains. keep_steps: checkpoints at its multiples stay for ever. licence: of the weights that the backbone started
-    from."""
+    """Holds what trains. keep_steps: checkpoints at its multiples stay for ever. licence: of the weights that
+    the backbone started from."""
 
     task: Task
     optimizer: torch.optim.Optimizer
@@ -160,7 +160,7 @@ def recomputed(
 
 
 def budget(policy: str | Sequence[str]) -> float | None:
-    """GB of `parallel.remat=budget=GB`, None of any other policy. Raises RequestError."""
+    """Returns the GB of `parallel.remat=budget=GB`, None of any other policy. Raises RequestError."""
     if not isinstance(policy, str) or not policy.startswith("budget="):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Classes of a run that learns them: their names, found in its data, and the targets that its transform gives."""
+"""Finds the names of the classes that a run learns in its data, and has its transform give the targets."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,5 @@
-"""What a training run is asked for, as typed values: read once, checked, resolved into a new object, never written to.
+"""Holds what a training run is asked for, as typed values: read once, checked, resolved into a new object,
+never written to.
 
 Nodes with a `_target_` stay plain: the signature of what they name is their schema (`core.build`). Durations and rates stay
 as people write them; `run.schedule` turns them into steps and numbers once the size of the data is known.
@@ -16,7 +17,7 @@ from seer.core.schema import Duration, Node, Nodes, Number, Path, Paths, Share, 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on, and how it is read."""
+    """Says what is trained on, and how it is read."""
 
     source: Paths | None = setting(
         None, "a folder of images or of tars, a tar, a glob, {000..009}, a .txt with a path a line"
@@ -41,7 +42,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class IntervalsConfig:
-    """How often; durations, 0 = only at the end (log: at least 1)."""
+    """Says how often things are done; durations, 0 = only at the end (log: at least 1)."""
 
     log: Steps = setting(10, "a row of numbers")
     evaluate: Steps = setting("10%", "the probe")
@@ -58,7 +59,7 @@ class IntervalsConfig:
 
 @dataclass(frozen=True)
 class PlateauConfig:
-    """When has the loss stopped falling? For schedule=constant_halving."""
+    """Says when the loss has stopped falling, for schedule=constant_halving."""
 
     patience: Duration = setting("2%", "windows of logged losses")
     threshold: Number = setting(0.001, "halve when a window's mean is less than this share below the lowest so far")
@@ -66,7 +67,7 @@ class PlateauConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Where a step runs, and how it is spread over ranks."""
+    """Says where a step runs, and how it is spread over ranks."""
 
     device: Word = setting("auto", "cpu, cuda, or cuda where there is one")
     mode: Word = setting("auto", "of several ranks: ddp, fsdp, fairscale; auto = ddp")
@@ -82,7 +83,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """kNN while training, when labelled images are given."""
+    """Says how kNN is measured while training, when labelled images are given."""
 
     train: Paths | None = setting(None, "labelled images that are known")
     test: Paths | None = setting(None, "labelled images that are asked for")
@@ -98,14 +99,14 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Where numbers go besides metrics.jsonl."""
+    """Says where numbers go besides metrics.jsonl."""
 
     tensorboard: Switch = setting(True, "event files in RUN/tensorboard")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run. model, task, augment, optim, schedule, precision: nodes with a `_target_`."""
+    """Holds one training run. model, task, augment, optim, schedule, precision: nodes with a `_target_`."""
 
     model: Node = setting(MISSING, "the backbone")
     task: Node = setting(MISSING, "the way of learning")

@@ -1,4 +1,4 @@
-"""What a pretraining run leaves behind: the result for the JSON line, and the backbone as a bundle.
+"""Makes what a pretraining run leaves behind: the result for the JSON line, and the backbone as a bundle.
 
 A small backbone's bundle is written with every checkpoint as well, once that is whole, so that a run which is going or was
 stopped has one of its newest step. A large one's comes at the end and on Ctrl-C alone; until then `weights=RUN` reads the
@@ -35,8 +35,9 @@ SMALL = 80_000_000
 
 @dataclass
 class Bundles:
-    """RUN/bundle, which only the holder of the run's lock writes. data: fingerprint of what is trained on. batch: images of a
-    step over all ranks. statistics: how many groups of ranks have batch statistics of their own."""
+    """Writes RUN/bundle, which only the holder of the run's lock writes. data: fingerprint of what is trained
+    on. batch: images of a step over all ranks. statistics: how many groups of ranks have batch statistics of
+    their own."""
 
     config: RunConfig
     folder: Path
@@ -49,7 +50,7 @@ class Bundles:
 
     @property
     def backbone(self) -> nn.Module:
-        """The plain network that a bundle holds."""
+        """Returns the plain network that a bundle holds."""
         return self.training.task.modules()["backbone"]
 
     def __post_init__(self) -> None:
@@ -61,7 +62,8 @@ class Bundles:
                 leftover.unlink()
 
     def beside(self, step: int, copied: bool) -> Callable[[], None] | None:
-        """What `Checkpoints` writes beside the checkpoint of a step: see there. Called by all ranks together."""
+        """Returns what `Checkpoints` calls to write a bundle beside the checkpoint of a step; None where there
+        is nothing to write. Called by all ranks together."""
         if not self.small:
             return None
         state = self.backbone.state_dict()
@@ -79,7 +81,7 @@ class Bundles:
         return write
 
     def gathered(self) -> dict[str, torch.Tensor]:
-        """The whole backbone on the first rank; {} on the others, which help to gather what is sharded."""
+        """Returns the whole backbone on the first rank; {} on the others, which help to gather what is sharded."""
         state = self.backbone.state_dict()
         state |= mean_statistics(state, self.world.group, self.statistics)
         return whole_on_first(state, self.world.group)
@@ -103,7 +105,8 @@ class Bundles:
 
 @dataclass(frozen=True)
 class Ending:
-    """Made when training begins; `seconds` of the result count from here. batch: images a step over all ranks."""
+    """Makes the result of a run. Made when training begins; `seconds` of the result count from here. batch:
+    images a step over all ranks."""
 
     folder: Path
     bundles: Bundles
@@ -113,7 +116,8 @@ class Ending:
     start: float = field(default_factory=time.monotonic)
 
     def result(self, steps: int, bundle: bool = True) -> dict[str, Any]:
-        """On the first rank, with the bundle written; the others help to gather what is sharded, and return nothing."""
+        """Returns the result on the first rank, with the bundle written; the others help to gather what is
+        sharded, and return {}."""
         weights = self.bundles.gathered() if bundle else {}
         if self.world.rank:
             return {}

@@ -1,4 +1,4 @@
-"""The run folder: whose it is, and what it was asked for.
+"""Keeps the run folder: whose it is, and what it was asked for.
 
 RUN/config.yaml  train.log  metrics.jsonl  tensorboard/  skipped.jsonl  result.json  checkpoints/  bundle/
 """
@@ -26,7 +26,7 @@ from seer.run.skipped import gather
 
 CONFIG = "config.yaml"
 # Keys that may differ when a run goes on: how it is watched, how fast it goes, where its data lies; never what it learns.
-# data.exclude moves no picture but those it names (`data.ledger`); data.lanes is held against the checkpoint's plan.
+# data.exclude moves no image but those it names (`data.ledger`); data.lanes is held against the checkpoint's plan.
 FREE = (
     *("output", "every.", "log.", "eval.", "parallel.", "augment.device"),
     *(
@@ -46,10 +46,10 @@ BEFORE_TRAINING = (*MAKING, CONFIG, "train.log", "result.json", ".result.json.wr
 
 @contextmanager
 def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[None]:
-    """Make the folder ours, or find that it is, and keep other jobs out. Raises RequestError when it belongs to another run,
-    to something else, or to a job that runs now.
+    """Makes the folder ours, or finds that it is, and keeps other jobs out. Raises RequestError when it belongs
+    to another run, to something else, or to a job that runs now.
 
-    A run that ended before it had pictures, metrics or checkpoints holds nothing to lose: whoever corrects a wrong word
+    A run that ended before it had images, metrics or checkpoints holds nothing to lose: whoever corrects a wrong word
     goes on in the same folder. What ranks skipped is gathered at both ends.
     """
     kept = folder / CONFIG
@@ -107,7 +107,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def begun_with(folder: Path, key: str) -> Any:
-    """What the run in this folder has for a key; None where there is no run."""
+    """Returns what the run in this folder has for a key; None where there is no run."""
     try:
         return flat(read_config(folder)).get(key)
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def begun_with(folder: Path, key: str) -> Any:
 
 
 def same_everywhere(wanted: Mapping[str, Any], data: str, world: World) -> None:
-    """Raises RequestError when ranks were started with other words, code, libraries or pictures."""
+    """Raises RequestError when ranks were started with other words, code, libraries or images."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(path.read_bytes())

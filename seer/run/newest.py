@@ -1,4 +1,4 @@
-"""The newest whole backbone that a run folder holds, whether the run is going, stopped, killed or done.
+"""Reads the newest whole backbone that a run folder holds, whether the run is going, stopped, killed or done.
 
 A bundle is there once the run has written one; a checkpoint, which holds the same weights, may be newer. Then the tensors
 come from the checkpoint, and what a bundle says besides from RUN/config.yaml and the checkpoint's manifest.
@@ -39,7 +39,8 @@ MOST_TRIES = 20  # states of a run that were damaged, or gone by the time they w
 
 @dataclass(frozen=True)
 class State:
-    """A backbone and its card. step: None where that is not known. kind: "bundle", "checkpoint", or "file" for others."""
+    """Holds a backbone and its card. step: None where that is not known. kind: "bundle", "checkpoint", or
+    "file" for others."""
 
     backbone: RegNet
     card: dict[str, Any]
@@ -48,12 +49,13 @@ class State:
 
     @property
     def told(self) -> dict[str, Any]:
-        """For the result of a verb."""
+        """Returns what the result of a verb says of it."""
         return {"weights_step": self.step, "weights_from": self.kind}
 
 
 def of(path: Path) -> State | None:
-    """What `weights=` takes from a run folder, its `checkpoints/`, one of these, or a file of one; None for all else.
+    """Returns what `weights=` takes from a run folder, its `checkpoints/`, one of these, or a file of one; None
+    for all else.
 
     Raises RequestError for a step that is not there and for a config that is refused, StorageError where nothing is whole.
     """
@@ -101,7 +103,7 @@ def _newest(run: Path) -> State:
 
 
 def _states(run: Path) -> Iterator[tuple[int, Path]]:
-    """(step, folder) of what a run has saved, whole or not; -1 for a bundle that does not say its step."""
+    """Yields (step, folder) of what a run has saved, whole or not; -1 for a bundle that does not say its step."""
     for step in steps_in(run / CHECKPOINTS):
         yield step, run / CHECKPOINTS / f"step-{step:08d}"
     if (run / BUNDLE / WEIGHTS).is_file():
@@ -113,7 +115,8 @@ def _states(run: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _one(path: Path) -> State:
-    """The checkpoint that was asked for by name, and no other; `last` is whatever it points to when it is read."""
+    """Returns the checkpoint that was asked for by name, and no other; `last` is whatever it points to when it
+    is read."""
     for left in reversed(range(3)):
         folder = path.resolve()
         if not folder.is_dir():

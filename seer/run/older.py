@@ -1,4 +1,5 @@
-"""What configs of earlier versions say otherwise, and what it means today: one table, for run folders and captures."""
+"""Says in one table what configs of earlier versions say otherwise, and what it means today, for run folders
+and captures."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""A run that is going or over, opened to be looked at: its config, its task as it stands, its data, its numbers."""
+"""Opens a run that is going or over, to be looked at: its config, its task as it stands, its data, its numbers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +28,8 @@ TASK = "task/"  # how names of its tensors begin in a checkpoint
 
 @dataclass(frozen=True)
 class Run:
-    """config: what was asked for, in today's words. step: of the newest whole checkpoint, 0 where there is none."""
+    """Holds an opened run. config: what was asked for, in today's words. step: of the newest whole checkpoint,
+    0 where there is none."""
 
     folder: Path
     config: RunConfig

@@ -1,4 +1,4 @@
-"""What a training step of any task needs of each GPU, counted on shapes before a job is queued.
+"""Counts what a training step of any task needs of each GPU, on shapes, before a job is queued.
 
 The sum of parts, printed one by one: what stays (weights, gradients, momentum), whole blocks that FSDP has gathered, buffers
 that talk, images, and the step's own tensors with the task's true loss, which `parallel/memory.py` counts by running the step
@@ -159,7 +159,7 @@ def _painting(task: Task, images: int) -> int:
 
 
 def _units(model: nn.Module) -> dict[str, int]:
-    """What FSDP gathers at once, and its parameters: each block and the rest of each tower, and the head."""
+    """Returns what FSDP gathers at once, and its parameters: each block and the rest of each tower, and the head."""
     units: dict[str, int] = {}
     for front, tower in towers(model).items():
         counts = {front + name: _parameters(block) for name, block in tower.blocks().items()}  # type: ignore[operator]

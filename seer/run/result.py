@@ -1,4 +1,4 @@
-"""What a run has come to, read off its folder."""
+"""Reads off its folder what a run has come to."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ from seer.run.skipped import SKIPPED, counted, parts_of
 
 
 def kept(folder: Path, lost: LostPeer) -> LostPeer:
-    """The same with what is left of the run: exit 75 where running again goes on."""
+    """Returns the error with what is left of the run: exit 75 where running again goes on."""
     if lost.exit_status != 75:
         return lost
     steps = steps_in(folder / "checkpoints")
@@ -23,7 +23,7 @@ def kept(folder: Path, lost: LostPeer) -> LostPeer:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The result of a run that is done, None for any other."""
+    """Returns the result of a run that is done, None for any other."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -32,8 +32,8 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What `metrics.jsonl` says in the end (last values, and for kNN also the first, of the untrained backbone), and the counts
-    of `skipped.jsonl`."""
+    """Returns what `metrics.jsonl` says in the end (last values, and for kNN also the first, of the untrained
+    backbone), and the counts of `skipped.jsonl`."""
     rows = read_rows(folder / "metrics.jsonl")
     trained = [row for row in rows if "loss" in row]
     probed = [row["knn_top1"] for row in rows if "knn_top1" in row]

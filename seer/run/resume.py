@@ -1,4 +1,4 @@
-"""What a run saves together, how it is saved, and how a run goes on from it: one list (`parts`)."""
+"""Saves what a run saves together, and goes on from it: one list (`parts`) serves both."""
 
 from collections.abc import Mapping
 from pathlib import Path

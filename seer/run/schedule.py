@@ -1,4 +1,4 @@
-"""Durations and learning rates as people write them -> steps, numbers, and a schedule.
+"""Turns durations and learning rates as people write them into steps, numbers, and a schedule.
 
 Surprising: everything is converted before the run folder is made, so that a wrong word leaves nothing behind.
 """
@@ -17,7 +17,8 @@ from seer.run.config import PlateauConfig
 
 
 class Lengths:
-    """The length of a run in steps, and other durations by it. Raises RequestError for a run of no step."""
+    """Holds the length of a run in steps, and turns other durations into steps by it. Raises RequestError for a
+    run of no step."""
 
     def __init__(self, steps: Any, batch: int, pictures: int):
         self.batch, self.pictures = batch, pictures
@@ -26,7 +27,8 @@ class Lengths:
             raise RequestError(f"steps={steps} is no step at all; a run has at least one")
 
     def steps(self, duration: Any, key: str) -> int:
-        """20, "50k", "600kimg", "15ep", "3%" -> optimizer steps. Raises RequestError, with the key, for anything else."""
+        """Returns optimizer steps for 20, "50k", "600kimg", "15ep" or "3%". Raises RequestError, with the key,
+        for anything else."""
         try:
             return durations.steps(duration, batch=self.batch, pictures=self.pictures, total=self.total)
         except ValueError as error:
@@ -34,7 +36,7 @@ class Lengths:
 
 
 def schedule(node: Mapping[str, Any], plateau: PlateauConfig, lengths: Lengths) -> tuple[Schedule, Plateau | None]:
-    """The learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now.
+    """Returns the learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now.
 
     With it, for a schedule that takes `halved_at`, the watcher that appends to that list.
     """
@@ -62,7 +64,8 @@ def schedule(node: Mapping[str, Any], plateau: PlateauConfig, lengths: Lengths) 
 
 
 def rate(value: Any, batch: int, peak: float | None) -> float:
-    """0.6, "0.3@256" (in proportion to the batch), "0.1%" (of the peak). Raises RequestError for anything else."""
+    """Returns a learning rate: 0.6, "0.3@256" (in proportion to the batch), "0.1%" (of the peak). Raises
+    RequestError for anything else."""
     text = str(value)
     try:
         if "@" in text:

@@ -1,4 +1,5 @@
-"""One training run, from its config to what it leaves behind: `train`. Called by the command line, and by anyone in Python."""
+"""Trains one run, from its config to what it leaves behind: `train`. Called by the command line, and by anyone
+in Python."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -44,7 +45,7 @@ Probed = tuple[Pictures, Pictures]  # labelled images that are known, and that a
 
 @dataclass
 class Session:
-    """A run whose folder is claimed. sinks, evaluators: given by a caller, beside the run's own."""
+    """Holds a run whose folder is claimed. sinks, evaluators: given by a caller, beside the run's own."""
 
     config: RunConfig
     folder: Path
@@ -243,7 +244,7 @@ def _guard(session: Session) -> Guard:
     data, world, batch, task = session.data, session.world, session.config.batch, session.training.task
 
     def pictures(step: int) -> list[dict[str, Any]]:
-        """Where this rank's images of a step lie."""
+        """Returns where this rank's images of a step lie."""
         places = data.plan.places(step * batch, batch, world.rank, world.size)
         rows = zip(places.epoch.tolist(), places.shard.tolist(), places.row.tolist(), strict=True)
         return [{"epoch": e, "shard": str(data.shards[s].path), "row": r} for e, s, r in rows]

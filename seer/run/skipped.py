@@ -1,4 +1,4 @@
-"""What a run skipped, on disk: `skipped.jsonl`, one line an image, of all ranks.
+"""Writes on disk what a run skipped: `skipped.jsonl`, one line an image, of all ranks.
 
 Surprising: it is both an account of the run and a list that its user may give as `data.exclude`. So a run that goes back to
 a checkpoint takes no line out of it; those that count no more are marked.
@@ -74,7 +74,7 @@ class SkippedLines:
         return self._count, self._limits.by_kind
 
     def last(self, skipped: Sequence[Skipped]) -> None:
-        """Of a step that did not come about."""
+        """Appends what was skipped in a step that did not come about."""
         if not skipped:
             return
         self._lines.append("".join(json.dumps({"step": self._next, **asdict(one)}) + "\n" for one in skipped))
@@ -85,12 +85,12 @@ class SkippedLines:
                 log.warning(f"skipped {shown(one.member)} in {one.shard}: {shown(one.reason)}{more}")
 
     def close(self) -> None:
-        """A last try to write what storage has not taken."""
+        """Tries a last time to write what storage has not taken."""
         self._lines.close()
 
 
 def over_ranks(world: World) -> Callable[[np.ndarray], np.ndarray]:
-    """What a Ledger sums its counts with."""
+    """Returns what a Ledger sums its counts with."""
 
     def total(counts: np.ndarray) -> np.ndarray:
         return all_reduce_sum(torch.from_numpy(counts).to(world.device), world.group).cpu().numpy()
@@ -99,15 +99,16 @@ def over_ranks(world: World) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def lists(exclude: str | Sequence[str] | None) -> list[str]:
-    """The files of `data.exclude`: beside the list of a run that was killed there may be those of its other ranks."""
+    """Returns the files of `data.exclude`: beside the list of a run that was killed there may be those of its
+    other ranks."""
     files = [exclude] if isinstance(exclude, str) else [*(exclude or [])]
     parts = [str(part) for file in files if Path(file).name == SKIPPED for part in parts_of(Path(file).parent)]
     return list(dict.fromkeys([*files, *parts]))
 
 
 def gather(folder: Path) -> None:
-    """All ranks' lines into skipped.jsonl, a last line that a kill cut short left out: by rank 0, before the list is read and
-    at every end.
+    """Gathers all ranks' lines into skipped.jsonl, a last line that a kill cut short left out: by rank 0,
+    before the list is read and at every end.
 
     Kills of this, too, lose and double no line: what `.skipped.jsonl.whole` holds stands in no other file any more.
     """
@@ -133,7 +134,7 @@ def parts_of(folder: Path) -> list[Path]:
 
 
 def _cut(path: Path) -> bool:
-    """Whether the last line has no end."""
+    """Returns whether the last line has no end."""
     if not path.exists() or not path.stat().st_size:
         return False
     with open(path, "rb") as file:
@@ -142,9 +143,10 @@ def _cut(path: Path) -> bool:
 
 
 def _undo(folder: Path, first_step: int) -> None:
-    """A run goes on at first_step: lines of steps behind it stay, since the list may be in use as data.exclude and they would
-    not be written again, but are marked as undone, to count no more. Each of these pictures keeps one line, which goes when
-    the picture is skipped again. Line by line: there may be millions."""
+    """Marks what a run that goes on at first_step has undone: lines of steps behind it stay, since the list may
+    be in use as data.exclude and they would not be written again, but are marked as undone, to count no more.
+    Each of these images keeps one line, which goes when the image is skipped again. Line by line: there may be
+    millions."""
     temporary, undone = folder / f".{SKIPPED}.writing", {}
     with open(temporary, "w", encoding="utf-8") as file:
         for row in _lines(folder / SKIPPED):
@@ -161,12 +163,12 @@ def _undo(folder: Path, first_step: int) -> None:
 
 
 def counted(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a ledger that count: those of steps that are part of the run."""
+    """Yields the rows of a ledger that count: those of steps that are part of the run."""
     return (row for row in _lines(path) if "undone" not in row)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a ledger; a last line cut short by a kill is left out."""
+    """Yields the rows of a ledger; a last line cut short by a kill is left out."""
     if not path.exists():
         return
     with open(path, encoding="utf-8") as file:

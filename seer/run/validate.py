@@ -1,4 +1,5 @@
-"""What can be told wrong about a request before its run folder is made, so that a wrong word leaves nothing behind.
+"""Checks a request for all that can be told wrong before its run folder is made, so that a wrong word leaves
+nothing behind.
 
 Surprising: what the run makes of its config later, on the true model and images, is made here once more and thrown away.
 """

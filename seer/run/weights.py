@@ -1,4 +1,4 @@
-"""`weights=…` -> a backbone and what is known of it."""
+"""Reads from `weights=…` a backbone and what is known of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +17,14 @@ from seer.run.newest import BUNDLE, State
 
 
 def load(path: str) -> tuple[RegNet, dict[str, Any]]:
-    """The backbone and the card of `state`."""
+    """Returns the backbone and the card of `state`."""
     found = state(path)
     return found.backbone, found.card
 
 
 def state(path: str) -> State:
-    """The backbone of a run, a checkpoint, a bundle or a file of weights, its card (ImageNet's normalisation where none is
-    told), and the step that it is of.
+    """Returns the backbone of a run, a checkpoint, a bundle or a file of weights, its card (ImageNet's
+    normalization where none is told), and the step that it is of.
 
     The licence of foreign weights stands in no file, so the card says that, and what is known of VISSL's.
     """

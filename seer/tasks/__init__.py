@@ -1,1 +1,1 @@
-"""Ways of learning: what the loop trains."""
+"""Holds ways of learning: what the loop trains."""

@@ -1,4 +1,5 @@
-"""Supervised learning: a head on a backbone, trained together, from scratch or from weights. One head so far, `classify`.
+"""Learns from labels: a head on a backbone, trained together, from scratch or from weights. One head so far,
+`classify`.
 
 Legend: B images per rank, S side, Y classes.
 """
@@ -20,7 +21,8 @@ from seer.parallel.collectives import Group
 
 
 class HeadsTask(Task):
-    """backbone, transform, group: given by the program. classes: their names, in the order of the scores; none: those of the data.
+    """Trains a classifying head on a backbone. backbone, transform, group: given by the program. classes: their
+    names, in the order of the scores; none: those of the data.
 
     several: an image may have several classes or none (binary cross-entropy), else it has exactly one (cross-entropy).
     smoothing: share of the target that is spread over all classes, from 0 up to 1.

@@ -1,4 +1,4 @@
-"""SwAV: predict the code of one view from another (Caron et al. 2020, arXiv 2006.09882), on one screen.
+"""Learns by SwAV: predicts the code of one view from another (Caron et al. 2020, arXiv 2006.09882), on one screen.
 
 Legend: B images per rank, V views, A assign views, D embedding, H heads, K prototypes of each, Q queued images per rank.
 """
@@ -28,7 +28,8 @@ from seer.tasks.swav_alarms import alarms
 
 
 class SwAVTask(Task):
-    """backbone, transform, group: given by the program. The rest are the method's numbers (`facts/seer.md` section 2.1).
+    """Learns by SwAV. backbone, transform, group: given by the program. The rest are the method's numbers
+    (`facts/seer.md` section 2.1).
 
     hidden, embedding, prototypes, batch_norm, last_batch_norm, heads: see `SwAVHead`; the loss is the mean over heads.
     temperature of the prediction; epsilon and iterations of Sinkhorn; assign: the views whose codes are predicted, among
@@ -143,7 +144,8 @@ class SwAVTask(Task):
 
     @torch.no_grad()
     def seed_prototypes(self, batches: Iterator[Batch], seed: int) -> None:
-        """Prototypes by k-means on the embeddings of the first large view of `kmeans` images; every head by a seed of its own.
+        """Starts prototypes by k-means on the embeddings of the first large view of `kmeans` images; every head
+        by a seed of its own.
 
         In training mode and the caller's precision, as the first step will see them; running statistics are put back. The same
         on all ranks.
@@ -168,12 +170,14 @@ class SwAVTask(Task):
 
     @torch.no_grad()
     def explain(self, evidence: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The evidence of a step, and its scores [V*B, H*K], made again from prototypes that have not moved since."""
+        """Returns the evidence of a step, and its scores [V*B, H*K], made again from prototypes that have not
+        moved since."""
         return {**evidence, "scores": self.head.scores(evidence["embeddings"])}
 
     @torch.no_grad()
     def _codes(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[H, A, B, K] -> codes of the same shape, and the residual [] of Sinkhorn, which also saw the queue."""
+        """Returns codes [H, A, B, K] of scores of the same shape, and the residual [] of Sinkhorn, which also
+        saw the queue."""
         images = scores.shape[2]
         if self.queue is not None and self.queue.full:
             kept = self.head.scores(self.queue.share(scores.device))  # [A, Q, H*K], by today's prototypes
@@ -183,7 +187,8 @@ class SwAVTask(Task):
         return harden(codes) if self.step < self.hard_until else codes, deviation
 
     def before_step(self, step: int) -> None:
-        """Prototypes are of unit length from the start; which codes are hard, and when the queue fills, is a step."""
+        """Notes the step, which says whether codes are hard and when the queue fills. Prototypes are of unit
+        length from the start."""
         self.step = step
 
     def after_step(self, step: int) -> None:

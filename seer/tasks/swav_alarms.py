@@ -1,4 +1,4 @@
-"""What goes wrong with SwAV, told from its numbers, and what to do about it.
+"""Tells from SwAV's numbers what goes wrong, and what to do about it.
 
 Limits were set between runs that learnt and runs that did not (LOG.md). Surprising: a share of used prototypes means little
 when codes are uniform (the first choice is then noise), and Sinkhorn's residual near 1 is usual at 3 rounds, so their limits

@@ -1,1 +1,1 @@
-"""Samples to views: what is drawn for each, and how its image and its targets are cut by one draw."""
+"""Turns samples into views: draws for each, and cuts its image and its targets by one draw."""

@@ -1,9 +1,10 @@
-"""Color and blur of one view, on the host, in place and in uint8: what `augment.finish` does to whole batches on a GPU.
+"""Applies color and blur to one view on the host, in place and in uint8: what `augment.finish` does to batches
+on a GPU.
 
 A CPU is six times as fast at this by OpenCV's kernels as by tensor operations in float32. Each step is rounded to uint8, as
 Pillow rounds it in the recipe of SwAV; the float pass rounds once, so the two differ by less than one level in the mean
 (tests/data/test_color.py holds both against Pillow and torchvision). OpenCV is used for arithmetic only, here and for mirrored
-views in `multi_crop`: it never opens a picture.
+views in `multi_crop`: it never opens an image.
 
 Legend: S side.
 """
@@ -23,7 +24,8 @@ _LEVELS = np.arange(256, dtype=np.float64)
 
 
 def jitter(view: Picture, order: Sequence[int], factors: Sequence[float]) -> None:
-    """uint8 [S, S, 3], in place. order and factors as in `records.Color`: brightness 0, contrast 1, saturation 2, hue 3."""
+    """Applies color to uint8 [S, S, 3], in place. order and factors as in `records.Color`: brightness 0,
+    contrast 1, saturation 2, hue 3."""
     for operation in order:
         factor = factors[operation]
         if operation == 0:
@@ -45,5 +47,5 @@ def gray(view: Picture) -> None:
 
 
 def blur(view: Picture, sigma: float) -> None:
-    """A true Gaussian of `sigma` pixels that looks three of them to each side, edges repeated."""
+    """Blurs in place, by a true Gaussian of `sigma` pixels that looks three of them to each side, edges repeated."""
     cv2.GaussianBlur(view, (0, 0), sigma, view, borderType=cv2.BORDER_REPLICATE)

@@ -1,12 +1,12 @@
-"""Multi-crop: a few large and a few small views of one picture, and the color each will get.
+"""Cuts multi-crops: a few large and a few small views of one image, and draws the color each will get.
 
-Geometry happens here, on uint8 pixels of one picture. Color and blur are *drawn* here and applied by `augment` to whole
+Geometry happens here, on uint8 pixels of one image. Color and blur are *drawn* here and applied by `augment` to whole
 batches on a GPU, or by `color` to view after view where there is none. Every number comes from the sample's own key, so
 pixels do not depend on workers, ranks or restarts. The operations and their order are those of SwAV (`facts/seer.md`
 section 4); crop boxes follow torchvision's RandomResizedCrop: ten tries, then the largest central box.
 
-Surprising: a picture of height, width and channels is resized three times as fast when its strides say channels_last beyond
-doubt, the stride of the axis of one included. Legend: V views, v views of one size, B samples, S side, h w picture.
+Surprising: an image of height, width and channels is resized three times as fast when its strides say channels_last beyond
+doubt, the stride of the axis of one included. Legend: V views, v views of one size, B samples, S side, h w image.
 """
 
 import math
@@ -27,7 +27,7 @@ from seer.data.transforms import color
 
 TRIES = 10
 # torch shortens rows first, 2 ns a pixel, and columns then, next to nothing: where so many pixels are saved by columns first
-# (0.8 of the time of a picture of 430 for a view of 224), a second call of 15 us pays.
+# (0.8 of the time of an image of 430 for a view of 224), a second call of 15 us pays.
 _WORTH_TWO = 15_000
 _ORDERS = np.array(
     [[a, b, c, d] for a in range(4) for b in range(4) for c in range(4) for d in range(4)], dtype=np.uint8
@@ -40,7 +40,7 @@ assert list(_DRAWN) == [f.name for f in fields(Color)]
 
 @dataclass(frozen=True)
 class Draw:
-    """What was drawn for one picture's V views. boxes int64 [V, 4] top, left, height, width; flip bool [V]."""
+    """Holds what was drawn for one image's V views. boxes int64 [V, 4] top, left, height, width; flip bool [V]."""
 
     boxes: np.ndarray
     flip: np.ndarray
@@ -52,10 +52,11 @@ class Draw:
 
 
 class MultiCrop:
-    """sizes, counts and scales go together, the largest size first: sides in pixels, views of each, area shares.
+    """Cuts views of several sizes. sizes, counts and scales go together, the largest size first: sides in
+    pixels, views of each, area shares.
 
     brightness, contrast, saturation: factors drawn from [1 - x, 1 + x]; hue: shift drawn from [-x, x] turns, at most
-    0.5. jitter, grayscale, blur, flip: probabilities. blur_sigma in pixels of the finished view. mean and std normalise
+    0.5. jitter, grayscale, blur, flip: probabilities. blur_sigma in pixels of the finished view. mean and std normalize
     pixels in [0, 1]. device: where color and blur are applied, "auto" for the device that trains, "cpu" for the loader's
     threads. Raises RequestError for anything else.
     """
@@ -139,15 +140,15 @@ class MultiCrop:
         return {"image": decode(picture_of(sample), scratch)}
 
     def draw(self, height: int, width: int, key: int) -> Draw:
-        """All random numbers of one picture. A function of its size and its key alone."""
+        """Returns all random numbers of one image. A function of its size and its key alone."""
         return self.draws(np.array([key], dtype=np.uint64)).at(0, height, width)
 
     def draws(self, keys: np.ndarray, *, painted: bool = False) -> "Draws":
-        """Those of n pictures whose sizes are not known yet, in one go. uint64 [n]."""
+        """Returns those of n images whose sizes are not known yet, in one go. uint64 [n]."""
         return Draws(self, keys, painted)
 
     def cut(self, picture: Picture, draw: Draw, arrays: Mapping[str, np.ndarray], row: int) -> None:
-        """Writes one picture's views as sample `row` of a batch. arrays: `views/S` uint8 [v*B, S, S, 3] of each size."""
+        """Writes one image's views as sample `row` of a batch. arrays: `views/S` uint8 [v*B, S, S, 3] of each size."""
         whole, (down, right, _) = torch.from_numpy(picture), picture.strides
         boxes = iter(zip(draw.boxes.tolist(), draw.flip.tolist(), strict=True))
         for size, count in zip(self.sizes, self.counts, strict=True):
@@ -187,7 +188,7 @@ class MultiCrop:
             first += count
 
     def central_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The largest box in the middle whose aspect is allowed: top, left, height, width."""
+        """Returns the largest box in the middle whose aspect is allowed: top, left, height, width."""
         least, most = np.exp(self.aspect)
         if width < least * height:
             w, h = width, round(width / least)
@@ -199,9 +200,9 @@ class MultiCrop:
 
 
 class Draws:
-    """The random numbers of n pictures, all but the boxes, which need the pictures' sizes.
+    """Holds the random numbers of n images, all but the boxes, which need the images' sizes.
 
-    Drawn together because numpy's price is by the call: a picture's own would take a tenth of the time of its crops.
+    Drawn together because numpy's price is by the call: an image's own would take a tenth of the time of its crops.
     """
 
     def __init__(self, crop: MultiCrop, keys: np.ndarray, painted: bool = False):
@@ -210,7 +211,7 @@ class Draws:
         u = rng.uniforms(own, 2 * TRIES + 13).reshape(n, v, -1)  # [n, V, 33]
         share = crop.scales[:, :1] + (crop.scales[:, 1:] - crop.scales[:, :1]) * u[..., :TRIES]  # of the area
         ratio = np.exp(crop.aspect[0] + (crop.aspect[1] - crop.aspect[0]) * u[..., TRIES : 2 * TRIES])
-        # sides of every try, for a picture of one pixel's area; and where in the room that is left the box begins
+        # sides of every try, for an image of one pixel's area; and where in the room that is left the box begins
         self._wide, self._high = np.sqrt(share * ratio).tolist(), np.sqrt(share / ratio).tolist()  # [n][V][10]
         self._corner = u[..., 2 * TRIES : 2 * TRIES + 2].tolist()
         u = u[..., 2 * TRIES + 2 :]
@@ -225,7 +226,7 @@ class Draws:
         self._sigma = np.where(u[..., 8] < crop.blur, low + (high - low) * u[..., 9], 0).astype(np.float32)
 
     def at(self, i: int, height: int, width: int) -> Draw:
-        """Those of picture i, which has this size."""
+        """Returns the draw of image i, which has this size."""
         return Draw(
             boxes=np.array([self._box(i, view, height, width) for view in range(self._crop.views)], dtype=np.int64),
             flip=self._flip[i],
@@ -237,7 +238,7 @@ class Draws:
         )
 
     def fill(self, i: int, decoded: Decoded, arrays: Mapping[str, np.ndarray], row: int) -> None:
-        """Writes the views of picture i as sample `row` of a batch, and its color, or what was drawn for it."""
+        """Writes the views of image i as sample `row` of a batch, and its color, or what was drawn for it."""
         picture = decoded["image"]
         draw = self.at(i, picture.shape[0], picture.shape[1])
         self._crop.cut(picture, draw, arrays, row)
@@ -257,7 +258,8 @@ class Draws:
 
 
 def resize(pixels: torch.Tensor, height: int, width: int | None = None) -> torch.Tensor:
-    """Bilinear with antialiasing, equal to Pillow's within rounding. uint8 [1, 3, h, w] channels_last -> [1, 3, S, S]."""
+    """Resizes bilinearly with antialiasing, equal to Pillow's within rounding. uint8 [1, 3, h, w] channels_last
+    -> [1, 3, S, S]."""
     size = (height, width or height)
     if tuple(pixels.shape[-2:]) == size:
         return pixels

@@ -1,4 +1,5 @@
-"""One view a sample and what is to be learned of it: its class or classes, its mask, its boxes, all by the same draw.
+"""Cuts one view a sample and what is to be learned of it: its class or classes, its mask, its boxes, all by the
+same draw.
 
 To train: a random box of the image, resized, flipped by chance, colored where asked. Else: the shorter side resized, the
 center cut out. No pixel of a view lies outside its image, so what a mask says to ignore (255) comes from the mask alone.
@@ -23,8 +24,8 @@ MOST_BOXES = 10_000
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a view lies: a box of the image is resized to rows x columns, the view begins at (down, right) in that, and is
-    mirrored then or not."""
+    """Says where a view lies: a box of the image is resized to rows x columns, the view begins at (down, right)
+    in that, and is mirrored then or not."""
 
     top: int
     left: int
@@ -38,8 +39,9 @@ class Placed:
 
 
 class OneView:
-    """size: side of the view in pixels. train: random boxes and color; else the center, after the shorter side was resized
-    to `resize` pixels (by default size * 256 / 224, or the size itself below 64).
+    """Cuts one view of each image, and its targets. size: side of the view in pixels. train: random boxes and
+    color; else the center, after the shorter side was resized to `resize` pixels (by default size * 256 / 224,
+    or the size itself below 64).
 
     scale, aspect, flip and the numbers of color are those of MultiCrop for a view; without jitter, grayscale and blur
     none is applied. label (int64 [B]) and labels (float32 [B, C]) are given by the program (`targets.ClassLabel`,
@@ -140,7 +142,7 @@ class OneView:
 
 
 class OneViewDraws:
-    """The random numbers of n samples."""
+    """Holds the random numbers of n samples."""
 
     def __init__(self, view: OneView, draws: Draws | None, painted: bool):
         self._view, self._draws, self._painted = view, draws, painted

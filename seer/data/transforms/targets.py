@@ -1,4 +1,4 @@
-"""What is to be learned beside an image, from the members of its sample: its class or classes, its mask, its boxes.
+"""Reads what is to be learned of an image, from the members of its sample: its class or classes, its mask, its boxes.
 
 A sample without a target that is asked for, or with one that says nothing, is a bad one: it raises Undecodable of kind
 `target`, another sample stands in for it, and it is told (`reader`). Masks and boxes are those of the upright image.
@@ -25,7 +25,7 @@ MOST_DIGITS = 18  # of a number in `cls`
 
 
 class ClassLabel:
-    """The class of a sample, a number below `count`. names: of the classes, in the order of their numbers.
+    """Gives the class of a sample, a number below `count`. names: of the classes, in the order of their numbers.
 
     A number in `cls` means the class that the manifest beside its shard names so; where none does, the number is its own
     name. folder: the name of the folder that holds the image is that of its class, and `cls` is not looked at.
@@ -63,7 +63,8 @@ class ClassLabel:
 
 
 class ClassLabels(ClassLabel):
-    """The classes of a sample, of which `cls` may hold several numbers: `3 17`, `3,17` or `[3, 17]`; none is fine."""
+    """Gives the classes of a sample, of which `cls` may hold several numbers: `3 17`, `3,17` or `[3, 17]`; none
+    is fine."""
 
     def __call__(self, sample: Sample) -> np.ndarray:  # type: ignore[override]
         """Returns float32 [C], 1 for each class. Raises Undecodable."""
@@ -76,7 +77,8 @@ class ClassLabels(ClassLabel):
 
 
 class Boxes(NamedTuple):
-    """edges float32 [n, 4]: left, top, right, bottom in pixels; labels int64 [n], -1 where a box has none."""
+    """Holds boxes. edges float32 [n, 4]: left, top, right, bottom in pixels; labels int64 [n], -1 where a box
+    has none."""
 
     edges: np.ndarray
     labels: np.ndarray

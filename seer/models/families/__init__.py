@@ -1,4 +1,4 @@
-"""The families of networks, one row each: a new one is a file in this folder and a line in `FAMILIES`.
+"""Lists the families of networks, one row each: a new one is a file in this folder and a line in `FAMILIES`.
 
 No other file of SEER asks what kind of network it holds: zoo, bundles, files of other libraries and exports look here, and
 recompute, FSDP, compile and the count of memory ask the network for its blocks.

@@ -1,4 +1,4 @@
-"""What SEER knows of a family of networks: one row says how to build it, read it from files, and hand it over.
+"""Says what SEER knows of a family of networks: one row says how to build it, read it from files, and hand it over.
 
 Surprising:
 - The blocks for recompute, FSDP, compile and memory are the network's own to tell, by a method `blocks()`: the packages that
@@ -41,9 +41,9 @@ class Network(Backbone, Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """A file's state dict, understood. trunk: what is not of a head, under the file's names; known: the same under ours;
-    spell: our name -> how this file would say it, for messages that its owner can follow. library: whose names they are.
-    left_out: how many keys are of heads. caution: what to heed."""
+    """Holds a file's state dict, understood. trunk: what is not of a head, under the file's names; known: the
+    same under ours; spell: our name -> how this file would say it, for messages that its owner can follow.
+    library: whose names they are. left_out: how many keys are of heads. caution: what to heed."""
 
     architecture: Mapping[str, Any]
     trunk: Mapping[str, Any]
@@ -68,9 +68,9 @@ def _fits(backbone: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Torchvision:
-    """torchvision's network of a family. rename: our state dict -> under its names. network: a backbone's -> torchvision's of
-    that shape with a classifier `fc`, on the device that is torch's default; told: that shape as the result shows it.
-    refusal: why a backbone cannot be one of theirs, or None."""
+    """Describes torchvision's network of a family. rename: our state dict -> under its names. network: a
+    backbone's -> torchvision's of that shape with a classifier `fc`, on the device that is torch's default;
+    told: that shape as the result shows it. refusal: why a backbone cannot be one of theirs, or None."""
 
     rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     network: Callable[[Any], nn.Module]
@@ -80,8 +80,8 @@ class Torchvision:
 
 @dataclass(frozen=True)
 class Timm:
-    """timm's networks of a family, which it builds by name. names: of the zoo -> timm's. first_conv, classifier: what timm's
-    config calls them. The rest as for torchvision."""
+    """Describes timm's networks of a family, which it builds by name. names: of the zoo -> timm's. first_conv,
+    classifier: what timm's config calls them. The rest as for torchvision."""
 
     rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     names: Mapping[str, str]
@@ -92,7 +92,7 @@ class Timm:
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the table.
+    """Describes one family, a row of the table.
 
     name: as an architecture says it. title: for people. make: the architecture's entries as keywords, and `device` -> the
     network, freshly initialized. keys: those entries. zoo: names -> architectures without the stem's stride, small to large.
@@ -128,7 +128,7 @@ class Family:
 
     @property
     def exports(self) -> list[str]:
-        """The targets of `seer export` that hold this family."""
+        """Returns the targets of `seer export` that hold this family."""
         return [target for target in ("torchvision", "timm") if getattr(self, target) is not None] + [OURS]
 
     def refuse(self, target: str) -> RequestError:

@@ -1,4 +1,4 @@
-"""RegNetY among the families: its named shapes, its files from other libraries, and where it goes.
+"""Describes RegNetY, one of the families: its named shapes, its files from other libraries, and where it goes.
 
 The network is `models/regnet.py`, the names of its tensors `models/names.py`, its shape out of tensors `models/shapes.py`.
 
@@ -144,7 +144,7 @@ def _claims(keys: Iterable[str]) -> bool:
 
 
 def _in_front(keys: Iterable[str], plain: Mapping[str, str]) -> str:
-    """What stands before the names in this file, told by one key whose name ends as its unwrapped self."""
+    """Returns what stands before the names in this file, told by one key whose name ends as its unwrapped self."""
     return next((key.removesuffix(plain[key]) for key in keys if key.endswith(plain[key])), "")
 
 

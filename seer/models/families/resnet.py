@@ -1,4 +1,5 @@
-"""ResNets of bottleneck blocks among the families: two named shapes, files of all libraries, and where they go.
+"""Describes ResNets of bottleneck blocks, one of the families: two named shapes, files of all libraries, and
+where they go.
 
 The network is `models/resnet.py`, imported when one is built, since torchvision's models take 1.4 s.
 
