@@ -13,7 +13,7 @@ from seer.evals.features import Pictures, extract
 from seer.evals.linear import linear_top1
 from seer.models.pretrained import load_backbone
 from seer.run.weights import load
-from tests.program import SMALL, seer
+from tests.program import SMALL, last_of_each, seer
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "first"
     probe = (f"eval.train={pictures / 'train'}", f"eval.test={pictures / 'test'}", "eval.k=5")
     words = (f"data.source={pictures / 'loose'}", f"output={folder}", "steps=8", "every.evaluate=50%")
-    assert main(["pretrain", *SMALL, *probe, *words]) == 0
+    assert main(last_of_each(("pretrain", *SMALL, *probe, *words))) == 0
     return folder
 
 

@@ -139,4 +139,4 @@ def test_a_log_file_gets_few_lines_and_always_the_last_step(capfd):
     said = capfd.readouterr()
     lines = said.err.strip().splitlines()
     assert said.out == "" and len(lines) == 2
-    assert lines[0].startswith("step 1/1000") and lines[1].startswith("step 1000/1000") and "ln K 4.85" in lines[1]
+    assert lines[0].startswith("step 1/1000") and lines[1].startswith("step 1000/1000") and "chance 4.85" in lines[1]
