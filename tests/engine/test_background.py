@@ -17,7 +17,7 @@ from seer.engine.saving import Checkpoints
 from seer.parallel.collectives import waited
 from seer.parallel.world import World
 from tests.engine.checkpoints import ALONE, FACTS, full_disk, names, same, state
-from tests.messages import naming
+from tests.messages import naming, says
 
 
 def test_what_is_written_in_the_background_is_what_there_was_when_save_was_called(tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_save_that_failed_is_told_at_once_and_the_next_one_is_tried_anew(two, 
         while "the next save tries anew" not in told.text and time.monotonic() < end:  # torch tells first, its own way
             time.sleep(0.02)
             assert not checkpoints.look()  # as at the end of each step
-    assert "step 30 could not be written" in told.text and "the next save tries anew" in told.text
+    assert says(told.text, "step 30", tmp_path, "the next save tries anew")
     checkpoints.save(40, state(40), FACTS)
     checkpoints.settle()
     assert not checkpoints.look() and told.text.count("could not be written") == 1

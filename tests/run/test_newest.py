@@ -114,7 +114,7 @@ def test_a_run_stopped_by_sigterm_gives_its_newest_checkpoint_and_never_the_olde
     assert same(taken, truth(run, 4)) and not same(taken, load_file(run / "bundle" / "backbone.safetensors"))
     assert torch.equal(features(taken), features(truth(run, 4)))
     assert not torch.equal(features(taken), features(truth(run, 2)))
-    assert "checkpoint of step 4" in ended.words and "bundle is of step 2" in ended.words
+    assert says(ended.words, "checkpoint", "step 4", "bundle", "step 2")
     described = json.loads((tmp_path / "taken" / "bundle.json").read_text())["provenance"]
     assert (described["step"], described["images_seen"]) == (4, 64)
 
@@ -285,7 +285,7 @@ def test_the_licence_of_weights_that_training_started_from_stays_with_the_checkp
 
 
 def test_a_bundle_asked_for_by_name_or_in_python_is_taken_and_its_age_told(run, told):
-    assert state(str(run / "bundle")).step == 2 and "newest checkpoint of step 4" in told.text
+    assert state(str(run / "bundle")).step == 2 and says(told.text, "checkpoint", "step 4")
     told.clear()
     load_backbone(run)
-    assert "newest checkpoint of step 4" in told.text
+    assert says(told.text, "checkpoint", "step 4")
