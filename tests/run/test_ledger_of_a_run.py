@@ -10,7 +10,7 @@ import pytest
 
 from seer.data import sample
 from seer.data.shards import write_shards
-from seer.run import folder as run_folder
+from seer.run import skipped as run_skipped
 from tests.messages import says
 from tests.program import SMALL, losses, seer, start, wait
 
@@ -134,14 +134,14 @@ def test_gathering_takes_every_whole_line_once_wherever_it_was_killed(tmp_path):
             (run / ".skipped.jsonl.whole").write_text(lines(1, 2) + lines(5) + lines(3, 4))
             if killed == "before the list was moved":
                 (run / "skipped-00001.jsonl").unlink()
-        run_folder.gather(run)
+        run_skipped.gather(run)
         assert sorted((run / "skipped.jsonl").read_text().splitlines()) == whole, killed
         assert [p.name for p in run.iterdir() if not p.name.endswith(".writing")] == ["skipped.jsonl"]
 
 
 def test_a_line_cut_short_by_a_kill_is_taken_away_before_the_list_is_read(tmp_path):
     (tmp_path / "skipped.jsonl").write_text(lines(1, 2) + lines(3)[:-5])
-    run_folder.gather(tmp_path)
+    run_skipped.gather(tmp_path)
     assert (tmp_path / "skipped.jsonl").read_text() == lines(1, 2)
 
 
@@ -149,12 +149,12 @@ def test_lines_behind_the_checkpoint_stay_once_and_count_no_more(tmp_path):
     list_ = tmp_path / "skipped.jsonl"
     list_.write_text(lines(1, 2, 7, 8))
     for _ in range(2):
-        run_folder._undo(tmp_path, 5)
+        run_skipped._undo(tmp_path, 5)
         assert list_.read_text() == lines(1, 2) + lines(7, 8, undone=True)
-        assert [row["row"] for row in run_folder._counted(list_)] == [1, 2]
+        assert [row["row"] for row in run_skipped.counted(list_)] == [1, 2]
     with open(list_, "a") as file:
         file.write(lines(7))  # skipped again
-    run_folder._undo(tmp_path, 8)
+    run_skipped._undo(tmp_path, 8)
     assert list_.read_text() == lines(1, 2, 7) + lines(8, undone=True)
 
 
@@ -162,6 +162,6 @@ def test_the_list_of_another_run_that_was_killed_is_read_with_those_of_its_ranks
     for name in ("skipped.jsonl", "skipped-00001.jsonl", "other.jsonl"):
         (tmp_path / name).touch()
     files = [str(tmp_path / name) for name in ("skipped.jsonl", "skipped-00001.jsonl")]
-    assert run_folder.lists(files[0]) == files == run_folder.lists(files)
-    assert run_folder.lists(str(tmp_path / "other.jsonl")) == [str(tmp_path / "other.jsonl")]
-    assert run_folder.lists(None) == []
+    assert run_skipped.lists(files[0]) == files == run_skipped.lists(files)
+    assert run_skipped.lists(str(tmp_path / "other.jsonl")) == [str(tmp_path / "other.jsonl")]
+    assert run_skipped.lists(None) == []
