@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ def wait(process: subprocess.Popen[str], limit_s: float = 300) -> Ended:
     out, err = process.communicate(timeout=limit_s)
     lines = out.strip().splitlines()
     return Ended(process.returncode, json.loads(lines[-1]) if lines else {}, err)
+
+
+def went_on_from(ended: Ended) -> int | None:
+    """Returns the step that the run said it goes on from; None where it started anew."""
+    found = re.search(r"going on from step (\d+)", ended.words)
+    return int(found[1]) if found else None
 
 
 def alive(pid: int) -> bool:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from seer.data import sample
-from tests.program import SMALL, alive, losses, start, wait
+from tests.program import SMALL, alive, losses, start, wait, went_on_from
 from tests.test_peers import workers
 
 EVERY = 4  # steps between two checkpoints
@@ -72,7 +72,7 @@ class Disturbance:
             if targets is ranks:
                 agent.kill()
         ended = wait(agent)
-        assert not before or f"going on from step {before}" in ended.words, ended.words
+        assert not before or went_on_from(ended) == before, ended.words
         self.statuses.append(json.loads((self.run / "result.json").read_text())["exit"] if ended.result else -number)
         assert not any(map(alive, ranks))
         if number == signal.SIGKILL:

@@ -12,7 +12,8 @@ from seer.data import sample
 from seer.data.shards import write_shards
 from seer.models.bundle import read_bundle
 from seer.run.weights import state
-from tests.program import SMALL, Ended, losses, start, wait
+from tests.messages import says
+from tests.program import SMALL, Ended, losses, start, wait, went_on_from
 
 pytestmark = pytest.mark.slow
 # In float32 an untrained deep network multiplies rounding errors by ten a step: three blocks, NCHW and a small rate, as in
@@ -105,7 +106,7 @@ def test_a_checkpoint_goes_on_in_another_mode_on_another_number_of_ranks(runs, p
     shutil.copytree(runs[saved], run, symlinks=True)
     shutil.rmtree(run / "checkpoints" / "step-00000020")
     ended = train(pictures, run, goes_on)
-    assert "going on from step 10" in ended.words
+    assert went_on_from(ended) == 10
     manifest = json.loads((run / "checkpoints" / "step-00000010" / "manifest.json").read_text())
     assert manifest["ranks"] == saved[1]
     assert losses(run) == pytest.approx(losses(runs[ONE]), abs=1e-4)
@@ -131,7 +132,7 @@ def test_statistics_of_fewer_images_than_before_are_refused(runs, pictures, tmp_
     shutil.copytree(runs[ONE], run, symlinks=True)
     words = (*THREE_BLOCKS, f"data.source={pictures}", f"output={run}", "parallel.batch_norm_group=1")
     ended = wait(start(*words, ranks=2))
-    assert "were those of 64 images" in ended.words and "parallel.batch_norm_group=2" in ended.words
+    assert says(ended.words, "64 images", "parallel.batch_norm_group=1", "parallel.batch_norm_group=2")
     assert json.loads((run / "result.json").read_text())["exit"] == 78
 
 

@@ -13,6 +13,7 @@ from seer.engine import checkpoint
 from seer.engine.manifest import read_manifest
 from seer.run import finish as ending
 from seer.run.weights import state
+from tests.messages import says
 from tests.program import SMALL, losses, seer
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def test_saves_that_fail_are_told_and_the_run_goes_on_to_its_end(capfd, tmp_path
     words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=10", f"every.background={background}")
     ended = seer(capfd, *WORDS, *words)
     assert ended.status == 0 and len(losses(tmp_path / "run")) == 10
-    assert ended.words.count("the next save tries anew") == 3 and "step 2 could not be written" in ended.words
+    assert ended.words.count("the next save tries anew") == 3 and says(ended.words, "checkpoint of step 2")
     assert {p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")} == {"step-00000004", "step-00000010"}
 
 
@@ -58,14 +59,14 @@ def test_three_failures_on_end_end_the_run_with_74_long_before_its_end(capfd, tm
     refused += [1, 2, 3]
     words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=40", f"every.background={background}")
     ended = seer(capfd, *WORDS, *words)
-    assert ended.status == 74 and "the last 3 saves failed" in ended.result["error"]
+    assert ended.status == 74 and says(ended.result["error"], "checkpoint", "last 3")
     assert len(losses(tmp_path / "run")) < 12 and (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
 
 
 def test_the_last_save_must_succeed(capfd, tmp_path, pictures, refused):
     refused += [1]
     ended = seer(capfd, *WORDS, f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=4")
-    assert ended.status == 74 and "step 4 could not be written" in ended.result["error"]
+    assert ended.status == 74 and says(ended.result["error"], "checkpoint of step 4")
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_a_large_backbone_has_its_bundle_at_the_end_alone_and_a_full_disk_for_on
 
     monkeypatch.setattr(ending, "write_bundle", full)
     ended = seer(capfd, *WORDS, *words, f"output={tmp_path / 'run'}")
-    assert ended.status == 0 and "bundle of step 2 cannot be written" in ended.words
+    assert ended.status == 0 and says(ended.words, "bundle of step 2", "No space left")
     assert len(losses(tmp_path / "run")) == 4
 
 

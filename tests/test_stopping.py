@@ -14,6 +14,7 @@ from seer.engine import loop
 from seer.run import assemble, session
 from seer.run import finish as ending
 from seer.tasks.swav import SwAVTask
+from tests.messages import says
 from tests.program import SMALL, Ended, seer, start, wait
 from tests.test_peers import told, workers
 
@@ -44,7 +45,7 @@ def drawing() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def stopped_early(ended: Ended, run: Path, name: str) -> None:
     assert ended.result["exit"] == 75, ended.words
-    assert f"stopped on {name} before anything had to be saved; run the same command again" in ended.result["error"]
+    assert says(ended.result["error"], name, "before", "same command")
     assert json.loads((run / "result.json").read_text())["exit"] == 75
     assert len(told(ended)) == 1 and "Traceback" not in ended.words.split("torch/distributed")[0]
 
@@ -108,7 +109,7 @@ def signalled(monkeypatch):
 def test_wherever_a_signal_comes_before_training_the_run_ends_with_75(capfd, tmp_path, signalled, place, name, words):
     signalled(place, name)
     ended = seer(capfd, *WORDS, "data.source=null", "data.drawn=32", f"output={tmp_path / 'run'}", *words)
-    assert ended.status == 75 and "stopped on SIGUSR1 before anything had to be saved" in ended.result["error"]
+    assert ended.status == 75 and says(ended.result["error"], "SIGUSR1", "before")
 
 
 def test_a_signal_after_training_leaves_the_last_checkpoint_and_the_next_start_ends_the_run(
@@ -119,7 +120,7 @@ def test_a_signal_after_training_leaves_the_last_checkpoint_and_the_next_start_e
     with monkeypatch.context():
         signalled(ending, "write_bundle")
         ended = seer(capfd, *words)
-    assert ended.status == 75 and "stopped on SIGUSR1 with step 2 saved; run the same" in ended.result["error"]
+    assert ended.status == 75 and says(ended.result["error"], "SIGUSR1", "step 2 saved", "same")
     monkeypatch.undo()
     assert seer(capfd, *words).status == 0 and (tmp_path / "run" / "bundle" / "backbone.safetensors").exists()
 
@@ -147,5 +148,5 @@ def test_between_the_last_save_and_exit_75_a_bundle_is_written_only_for_people_o
     monkeypatch.setattr(SwAVTask, "after_step", strike)
     monkeypatch.setattr(ending, "SMALL", small)
     ended = seer(capfd, *WORDS, "data.source=null", "data.drawn=32", f"output={tmp_path / 'run'}")
-    assert ended.status == 75 and ended.result["steps"] == 1 and "saved; run again to go on" in ended.result["error"]
+    assert ended.status == 75 and ended.result["steps"] == 1 and says(ended.result["error"], "saved")
     assert (tmp_path / "run" / "bundle").exists() == bundle == ("bundle" in ended.result)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.pictures import jpeg
+from tests.messages import says
 from tests.program import ROOT, SMALL, Ended, seer
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ def test_no_source_is_told_with_what_a_source_is(capfd) -> None:
 def test_a_folder_without_pictures_is_told_and_leaves_no_run_folder(capfd, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     words = (f"data.source={tmp_path / 'empty'}", f"output={tmp_path / 'run'}")
-    assert "no pictures in" in refused(seer(capfd, "pretrain", *SMALL, *words))
+    assert says(refused(seer(capfd, "pretrain", *SMALL, *words)), "pictures", tmp_path / "empty")
     assert not (tmp_path / "run").exists()
 
 
@@ -116,7 +117,7 @@ def test_an_output_folder_with_strange_files_is_refused(capfd, tmp_path: Path, p
         ("schedule.peak=high", "'high'"),
         ("schedule.warmup=100", "warmup"),
         ("precision.dtype=fp8", "fp8"),
-        ("precision=apex_o1", "apex has had no amp since May 2025; precision=fp16"),
+        ("precision=apex_o1", "precision=fp16"),
         ("augment.sizes=[16,32]", "[16, 32]"),
         ("augment.blur=2", "blur=2"),
         ("data.lanes=5", "5 lanes"),
@@ -135,7 +136,7 @@ def test_a_run_with_other_lanes_is_told_which_words_go_on_with_it(capfd, tmp_pat
     words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=1")
     assert seer(capfd, "pretrain", *SMALL, *words, "data.lanes=8").status == 0
     ended = seer(capfd, "pretrain", *SMALL, *words)
-    assert ended.status == 78 and "give data.lanes as before" in ended.words and "data.lanes=16" in ended.words
+    assert ended.status == 78 and says(ended.words, "data.lanes as", "data.lanes=16")
     assert seer(capfd, "pretrain", *SMALL, *words, "data.lanes=8").status == 0
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from seer.models import zoo
+from tests.messages import says
 from tests.program import seer
 
 PARTS = ("weights", "gradients", "momentum", "gathered", "buffers", "pictures", "step")
@@ -38,7 +39,7 @@ def test_unsharded_it_does_not_and_the_remedies_are_named(capfd):
     ended = seer(capfd, "plan", "recipe=seer_regnety_10b", "batch=128", "parallel.mode=ddp")
     assert ended.status == 0 and ended.result["fits"] is False
     assert ended.result["momentum"] == pytest.approx(38.52, abs=0.01)
-    assert "does not fit; lower batch, or give parallel.mode=fsdp" in ended.words
+    assert says(ended.words, "does not fit", "batch", "parallel.mode=fsdp")
 
 
 @pytest.mark.slow
@@ -53,8 +54,8 @@ def test_less_is_kept_on_more_gpus_and_with_a_budget(capfd):
 def test_a_batch_that_the_gpus_cannot_share_is_refused(capfd):
     ended = seer(capfd, "plan", "batch=100", "gpus=8")
     assert ended.status == 78 and "batch=100 over gpus=8" in ended.result["error"]
-    assert "gpus=0: at least one" in seer(capfd, "plan", "gpus=0").result["error"]
-    assert "apex has had no amp" in seer(capfd, "plan", "precision=apex_o1").result["error"]
+    assert "gpus=0" in seer(capfd, "plan", "gpus=0").result["error"]
+    assert says(seer(capfd, "plan", "precision=apex_o1").result["error"], "apex", "precision=fp16")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from seer.data.quarantine import Excluded, read_exclude
 from seer.data.reader import Reader
 from seer.data.shards import open_shards, write_shards
 from tests.data.pictures import jpeg, png, write_tar
+from tests.messages import naming, says
 
 CROP = MultiCrop((16, 8), (2, 1), ((0.3, 1), (0.1, 0.3)))
 N = 60
@@ -117,21 +118,21 @@ def test_a_row_whose_name_could_not_be_read_is_named_by_its_number(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("shard-000001.tar\tnobody", r"line 1: .*shard-000001\.tar holds no 'nobody'"),
-        ("just words", "line 1: 'just words' is neither"),
-        ('{"shard": "x"}', "line 1: not a line of skipped.jsonl"),
-        ("{broken", "line 1: not a line of skipped.jsonl"),
+        ("shard-000001.tar\tnobody", ("line 1", "shard-000001.tar", "'nobody'")),
+        ("just words", ("line 1", "'just words'")),
+        ('{"shard": "x"}', ("line 1", "skipped.jsonl")),
+        ("{broken", ("line 1", "skipped.jsonl")),
     ],
 )
 def test_a_line_that_names_nothing_is_refused_with_its_number(tmp_path, line, reason):
     folder = write(tmp_path / "d")
     (tmp_path / "list").write_text(line)
-    with pytest.raises(RequestError, match=reason):
+    with pytest.raises(RequestError, match=naming(*reason)):
         read_exclude(tmp_path / "list", open_shards(folder))
 
 
 def test_a_list_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"exclude=.*nowhere cannot be read"):
+    with pytest.raises(RequestError, match=naming("exclude=", tmp_path / "nowhere")):
         read_exclude(tmp_path / "nowhere", [])
 
 
@@ -141,7 +142,7 @@ def test_two_shards_of_one_name_are_not_guessed_between(tmp_path):
         write_tar(tmp_path / part / "x.tar", [("k.jpg", jpeg(0))])
     shards = open_shards([tmp_path / "a" / "x.tar", tmp_path / "b" / "x.tar"])
     (tmp_path / "list").write_text("x.tar\tk")
-    with pytest.raises(RequestError, match=r"2 shards are called x\.tar"):
+    with pytest.raises(RequestError, match=naming(2, "shards", "x.tar")):
         read_exclude(tmp_path / "list", shards)
     (tmp_path / "list").write_text(f"{tmp_path}/b/x.tar\tk")
     assert (1, 0) in read_exclude(tmp_path / "list", shards)
@@ -152,7 +153,7 @@ def test_shards_that_are_gone_are_told_and_passed_over(tmp_path, caplog):
     (tmp_path / "list").write_text("gone.tar\ta\ngone.tar\tb\nshard-000000.tar\tk001\n")
     with caplog.at_level("WARNING", logger="seer"):
         assert len(read_exclude(tmp_path / "list", open_shards(folder))) == 1
-    assert "2 lines name 1 shards" in caplog.text and "gone.tar" in caplog.text
+    assert says(caplog.text, "2 lines", "1 shards", "gone.tar")
 
 
 def test_a_shard_excluded_as_a_whole_is_replaced_from_the_rest_of_its_epoch(tmp_path):
@@ -163,5 +164,5 @@ def test_a_shard_excluded_as_a_whole_is_replaced_from_the_rest_of_its_epoch(tmp_
 
 def test_everything_excluded_is_told_as_that(tmp_path):
     folder = write(tmp_path)
-    with pytest.raises(BadDataError, match=r"exclude names 60 pictures"):
+    with pytest.raises(BadDataError, match=naming("exclude", 60)):
         epoch(folder, Excluded([(s, r) for s in range(3) for r in range(20)]))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from seer.data import sample
 from seer.data.sample import KINDS, baselines, draw, encode, samples
+from tests.messages import naming
 
 CHANCE = 1 / len(KINDS)
 
@@ -187,11 +188,11 @@ def test_the_baselines_find_what_pixels_and_colours_do_tell() -> None:
 
 def test_a_kind_that_does_not_exist_is_refused() -> None:
     for kind in (-1, len(KINDS)):
-        with pytest.raises(ValueError, match=f"kind = {kind}; there are {len(KINDS)} kinds"):
+        with pytest.raises(ValueError, match=naming(f"kind = {kind}", len(KINDS))):
             draw(kind, 0)
 
 
 def test_more_neighbours_than_pictures_are_refused() -> None:
     few = [(draw(0, 0), 0), (draw(1, 0), 1)]
-    with pytest.raises(ValueError, match="k = 20 neighbours out of 2"):
+    with pytest.raises(ValueError, match=naming("k = 20", 2)):
         baselines(few, few)

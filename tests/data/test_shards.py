@@ -31,6 +31,7 @@ from seer.data.shards import (
 from seer.data.tar import TarError
 from seer.data.writing import write_manifest
 from tests.data.pictures import jpeg, png, write_tar
+from tests.messages import naming, says
 
 SAMPLES = [(f"k{i:03d}", {"jpg": jpeg(i), "cls": str(i % 7).encode()}) for i in range(23)]
 
@@ -87,7 +88,7 @@ def test_writing_the_same_twice_gives_the_same_bytes(tmp_path):
 
 
 def test_a_source_that_ends_too_early_leaves_no_manifest(tmp_path):
-    with pytest.raises((StorageError, RuntimeError), match="ended before"):
+    with pytest.raises((StorageError, RuntimeError), match=naming("source ended")):
         write_shards(SAMPLES[:10], tmp_path, total=23, per_shard=6)
     assert not (tmp_path / "manifest.json").exists()
 
@@ -122,7 +123,7 @@ def test_another_archive_of_another_size_makes_the_index_stale_and_the_error_tel
     folder, manifest = written
     path = folder / manifest["shards"][0]["name"]
     write_tar(path, [(f"{i}.jpg", jpeg(i) * 9) for i in range(6)])
-    with pytest.raises(StorageError, match=r"another archive.*delete shard-000000\.tar\.index\.npy"):
+    with pytest.raises(StorageError, match=naming(path.stat().st_size, "archive", "delete shard-000000.tar.index.npy")):
         open_shards(path)
     (folder / f"{path.name}.index.npy").unlink()
     assert len(open_shards(path)[0]) == 6
@@ -133,7 +134,7 @@ def test_another_archive_of_the_same_size_is_noticed_when_a_row_is_read(tmp_path
     write_tar(path, [(f"{i}.png", bytes([i]) * 600) for i in range(4)])
     np.save(f"{path}.index.npy", build_index(path))
     write_tar(path, [(f"{i}.png", bytes([i + 9]) * 600) for i in range(4)])
-    with pytest.raises(TarError, match="checksum differs"):
+    with pytest.raises(TarError, match=naming("checksum", "byte")):
         open_shards(path)[0].read(0, 2)
 
 
@@ -144,7 +145,7 @@ def test_a_flipped_data_byte_is_noticed_by_the_index_and_costs_that_row_alone(wr
     data[int(index[2]["offset"]) + 700] ^= 1
     path.write_bytes(data)
     shard = open_shards(path)[0]
-    with pytest.raises(TarError, match="checksum differs"):
+    with pytest.raises(TarError, match=naming("checksum", "byte")):
         shard.read(0, 2)
     assert [shard.read(0, r).key for r in (0, 1, 3, 4)] == [SAMPLES[r][0] for r in (5, 6, 8, 9)]
 
@@ -155,9 +156,9 @@ def test_an_archive_that_shrinks_while_open_gives_a_short_read(written):
     shard, late = open_shards(path)[0], open_shards(path)[0]
     shard.read(0, 0)
     os.truncate(path, 2000)
-    with pytest.raises(TarError, match="short read"):
+    with pytest.raises(TarError, match=naming("short", "byte")):
         shard.read(0, 4)
-    with pytest.raises(StorageError, match="another archive than the 2000 bytes"):
+    with pytest.raises(StorageError, match=naming(2000, f"delete {path.name}.index.npy")):
         late.read(0, 0)
 
 
@@ -168,7 +169,7 @@ def test_an_index_that_is_not_the_one_of_the_manifest_stops_at_its_first_row(wri
     index["crc"][2] ^= 1
     np.save(f"{path}.index.npy", index)
     shards = open_shards(folder)
-    with pytest.raises(StorageError, match=r"its checksum is [0-9a-f]{8}, that of the manifest [0-9a-f]{8}"):
+    with pytest.raises(StorageError, match=naming(f"{path.name}.index.npy", "manifest", "checksum")):
         shards[0].read(0, 0)
 
 
@@ -180,7 +181,7 @@ def test_an_index_that_points_outside_its_archive_is_refused(written, field):
     index[field][2] = 0xF0000000
     np.save(f"{path}.index.npy", index)
     (folder / "manifest.json").unlink()
-    with pytest.raises(StorageError, match="points outside"):
+    with pytest.raises(StorageError, match=naming(path.stat().st_size, f"delete {path.name}.index.npy")):
         open_shards(path)
 
 
@@ -297,14 +298,14 @@ def test_a_pipe_or_device_under_the_name_of_a_picture_costs_its_row_and_is_not_w
     else:
         (tmp_path / "a.jpg").symlink_to("/dev/zero")
     (shard,) = open_shards(tmp_path)
-    with pytest.raises(TarError, match="not a plain file"):
+    with pytest.raises(TarError, match=naming("a.jpg", "plain file")):
         shard.read(0, 0)
     assert shard.read(0, 1).key == "b"
 
 
 def test_a_pipe_under_the_name_of_a_tar_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.tar")
-    with pytest.raises(StorageError, match="not a plain file"):
+    with pytest.raises(StorageError, match=naming("a.tar", "plain file")):
         open_shards(tmp_path / "a.tar")
 
 
@@ -335,7 +336,7 @@ def test_an_unreadable_index_is_told_with_the_remedy(written, content):
     folder, manifest = written
     path = folder / manifest["shards"][0]["name"]
     (folder / f"{path.name}.index.npy").write_bytes(content)
-    with pytest.raises(StorageError, match=r"unreadable index.*delete"):
+    with pytest.raises(StorageError, match=naming("unreadable", f"delete {path.name}.index.npy")):
         open_shards(path)
 
 
@@ -353,7 +354,7 @@ def test_an_index_is_read_as_numpy_reads_it(tmp_path, rows):
 def test_an_array_of_another_type_or_shape_is_no_index(tmp_path, other):
     np.save(tmp_path / "i.npy", other)
     (tmp_path / "x").write_bytes(b"")
-    with pytest.raises(StorageError, match="unreadable index"):
+    with pytest.raises(StorageError, match=naming("i.npy", "delete")):
         read_index(tmp_path / "i.npy", tmp_path / "x")
 
 
@@ -363,11 +364,9 @@ def test_tars_that_the_manifest_names_and_the_folder_lacks_are_told(tmp_path, go
     manifest = write_shards(SAMPLES, folder, total=23, per_shard=6)
     for number in gone:
         (folder / manifest["shards"][number]["name"]).unlink()
-    with pytest.raises(
-        StorageError, match=rf"{len(gone)} of 4 tars that manifest\.json names .*shard-00000{gone[0]}\.tar"
-    ):
+    with pytest.raises(StorageError, match=naming(len(gone), 4, "manifest.json", f"shard-00000{gone[0]}.tar")):
         open_shards(folder)
-    with pytest.raises(StorageError, match="are missing"):
+    with pytest.raises(StorageError, match=naming("manifest.json", f"shard-00000{gone[0]}.tar")):
         open_shards(tmp_path)
     (folder / "manifest.json").unlink()
     if gone == [1]:
@@ -379,7 +378,7 @@ def test_tars_beside_a_manifest_that_does_not_name_them_are_read_and_told(writte
     write_tar(folder / "z.tar", [("a.jpg", jpeg(0))])
     with caplog.at_level("WARNING", "seer"):
         assert len(open_shards(folder)) == 5
-    assert "1 tars are read that manifest.json beside them does not name" in caplog.text
+    assert says(caplog.text, 1, "tars", "manifest.json")
 
 
 @pytest.mark.parametrize("source", ["{d}", "{d}/part/*.tar", "{d}/part/shard-000000.tar", "{d}/part"])
@@ -387,7 +386,7 @@ def test_shards_that_are_not_all_written_are_refused_with_the_remedy(tmp_path, s
     write_shards(SAMPLES, tmp_path / "part", total=23, per_shard=6)
     (tmp_path / "part" / "manifest.json").unlink()
     (tmp_path / "part" / ".unfinished.jsonl").write_text('{"request": "0"}\n')
-    with pytest.raises(RequestError, match=r"not all written \(\.unfinished\.jsonl\); run the same `seer shard` again"):
+    with pytest.raises(RequestError, match=naming(".unfinished.jsonl", "seer shard")):
         open_shards(source.format(d=tmp_path))
 
 
@@ -395,7 +394,7 @@ def test_tars_and_loose_pictures_in_one_folder_are_refused_as_one_kind_would_be_
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "b.JPG").write_bytes(jpeg(0))
     write_tar(tmp_path / "x.tar", [("a.jpg", jpeg(0))])
-    with pytest.raises(RequestError, match=r"1 tars, like .*/x\.tar, and loose pictures, like .*/photos/b\.JPG"):
+    with pytest.raises(RequestError, match=naming(1, "x.tar", "photos/b.JPG")):
         open_shards(tmp_path)
     assert len(open_shards([f"{tmp_path}/*.tar", tmp_path / "photos"])) == 2
 
@@ -498,13 +497,13 @@ def test_odd_names_on_disk_are_names_before_they_are_patterns(tmp_path):
     "sources", [["s-000.tar", "s-000.tar"], ["s-001.tar", "s-*.tar"], ["s-{001..002}.tar", "./s-002.tar"]]
 )
 def test_a_shard_listed_twice_is_refused_by_name(tars, sources):
-    with pytest.raises(RequestError, match=r"s-00\d\.tar is listed twice"):
+    with pytest.raises(RequestError, match=r"s-00\d\.tar.*(twice|once)"):
         open_shards([f"{tars}/{s}" for s in sources])
 
 
 @pytest.mark.parametrize("missing", ["s-009.tar", "s-{002..005}.tar", "x-*.tar", "nowhere/"])
 def test_what_does_not_exist_is_refused_by_name(tars, missing):
-    with pytest.raises(RequestError, match="does not exist"):
+    with pytest.raises(RequestError, match=naming(missing.rstrip("/"))):
         open_shards(f"{tars}/{missing}")
 
 
@@ -520,7 +519,7 @@ def test_what_does_not_exist_is_refused_by_name(tars, missing):
     ],
 )
 def test_urls_are_refused_by_their_scheme_and_nothing_runs(tars, source, scheme):
-    with pytest.raises(RequestError, match=f"scheme '{scheme}'"):
+    with pytest.raises(RequestError, match=naming("scheme", repr(scheme))):
         open_shards(source.format(d=tars))
     assert not (tars / "ran").exists()
 
@@ -528,14 +527,14 @@ def test_urls_are_refused_by_their_scheme_and_nothing_runs(tars, source, scheme)
 @pytest.mark.parametrize(
     ("members", "complaint"),
     [
-        (["a.jpg", "b.jpg", "a.jpg"], "'a' occurs again"),
-        (["a.jpg", "a.jpg"], "'a' occurs again"),
-        (["a.jpg", "a.cls", "a.jpg"], "'a' occurs again"),
+        (["a.jpg", "b.jpg", "a.jpg"], "'a'"),
+        (["a.jpg", "a.jpg"], "'a'"),
+        (["a.jpg", "a.cls", "a.jpg"], "'a'"),
     ],
 )
 def test_samples_that_cannot_be_told_apart_are_refused_by_name(tmp_path, members, complaint):
     path = write_tar(tmp_path / "x.tar", [(name, jpeg(0)) for name in members])
-    with pytest.raises(TarError, match=complaint) as caught:
+    with pytest.raises(TarError, match=naming(complaint, "byte")) as caught:
         open_shards(path)
     assert str(path) in str(caught.value)
 
@@ -561,7 +560,7 @@ def test_no_pictures_is_a_wrong_request_that_names_the_place(tmp_path, kind):
         write_tar(tmp_path / "empty.tar", [("notes.txt", b"x")])
     if kind == "one of two":
         write_tar(tmp_path / "a.tar", [("a.jpg", b"x")])
-    with pytest.raises(RequestError, match="no pictures in .*" + ("" if kind == "folder" else "empty.tar")):
+    with pytest.raises(RequestError, match=naming("no pictures", tmp_path if kind == "folder" else "empty.tar")):
         open_shards(tmp_path)
 
 
@@ -610,5 +609,5 @@ def test_a_tar_of_webp_and_gnu_names_reads_as_tarfile_reads_it(tmp_path):
 
 
 def test_a_repeated_shard_is_found_among_twenty_thousand():
-    with pytest.raises(RequestError, match="listed twice"):
+    with pytest.raises(RequestError, match=naming("/dev/null")):
         open_shards(["/dev/null"] * 20_000)

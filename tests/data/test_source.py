@@ -11,6 +11,7 @@ from seer.core.errors import RequestError
 from seer.data.shards import class_names, open_shards, picture_of
 from seer.data.source import expand
 from tests.data.pictures import write_tar
+from tests.messages import naming
 
 
 @pytest.mark.slow
@@ -105,17 +106,17 @@ def test_a_list_of_tars_names_shards(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
-        ("a/1.PNG\nb/2.jpg\na/1.PNG\n", r"a/1\.PNG is listed twice"),
-        ("a/1.PNG\nnotes.md\n", r"line 2: b'notes\.md' is no picture"),
-        ("x.tar\n", r"x\.tar does not exist"),
-        ("t.tar\na/1.PNG\n", r"1\.PNG is no \.tar as the first is"),
-        ("\n\n", "no pictures in"),
+        ("a/1.PNG\nb/2.jpg\na/1.PNG\n", ("a/1.PNG",)),
+        ("a/1.PNG\nnotes.md\n", ("line 2", "b'notes.md'")),
+        ("x.tar\n", ("x.tar", "exist")),
+        ("t.tar\na/1.PNG\n", ("1.PNG", "is no .tar")),
+        ("\n\n", ("no pictures", "list.txt")),
     ],
 )
 def test_a_list_that_is_wrong_is_refused_by_its_line(pictures, lines, complaint):
     write_tar(pictures / "t.tar", [("t.jpg", b"7")])
     (pictures / "list.txt").write_text(lines)
-    with pytest.raises(RequestError, match=complaint):
+    with pytest.raises(RequestError, match=naming(*complaint)):
         open_shards(pictures / "list.txt")
 
 

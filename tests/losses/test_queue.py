@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from seer.losses.queue import Queue
+from tests.messages import naming
 
 
 class Group:
@@ -81,5 +82,5 @@ def test_a_length_of_nothing_and_the_rows_of_a_longer_queue_are_refused():
         Queue(0)
     longer = Queue(8)
     longer.push(pictures(0, 8))
-    with pytest.raises(ValueError, match="holds 8 pictures, this one 4"):
+    with pytest.raises(ValueError, match=naming(8, 4)):
         Queue(4).load_state_dict(longer.state_dict())

@@ -14,6 +14,7 @@ from seer.models.families.regnet import to_names
 from seer.models.names import LIBRARIES, unwrapped
 from seer.models.pretrained import load_backbone, load_with_origin
 from seer.models.zoo import build
+from tests.messages import naming, says
 from tests.models import foreign_files as foreign
 
 FRONTS = {
@@ -161,7 +162,7 @@ def test_a_hostile_pickle_anywhere_in_a_container_runs_nothing(tmp_path, contain
     file = tmp_path / name if (tmp_path / name).is_file() else sorted((tmp_path / name).iterdir())[3]
     trap = tmp_path / "trap"
     poison(file, *place, payload=Payload(trap), legacy=legacy)
-    with pytest.raises(ValueError, match=r"Python objects beyond tensors \(\w+\.mkdir\)"):
+    with pytest.raises(ValueError, match=r"objects.*\(\w+\.mkdir\)"):
         load_backbone(path)
     assert not trap.exists()
     torch.load(file, weights_only=False)
@@ -181,7 +182,7 @@ def test_a_list_cannot_point_outside_its_own_folder(tmp_path, container, recorde
     else:
         content["shards"][0] = recorded
     torch.save(content, path)
-    with pytest.raises(ValueError, match="put all of them there"):
+    with pytest.raises(ValueError, match=naming(path, repr(recorded), folder)):
         load_backbone(path)
 
 
@@ -189,10 +190,10 @@ def test_a_list_cannot_point_outside_its_own_folder(tmp_path, container, recorde
 def test_a_part_alone_and_a_list_without_a_part_name_what_to_give(tmp_path, container):
     path = foreign.CONTAINERS[container](tmp_path / "w.torch", foreign.named("vissl"))
     part = sorted((tmp_path / "w_layers").iterdir())[0] if container == "sliced" else tmp_path / "w_shard1.torch"
-    with pytest.raises(ValueError, match="give the list that names all of them"):
+    with pytest.raises(ValueError, match=naming(part, "list")):
         load_backbone(part)
     part.unlink()
-    with pytest.raises(ValueError, match=f"{part.name}.* is not in {part.parent}: put all of them there"):
+    with pytest.raises(ValueError, match=naming(part.name, f"in {part.parent}")):
         load_backbone(path)
 
 
@@ -213,18 +214,16 @@ def test_shards_that_do_not_fit_their_metadata_are_refused(tmp_path, older, key)
     place = (*META, "param_metadata", 0, *((inside[key],) if older else ("params", "flat_param_0", key)))
     wrong = {"numels": [1, 2], "shapes": [[-1]], "names": ["a", "b"], "padding": [3] if older else 3}[key]
     change(tmp_path / "w_shard0.torch", *place, value=wrong)
-    with pytest.raises(ValueError, match="do not fit their own metadata") as caught:
+    with pytest.raises(ValueError, match=naming(2, "shards", "metadata")) as caught:
         load_backbone(path)
     if key == "padding":
-        assert "flat_param_0 has" in str(caught.value) and "numbers over all shards, its metadata says" in str(
-            caught.value
-        )
+        assert says(str(caught.value), "flat_param_0", "numbers", "metadata")
 
 
 def test_shards_without_metadata_are_refused(tmp_path):
     path = foreign.write_shards(tmp_path / "w.torch", foreign.named("vissl"), ranks=2, older=False)
     change(tmp_path / "w_shard1.torch", "classy_state_dict", "base_model", "meta", value={})
-    with pytest.raises(ValueError, match=r"the shard w_shard1\.torch lacks"):
+    with pytest.raises(ValueError, match=naming("w_shard1.torch", "base_model > meta > trunk")):
         load_backbone(path)
 
 
@@ -249,7 +248,7 @@ def test_a_tensor_under_two_names_is_refused(tmp_path):
     state = foreign.named("vissl")
     key = next(iter(state))
     torch.save(state | {f"module.{key}": torch.zeros(1)}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="holds one tensor twice"):
+    with pytest.raises(ValueError, match=naming(repr(key), repr(f"module.{key}"))):
         load_backbone(tmp_path / "w.pth")
 
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from seer.models.kmeans import spherical_kmeans
+from tests.messages import naming
 
 
 def clusters(count: int = 8, each: int = 50, spread: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,5 +48,5 @@ def test_no_centre_is_left_without_members_also_when_rows_repeat():
 
 
 def test_fewer_rows_than_centres_are_refused():
-    with pytest.raises(ValueError, match="3 embeddings cannot give 4 prototypes"):
+    with pytest.raises(ValueError, match=naming(3, "embeddings", 4, "prototypes")):
         spherical_kmeans(torch.eye(3), 4, seed=0)

@@ -8,6 +8,7 @@ from seer.core.errors import RequestError
 from seer.parallel import batchnorm
 from seer.parallel.batchnorm import GroupBatchNorm1d, GroupBatchNorm2d, group_batchnorm
 from seer.parallel.world import World, batch_norm_groups, same_statistics, statistics_groups
+from tests.messages import naming
 from tests.ranks import run_ranks
 
 STEPS, PER_RANK = 3, 5
@@ -212,10 +213,10 @@ def test_groups_are_counted(ranks, group, groups):
         (8, 4, 32, None),  # 8 ranks of 8 images, groups of 4: 32 images
         (16, 8, 32, None),  # twice the ranks of 4 images each, groups of 8
         (4, 0, 64, None),
-        (16, 4, 32, "on 16 ranks they would be those of 16; go on with parallel.batch_norm_group=8"),
-        (2, 0, 32, "go on with parallel.batch_norm_group=1"),
-        (1, 0, 32, "go on with a multiple of 2 ranks"),
-        (1, 1, 16, "go on with a multiple of 4 ranks"),
+        (16, 4, 32, (32, 16, "parallel.batch_norm_group=8")),
+        (2, 0, 32, (32, "parallel.batch_norm_group=1")),
+        (1, 0, 32, (32, "multiple of 2 ranks")),
+        (1, 1, 16, (16, "multiple of 4 ranks")),
     ],
 )
 def test_batch_statistics_stay_those_of_as_many_images_or_the_run_is_refused(ranks, group, images, remedy):
@@ -223,5 +224,5 @@ def test_batch_statistics_stay_those_of_as_many_images_or_the_run_is_refused(ran
     if remedy is None:
         same_statistics(world, group, 64, images)
     else:
-        with pytest.raises(RequestError, match=remedy):
+        with pytest.raises(RequestError, match=naming(*remedy)):
             same_statistics(world, group, 64, images)

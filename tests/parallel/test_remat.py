@@ -13,6 +13,7 @@ from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.models.resnet import ResNet
 from seer.parallel.remat import remat
+from tests.messages import naming
 
 POLICIES = ["block", "stage", "selective", ["stage1", "stage3.block0-1", "stage3.block2"], ["stage2.block1"]]
 
@@ -123,17 +124,17 @@ def test_a_resnet_is_recomputed_too():
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
-        ("blocks", "parallel.remat=blocks: one of none, block, stage, selective"),
-        ("fairscale", "counts batch statistics twice, and DDP stops at it"),
-        ("fairscale", "parallel.remat=block keeps as little"),
-        (["stage9"], "names 'stage9'; there are stage1, stage2, stage3"),
-        (["stage3.block4"], "stage3 has blocks 0 to 3"),
-        (["stage3.block2-1"], "stage3 has blocks 0 to 3"),
-        (["stage3.block0-2", "stage3.block2"], "names block 2 of stage3 twice"),
+        ("blocks", ("parallel.remat=blocks", "none, block, stage, selective")),
+        ("fairscale", ("fairscale", "twice", "DDP")),
+        ("fairscale", ("fairscale", "parallel.remat=block")),
+        (["stage9"], ("'stage9'", "stage1, stage2, stage3")),
+        (["stage3.block4"], ("'stage3.block4'", "0 to 3")),
+        (["stage3.block2-1"], ("'stage3.block2-1'", "0 to 3")),
+        (["stage3.block0-2", "stage3.block2"], ("block 2", "stage3", "twice")),
     ],
 )
 def test_wrong_policies_are_refused_by_name(policy, words):
-    with pytest.raises(RequestError, match=words.replace(".", r"\.")):
+    with pytest.raises(RequestError, match=naming(*words)):
         remat(plain(), policy)
     with pytest.raises(RequestError, match="has no stages"):
         remat(nn.Sequential(nn.Linear(2, 2)), "block")

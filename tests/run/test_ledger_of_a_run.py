@@ -10,7 +10,8 @@ import pytest
 
 from seer.data import sample
 from seer.data.shards import write_shards
-from seer.run import skipped as skipped_lines
+from seer.run import skipped as run_skipped
+from tests.messages import says
 from tests.program import SMALL, losses, seer, start, wait
 
 pytestmark = pytest.mark.slow
@@ -36,8 +37,7 @@ def test_a_shard_with_more_than_half_bad_stops_the_run_and_its_own_list_lets_it_
     words = ("pretrain", *TINY, f"data.source={folder}", f"output={run}", "steps=6", "every.checkpoint=1")
     stopped = seer(capfd, *words)
     assert stopped.status == 65 and stopped.result["exit"] == 65
-    assert "13 of the 24 pictures in" in stopped.result["error"] and "more than half" in stopped.result["error"]
-    assert "truncated" in stopped.result["error"] and "data.exclude=" in stopped.result["error"]
+    assert says(stopped.result["error"], 13, 24, "half", "truncated", "data.exclude=")
     assert stopped.words.count("skipped ") <= 21  # named in the log, at most 20 of a kind
     rows = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     assert {"step", "shard", "member", "reason", "row", "kind", "attempt"} == set(rows[0])
@@ -49,7 +49,7 @@ def test_a_shard_with_more_than_half_bad_stops_the_run_and_its_own_list_lets_it_
     exclude.write_text((run / "skipped.jsonl").read_text())
     ended = seer(capfd, *words, f"data.exclude={exclude}")
     assert ended.status == 0, ended.words
-    assert f"data.exclude: None before, {exclude} from here on" in ended.words
+    assert says(ended.words, "data.exclude", None, exclude)
     assert 0 < steps < 6 and len(losses(run)) == 6
     assert ended.result["skipped_by_reason"] == {"truncated": ended.result["skipped"]}
     whole = seer(capfd, *words[:-2], f"output={tmp_path / 'whole'}", "steps=6", f"data.exclude={exclude}")
@@ -134,14 +134,14 @@ def test_gathering_takes_every_whole_line_once_wherever_it_was_killed(tmp_path):
             (run / ".skipped.jsonl.whole").write_text(lines(1, 2) + lines(5) + lines(3, 4))
             if killed == "before the list was moved":
                 (run / "skipped-00001.jsonl").unlink()
-        skipped_lines.gather(run)
+        run_skipped.gather(run)
         assert sorted((run / "skipped.jsonl").read_text().splitlines()) == whole, killed
         assert [p.name for p in run.iterdir() if not p.name.endswith(".writing")] == ["skipped.jsonl"]
 
 
 def test_a_line_cut_short_by_a_kill_is_taken_away_before_the_list_is_read(tmp_path):
     (tmp_path / "skipped.jsonl").write_text(lines(1, 2) + lines(3)[:-5])
-    skipped_lines.gather(tmp_path)
+    run_skipped.gather(tmp_path)
     assert (tmp_path / "skipped.jsonl").read_text() == lines(1, 2)
 
 
@@ -149,12 +149,12 @@ def test_lines_behind_the_checkpoint_stay_once_and_count_no_more(tmp_path):
     list_ = tmp_path / "skipped.jsonl"
     list_.write_text(lines(1, 2, 7, 8))
     for _ in range(2):
-        skipped_lines._undo(tmp_path, 5)
+        run_skipped._undo(tmp_path, 5)
         assert list_.read_text() == lines(1, 2) + lines(7, 8, undone=True)
-        assert [row["row"] for row in skipped_lines.counted(list_)] == [1, 2]
+        assert [row["row"] for row in run_skipped.counted(list_)] == [1, 2]
     with open(list_, "a") as file:
         file.write(lines(7))  # skipped again
-    skipped_lines._undo(tmp_path, 8)
+    run_skipped._undo(tmp_path, 8)
     assert list_.read_text() == lines(1, 2, 7) + lines(8, undone=True)
 
 
@@ -162,6 +162,6 @@ def test_the_list_of_another_run_that_was_killed_is_read_with_those_of_its_ranks
     for name in ("skipped.jsonl", "skipped-00001.jsonl", "other.jsonl"):
         (tmp_path / name).touch()
     files = [str(tmp_path / name) for name in ("skipped.jsonl", "skipped-00001.jsonl")]
-    assert skipped_lines.lists(files[0]) == files == skipped_lines.lists(files)
-    assert skipped_lines.lists(str(tmp_path / "other.jsonl")) == [str(tmp_path / "other.jsonl")]
-    assert skipped_lines.lists(None) == []
+    assert run_skipped.lists(files[0]) == files == run_skipped.lists(files)
+    assert run_skipped.lists(str(tmp_path / "other.jsonl")) == [str(tmp_path / "other.jsonl")]
+    assert run_skipped.lists(None) == []

@@ -10,6 +10,7 @@ from seer.models.bundle import read_bundle, write_bundle
 from seer.models.names import VISSL
 from seer.models.zoo import build
 from seer.run.weights import start_from
+from tests.messages import says
 from tests.program import SMALL, seer
 
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -41,8 +42,8 @@ def test_a_run_starts_from_foreign_weights_and_leaves_them_alone_while_they_are_
     }
     assert all(kept.values()) == (frozen == 3)
     assert kept["stem.conv.weight"] == (frozen == 3)
-    assert "imported from w.torch in names of VISSL" in described["provenance"]["licence"]
-    assert f"the backbone starts from {path}" in ended.words
+    assert says(described["provenance"]["licence"], "w.torch", "VISSL")
+    assert says(ended.words, f"backbone starts from {path}")
 
 
 @pytest.mark.slow
@@ -57,7 +58,7 @@ def test_weights_of_another_shape_are_refused_before_a_run_folder_is_made(tmp_pa
     )
     ended = seer(capfd, "pretrain", *SMALL, *words)
     assert ended.status == 78
-    assert "holds regnety_400mf, the model is regnety_200mf: give model=" in ended.result["error"]
+    assert says(ended.result["error"], "regnety_400mf", "regnety_200mf", "model=")
     assert not (tmp_path / "run").exists()
 
 
@@ -81,7 +82,7 @@ def test_another_normalisation_is_told(tmp_path, caplog):
     write_bundle(tmp_path, build("regnety_200mf"), card={"mean": [0.5] * 3, "licence": "MIT"})
     with caplog.at_level("WARNING", logger="seer"):
         assert start_from(str(tmp_path), build("regnety_200mf"), **COLOURS) == "MIT"
-    assert "was trained with mean [0.5, 0.5, 0.5]" in caplog.text
+    assert says(caplog.text, "mean", "[0.5, 0.5, 0.5]")
 
 
 @pytest.mark.slow
