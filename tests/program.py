@@ -70,7 +70,12 @@ def start(*words: str, ranks: int = 1, folder: Path | None = None, fault: str | 
 
 
 def wait(process: subprocess.Popen[str], limit_s: float = 300) -> Ended:
-    out, err = process.communicate(timeout=limit_s)
+    try:
+        out, err = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        process.kill()  # ranks end when they miss their launcher
+        said = (error.stderr or b"").decode(errors="replace")
+        raise AssertionError(f"process {process.pid} still ran after {limit_s} s; it had said:\n{said}") from None
     lines = out.strip().splitlines()
     return Ended(process.returncode, json.loads(lines[-1]) if lines else {}, err)
 

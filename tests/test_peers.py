@@ -126,7 +126,7 @@ def test_one_bit_of_one_weight_on_one_rank_is_found_and_never_saved(pictures, tm
     run = tmp_path / "run"
     ended = wait(begin(pictures, run, "every.compare=2", fault="bit"))
     assert ended.result["exit"] == 70 and len(told(ended)) == 1, ended.words
-    assert says(told(ended)[0], "weights", "step 6", "rank 1", "stem")
+    assert says(told(ended)[0], "weights", "step 6", "1 of ", "stem")
     assert last(run) == 3 and len(losses(run)) == 6  # the bit turned in step 6
 
 
@@ -146,7 +146,7 @@ def test_a_rank_that_hangs_is_named_with_what_it_was_at_and_all_end_within_the_l
     ended = wait(agent)
     assert time.monotonic() - since < LIMIT_S + 30 + 10  # ten for the steps before it hangs
     assert not any(map(alive, ranks)) and len(told(ended)) == 1, ended.words
-    assert says(told(ended)[0], f"rank 1 (pid {ranks[1]} on ", "step 5", "training")
+    assert says(told(ended)[0], f"rank 1 (pid {ranks[1]} on ", "at step 5", "training")
     assert ended.result["exit"] == 75
 
 

@@ -32,10 +32,22 @@ def _after(run: Path, steps: int, limit_s: float = 120) -> None:
     raise AssertionError(f"{run} did not reach step {steps}")
 
 
-def test_ctrl_c_saves_exits_75_and_the_same_command_continues_bit_for_bit(pictures: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def quiet(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of 16 steps that nothing disturbs and that save nothing in between."""
+    run = tmp_path_factory.mktemp("quiet") / "run"
+    ended = wait(
+        start("pretrain", *SMALL, f"data.source={pictures}", "steps=16", "every.checkpoint=0", f"output={run}")
+    )
+    assert ended.status == 0, ended.words
+    assert len(losses(run)) == 16
+    return losses(run)
+
+
+def test_ctrl_c_saves_exits_75_and_the_same_command_continues_bit_for_bit(
+    pictures: Path, tmp_path: Path, quiet: list[float]
+) -> None:
     words = ("pretrain", *SMALL, f"data.source={pictures}", "steps=16", "every.checkpoint=0")
-    quiet = wait(start(*words, f"output={tmp_path / 'quiet'}"))
-    assert quiet.status == 0
     run = tmp_path / "disturbed"
     process = start(*words, f"output={run}")
     _after(run, 5)
@@ -46,12 +58,13 @@ def test_ctrl_c_saves_exits_75_and_the_same_command_continues_bit_for_bit(pictur
     assert 5 <= done < 16
     again = wait(start(*words, f"output={run}"))
     assert again.status == 0 and went_on_from(again) == done
-    assert losses(run) == losses(tmp_path / "quiet") and len(losses(run)) == 16
+    assert losses(run) == quiet
 
 
-def test_a_killed_run_continues_from_its_last_checkpoint_bit_for_bit(pictures: Path, tmp_path: Path) -> None:
+def test_a_killed_run_continues_from_its_last_checkpoint_bit_for_bit(
+    pictures: Path, tmp_path: Path, quiet: list[float]
+) -> None:
     words = ("pretrain", *SMALL, f"data.source={pictures}", "steps=16", "every.checkpoint=4")
-    assert wait(start(*words, f"output={tmp_path / 'quiet'}")).status == 0
     run = tmp_path / "killed"
     process = start(*words, f"output={run}")
     _after(run, 7)
@@ -61,7 +74,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint_bit_for_bit(pictures: P
     step = json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"]
     again = wait(start(*words, f"output={run}"))
     assert again.status == 0 and 4 <= step < 16 and went_on_from(again) == step
-    assert losses(run) == losses(tmp_path / "quiet")
+    assert losses(run) == quiet
 
 
 def test_two_ranks_give_the_losses_of_one_process(tmp_path: Path) -> None:

@@ -503,7 +503,7 @@ def test_a_shard_listed_twice_is_refused_by_name(tars, sources):
 
 @pytest.mark.parametrize("missing", ["s-009.tar", "s-{002..005}.tar", "x-*.tar", "nowhere/"])
 def test_what_does_not_exist_is_refused_by_name(tars, missing):
-    with pytest.raises(RequestError, match=naming(missing.rstrip("/"))):
+    with pytest.raises(RequestError, match=naming(missing.rstrip("/"), "exist")):
         open_shards(f"{tars}/{missing}")
 
 
@@ -609,5 +609,5 @@ def test_a_tar_of_webp_and_gnu_names_reads_as_tarfile_reads_it(tmp_path):
 
 
 def test_a_repeated_shard_is_found_among_twenty_thousand():
-    with pytest.raises(RequestError, match=naming("/dev/null")):
+    with pytest.raises(RequestError, match=naming("/dev/null", "twice")):
         open_shards(["/dev/null"] * 20_000)
