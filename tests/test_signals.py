@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fcntl import ioctl
 from pathlib import Path
 
@@ -192,9 +193,11 @@ def test_a_rank_that_waits_for_another_ends_within_seconds(begin, tmp_path, rank
 
 def has_a_socket(pid: int) -> bool:
     """Returns whether a process has come to the rendezvous: rank 0 listens there, others try to connect."""
-    return any(
-        os.readlink(file).startswith("socket:") for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()
-    )
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(file).startswith("socket:"):
+                return True
+    return False
 
 
 def test_signals_that_are_ignored_at_the_start_stay_ignored(begin, pictures, tmp_path):
