@@ -44,7 +44,7 @@ def summary(folder: Path) -> dict[str, Any]:
     if probed:
         values |= {"knn_top1": probed[-1], "knn_top1_untrained": probed[0], "knn_curve": probed}
     for row in rows:
-        values |= {k: v for k, v in row.items() if k in ("knn_pixels", "knn_colours")}
+        values |= {k: v for k, v in row.items() if k in ("knn_pixels", "knn_colours") or k.endswith("/top1")}
     parts = (folder / SKIPPED, *parts_of(folder))
     reasons = Counter(row["kind"] for part in parts for row in counted(part))
     values |= {"skipped": reasons.total(), "skipped_by_reason": dict(reasons.most_common())}

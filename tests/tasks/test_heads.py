@@ -106,6 +106,7 @@ def test_a_run_knows_its_classes_and_tells_the_accuracy_of_its_head(alone):
     judged = [row for row in rows if "classify/top1" in row]
     assert [row["step"] for row in judged] == [0, 9] and all(0 <= row["classify/top1"] <= 1 for row in judged)
     assert losses(alone)[0] == pytest.approx(math.log(len(sample.KINDS)), abs=0.05)
+    assert json.loads((alone / "result.json").read_text())["classify/top1"] == judged[-1]["classify/top1"]
     config = (alone / "config.yaml").read_text()
     assert all(f"- {name}" in config for name in sample.KINDS)
 
