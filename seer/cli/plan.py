@@ -6,7 +6,6 @@ from typing import Any
 
 from seer.cli import config
 from seer.run.config import RunConfig
-from seer.run.plan import plan
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
@@ -14,4 +13,7 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     wanted = config.read("plan", words)
     gpus, gpu_memory = wanted.pop("gpus"), wanted.pop("gpu_memory")
     del wanted["replay"]
-    return plan(RunConfig.of(wanted), gpus, gpu_memory)
+    asked = RunConfig.of(wanted)
+    from seer.run.plan import plan  # torch costs seconds, which a wrong word need not wait for
+
+    return plan(asked, gpus, gpu_memory)

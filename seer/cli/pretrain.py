@@ -1,4 +1,7 @@
-"""Runs `seer pretrain`: words -> one training run, or the step of a capture again."""
+"""Runs `seer pretrain`: words -> one training run, or the step of a capture again.
+
+Surprising: torch is imported once the words are understood, so that a wrong one is told at once.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,8 +9,6 @@ from typing import Any
 
 from seer.cli import config
 from seer.run.config import RunConfig
-from seer.run.replay import replay
-from seer.run.session import train
 
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
@@ -18,5 +19,10 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     wanted = config.read("pretrain", words)
     capture = wanted.pop("replay")
     if capture:
+        from seer.run.replay import replay
+
         return replay(Path(capture), wanted["data"]["source"], wanted["parallel"]["device"])
-    return train(RunConfig.of(wanted), output=output)
+    asked = RunConfig.of(wanted)
+    from seer.run.session import train
+
+    return train(asked, output=output)

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -12,7 +14,7 @@ from seer.models.bundle import write_bundle
 from seer.models.zoo import build
 from tests.engine.checkpoints import full_disk
 from tests.messages import naming, says
-from tests.program import seer
+from tests.program import ROOT, seer
 
 
 @pytest.mark.parametrize("ended", [0, 65, 75])
@@ -53,3 +55,15 @@ def test_a_bundle_that_the_disk_does_not_take_is_a_failure_of_storage_and_the_ol
         write_bundle(tmp_path, build("regnety_200mf"), card={})
     assert (tmp_path / "backbone.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone.safetensors", "bundle.json"]
+
+
+@pytest.mark.slow
+def test_a_wrong_word_is_told_before_torch_is_imported():
+    """In a second of processor time: importing torch alone takes more."""
+    code = (
+        "import sys, resource; from seer.cli.main import main; status = main(['pretrain', 'modle=x']);"
+        "used = resource.getrusage(resource.RUSAGE_SELF); print(status, 'torch' in sys.modules, used.ru_utime + used.ru_stime)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    status, imported, seconds = ended.stdout.split()[-3:]
+    assert (status, imported) == ("78", "False") and float(seconds) < 1.5
