@@ -285,3 +285,13 @@ FINE = [
 @pytest.mark.parametrize(("path", "source"), FINE, ids=range(len(FINE)))
 def test_what_is_allowed_is_not_complained_of(path, source):
     assert complaints(path, source) == []
+
+
+def test_no_function_is_longer_than_a_screen():
+    long = [
+        f"{path.relative_to(TOP)}:{node.lineno} {node.name}"
+        for path in sorted((TOP / "seer").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert long == []

@@ -237,13 +237,18 @@ def _write(
     if part.names is not None:
         card["classes"] = list(part.names)
     if bad:
-        try:
-            with open(output / "skipped.jsonl", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(one) + "\n" for entry in entries for one in entry["skipped"])
-        except OSError as error:
-            raise StorageError(f"{output / 'skipped.jsonl'} cannot be written: {error.strerror}") from error
+        _list_skipped(output / "skipped.jsonl", entries)
     shards = [{k: v for k, v in e.items() if k != "skipped"} for e in entries if e["count"]]
     return write_manifest(output, shards, card)
+
+
+def _list_skipped(path: Path, entries: Sequence[Entry]) -> None:
+    """Writes a line for each image that was passed over. Raises StorageError."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(one) + "\n" for entry in entries for one in entry["skipped"])
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def keep_apart(folders: Sequence[str], shards: Iterable[Shard], output: Path) -> None:
