@@ -1,13 +1,9 @@
-"""Makes the kNN probe of a training run from labelled images, and the figures it is held against."""
+"""Opens the labelled images of a config: those that are known, and those that are asked for."""
 
 from typing import Any, Protocol
 
-import torch
-
-from seer.core.protocols import Modules
 from seer.data.shards import open_shards
 from seer.evals.features import Pictures
-from seer.evals.knn import KNN, baselines
 
 
 class Wanted(Protocol):
@@ -37,32 +33,3 @@ def labelled(wanted: Wanted, size: int) -> tuple[Pictures, Pictures]:
     how |= {"labels": wanted.labels, "most": wanted.most}
     train = Pictures(open_shards(wanted.train), **how)
     return train, Pictures(open_shards(wanted.test), like=train, **how)
-
-
-class OnlineKNN:
-    """Evaluates by kNN in the loop. Every rank runs it on the whole, so that all hold the same numbers without
-    a word."""
-
-    def __init__(
-        self,
-        train: Pictures,
-        test: Pictures,
-        *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        k: int,
-        temperature: float,
-        threads: int,
-        dtype: torch.dtype,
-    ):
-        self.train, self.test = train, test
-        self._baselines = {"k": k, "temperature": temperature, "threads": threads}
-        self._knn = KNN(train, test, mean=mean, std=std, k=k, temperature=temperature, threads=threads, dtype=dtype)
-
-    def run(self, task: Modules) -> dict[str, float]:
-        """Returns {"knn_top1": …} of the backbone."""
-        return self._knn.run(task)
-
-    def baselines(self) -> dict[str, float]:
-        """Returns kNN on raw pixels and on color histograms: what needs no network at all."""
-        return baselines(self.train, self.test, **self._baselines)  # type: ignore[arg-type]

@@ -26,7 +26,8 @@ from seer.engine.retention import steps_in
 from seer.engine.stop import StopRequest
 from seer.evals.classification import HeadTop1
 from seer.evals.features import Pictures
-from seer.evals.probe import OnlineKNN, labelled
+from seer.evals.knn import KNN, baselines
+from seer.evals.probe import labelled
 from seer.evals.rankme import RankMe
 from seer.parallel.collectives import any_true
 from seer.parallel.world import World, open_world, statistics_groups
@@ -166,7 +167,8 @@ def _run(session: Session) -> dict[str, Any]:
     recorder = FlightRecorder(training.task.alarms, summary(folder).get("knn_top1_untrained") if first else None)
     metrics = Metrics([*_sinks(session, first), *(session.sinks if world.rank == 0 else ()), recorder])
     if probe and first == 0:
-        metrics.add(0, probe.baselines())
+        how = {"k": probe.k, "temperature": probe.temperature}
+        metrics.add(0, baselines(probe.train, probe.test, **how, threads=max(1, session.data.threads)))  # type: ignore[arg-type]
     ending = Ending(folder, bundles, world, config.batch, recorder)
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
     lines = SkippedLines(folder, world, first, limits, config.batch, session.data.excluded)
@@ -275,11 +277,11 @@ def _warm_start(session: Session) -> None:
             task.warm_start(batches, rng.key(session.config.seed, "prototypes") & 0x7FFFFFFFFFFFFFFF)
 
 
-def _probe(session: Session) -> OnlineKNN | None:
+def _probe(session: Session) -> KNN | None:
     if session.probed is None:
         return None
     training = session.training
-    return OnlineKNN(
+    return KNN(
         *session.probed,
         mean=tuple(training.task.transform.mean),
         std=tuple(training.task.transform.std),
@@ -290,7 +292,7 @@ def _probe(session: Session) -> OnlineKNN | None:
     )
 
 
-def _evaluators(session: Session, probe: OnlineKNN | None) -> list[Evaluator]:
+def _evaluators(session: Session, probe: KNN | None) -> list[Evaluator]:
     """Returns the probe, the accuracy of a head that learns classes, and RankMe where the probe has so many images that a tenth
     of them more is worth a figure."""
     if probe is None:
