@@ -29,16 +29,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from seer.data import sample
+from seer.data import synthetic as sample
 from seer.data.augment import finish
-from seer.data.batch_buffer import BatchLayout
-from seer.data.batch_builder import SCRATCH
 from seer.data.decode import decode
-from seer.data.loader import Loader
+from seer.data.loading.batch_buffer import BatchLayout
+from seer.data.loading.batch_builder import SCRATCH
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import choose_lanes, plan
-from seer.data.reader import Reader
-from seer.data.shards import Shard, TarShard, open_shards, picture_of, write_shards
+from seer.data.shards.open import Shard, TarShard, open_shards, picture_of, write_shards
 
 BATCH = 16
 HANDED = 25  # batches

@@ -52,7 +52,7 @@ def held() -> dict[str, int]:
 
 def one(words: list[str]) -> None:
     from seer.cli import pretrain
-    from seer.data import reader_process as process
+    from seer.data.loading import reader_process as process
     from seer.tasks.swav import SwAVTask
 
     ready, peaks, facts = [], [], {}

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from seer.core.records import Batch
-from seer.data import sample
+from seer.data import synthetic as sample
 from seer.data.augment import finish
-from seer.data.loader import Loader
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import Plan
-from seer.data.reader import Reader
-from seer.data.shards import open_shards, write_shards
+from seer.data.shards.open import open_shards, write_shards
 from seer.engine.precision import Precision, quickest
 from seer.models import zoo
 from seer.optim.lars import LARS

@@ -12,7 +12,7 @@ import torch
 
 from seer.core.log import log
 from seer.core.signals import SIGNALS
-from seer.data import sample
+from seer.data import synthetic as sample
 
 torch.set_num_threads(1)
 # Ignored where a script starts the tests in the background, and then by all processes that they start.

@@ -14,8 +14,8 @@ import PIL
 import pytest
 import torch
 
-from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import write_shards
 from tests.program import losses, start, wait
 
 FILE = Path(__file__).parent / "golden" / "losses.json"

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seer.data import sample
+from seer.data import synthetic as sample
 from tests.program import SMALL, alive, losses, start, wait, went_on_from
 from tests.test_peers import workers
 

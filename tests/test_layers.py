@@ -93,7 +93,7 @@ def complaints_about_place(path: str, line: int, name: str) -> Iterator[str]:
         elif there != here and level(there) == level(here) and here != "cli":
             yield f"{path}:{line}: {name}: {here} and {there} lie side by side and may not import one another"
     if name == "torch.distributed" or name.startswith("torch.distributed."):
-        if here != "parallel" and path != "seer/engine/checkpoint.py":
+        if here != "parallel" and path != "seer/engine/checkpoint_files.py":
             yield f"{path}:{line}: {name}: torch.distributed belongs to parallel/ and engine/checkpoint.py"
     if parts[0] in {"hydra", "omegaconf"} and here != "cli":
         yield f"{path}:{line}: {name}: only cli/ sees Hydra"
@@ -191,7 +191,7 @@ BROKEN = [
     ("seer/engine/loop.py", "import seer.configs", "engine may not import configs"),
     # side by side
     ("seer/models/zoo.py", "import seer.parallel.world", "models and parallel lie side by side"),
-    ("seer/data/loader.py", "from seer.models import zoo", "data and models lie side by side"),
+    ("seer/data/loading/loader.py", "from seer.models import zoo", "data and models lie side by side"),
     ("seer/optim/lars.py", "import seer.losses.swav", "optim and losses lie side by side"),
     ("seer/tasks/swav.py", "import seer.engine.loop", "tasks and engine lie side by side"),
     ("seer/evals/knn.py", "import seer.export.to_timm", "evals and export lie side by side"),
@@ -210,38 +210,42 @@ BROKEN = [
     ("seer/engine/loop.py", "import torch.distributed", "torch.distributed belongs"),
     ("seer/parallel/wrap.py", "import torch.distributed as d\nd.new_group([0])", "makes process groups"),
     ("seer/parallel/wrap.py", "from torch.distributed import init_process_group", "makes process groups"),
-    ("seer/engine/checkpoint.py", "import torch.distributed as d\nd.init_process_group()", "makes process groups"),
+    (
+        "seer/engine/checkpoint_files.py",
+        "import torch.distributed as d\nd.init_process_group()",
+        "makes process groups",
+    ),
     ("seer/parallel/wrap.py", "from torch.distributed.device_mesh import init_device_mesh", "makes process groups"),
     # Hydra
     ("seer/engine/loop.py", "import hydra", "only cli/ sees Hydra"),
     ("seer/core/records.py", "from omegaconf import DictConfig", "only cli/ sees Hydra"),
-    ("seer/data/loader.py", "from hydra.utils import instantiate", "only cli/ sees Hydra"),
+    ("seer/data/loading/loader.py", "from hydra.utils import instantiate", "only cli/ sees Hydra"),
     # names
     ("seer/core/utils.py", "", "a room is named"),
     ("seer/models/helpers/zoo.py", "", "a room is named"),
     ("seer/data/_common.py", "", "a room is named"),
     # what runs foreign input
-    ("seer/data/shards.py", "import subprocess\nsubprocess.run('ls', shell=True)", "shell=True"),
-    ("seer/data/shards.py", "import subprocess\nsubprocess.run('ls', shell=s)", "shell=True"),
-    ("seer/data/shards.py", "import os\nos.system('ls')", "goes through a shell"),
-    ("seer/data/shards.py", "import pickle\npickle.load(f)", "pickle.load"),
-    ("seer/data/shards.py", "from pickle import loads\nloads(b)", "pickle.loads"),
-    ("seer/data/shards.py", "import pickle as p\np.Unpickler(f).load()", "pickle.Unpickler"),
-    ("seer/data/shards.py", "import yaml\nyaml.load(f)", "yaml.safe_load"),
-    ("seer/data/shards.py", "import yaml\nyaml.load(f, Loader=yaml.Loader)", "yaml.safe_load"),
+    ("seer/data/shards/open.py", "import subprocess\nsubprocess.run('ls', shell=True)", "shell=True"),
+    ("seer/data/shards/open.py", "import subprocess\nsubprocess.run('ls', shell=s)", "shell=True"),
+    ("seer/data/shards/open.py", "import os\nos.system('ls')", "goes through a shell"),
+    ("seer/data/shards/open.py", "import pickle\npickle.load(f)", "pickle.load"),
+    ("seer/data/shards/open.py", "from pickle import loads\nloads(b)", "pickle.loads"),
+    ("seer/data/shards/open.py", "import pickle as p\np.Unpickler(f).load()", "pickle.Unpickler"),
+    ("seer/data/shards/open.py", "import yaml\nyaml.load(f)", "yaml.safe_load"),
+    ("seer/data/shards/open.py", "import yaml\nyaml.load(f, Loader=yaml.Loader)", "yaml.safe_load"),
     ("seer/models/pretrained.py", "import torch\ntorch.load(f)", "weights_only=True"),
     ("seer/models/pretrained.py", "import torch\ntorch.load(f, weights_only=False)", "weights_only=True"),
     ("seer/models/pretrained.py", "from torch import load\nload(f)", "weights_only=True"),
-    ("seer/data/tar.py", "import tarfile\ntarfile.open(p).extractall(d)", "extractall"),
-    ("seer/data/tar.py", "import numpy as np\nnp.load(p, allow_pickle=True)", "allow_pickle"),
+    ("seer/data/shards/tar.py", "import tarfile\ntarfile.open(p).extractall(d)", "extractall"),
+    ("seer/data/shards/tar.py", "import numpy as np\nnp.load(p, allow_pickle=True)", "allow_pickle"),
     ("seer/core/durations.py", "eval('1 + 1')", "runs text as code"),
     ("seer/core/durations.py", "exec('1')", "runs text as code"),
     # errors that vanish
-    ("seer/data/reader.py", "try:\n    f()\nexcept:\n    pass", "swallows every error"),
-    ("seer/data/reader.py", "try:\n    f()\nexcept:\n    x = 1", "swallows every error"),
-    ("seer/data/reader.py", "try:\n    f()\nexcept Exception:\n    pass", "swallows every error"),
+    ("seer/data/loading/reader.py", "try:\n    f()\nexcept:\n    pass", "swallows every error"),
+    ("seer/data/loading/reader.py", "try:\n    f()\nexcept:\n    x = 1", "swallows every error"),
+    ("seer/data/loading/reader.py", "try:\n    f()\nexcept Exception:\n    pass", "swallows every error"),
     (
-        "seer/data/reader.py",
+        "seer/data/loading/reader.py",
         "for i in x:\n    try:\n        f()\n    except (OSError, BaseException):\n        continue",
         "swall",
     ),
@@ -269,15 +273,18 @@ FINE = [
     ("seer/search/space.py", "import seer.engine.loop, seer.export.to_timm\nfrom seer.search import mutations"),
     ("seer/parallel/world.py", "import torch.distributed as dist\ndist.init_process_group()\ndist.new_group([0])"),
     ("seer/parallel/collectives.py", "import torch.distributed as dist\ndist.all_reduce(x)"),
-    ("seer/engine/checkpoint.py", "import torch.distributed.checkpoint as dcp\ndcp.save(state)"),
+    ("seer/engine/checkpoint_files.py", "import torch.distributed.checkpoint as dcp\ndcp.save(state)"),
     ("seer/models/zoo.py", "import torch\nmodel.eval()\nre.compile('x')\nx = sample.distributed\ntorch.distributions"),
     ("seer/models/pretrained.py", "import torch\ntorch.load(f, map_location='cpu', weights_only=True)"),
     (
-        "seer/data/shards.py",
+        "seer/data/shards/open.py",
         "import subprocess, yaml\nsubprocess.run(['ls'], shell=False)\nyaml.safe_load(f)\njson.load(f)",
     ),
-    ("seer/data/reader.py", "try:\n    f()\nexcept FileNotFoundError:\n    pass\nexcept Exception as e:\n    log(e)"),
-    ("seer/data/reader.py", "try:\n    f()\nexcept:\n    undo()\n    raise"),
+    (
+        "seer/data/loading/reader.py",
+        "try:\n    f()\nexcept FileNotFoundError:\n    pass\nexcept Exception as e:\n    log(e)",
+    ),
+    ("seer/data/loading/reader.py", "try:\n    f()\nexcept:\n    undo()\n    raise"),
     ("seer/data/basement.py", "import base64"),
 ]
 

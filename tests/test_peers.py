@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seer.data import sample
+from seer.data import synthetic as sample
 from tests.messages import says
 from tests.program import SMALL, Ended, alive, losses, start, wait
 

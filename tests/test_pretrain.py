@@ -7,8 +7,8 @@ import pytest
 import torch
 import torchvision
 
-from seer.data import sample
-from seer.data.shards import open_shards, write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import open_shards, write_shards
 from seer.evals.features import Pictures, extract
 from seer.evals.linear import linear_top1
 from seer.models.pretrained import load_backbone

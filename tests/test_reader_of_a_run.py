@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import write_shards
 from tests.program import SMALL, alive, losses, start, wait
 
 STEPS = 30

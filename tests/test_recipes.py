@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import write_shards
 from tests.program import seer
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "recipe"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seer.data import sample
+from seer.data import synthetic as sample
 from tests.program import SMALL, losses, start, wait, went_on_from
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seer.data import sample
-from seer.engine import checkpoint
+from seer.data import synthetic as sample
+from seer.engine import checkpoint_files as checkpoint
 from seer.engine.manifest import read_manifest
 from seer.run import finish as ending
 from seer.run.weights import state

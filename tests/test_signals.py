@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from seer.core.signals import SIGNALS
-from seer.data import sample
+from seer.data import synthetic as sample
 from tests.program import ROOT, SMALL, Ended, environment, last_of_each, losses, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -243,7 +243,7 @@ def test_a_result_that_nobody_reads_leaves_the_status_as_it_is(begin):
 
 def test_importing_the_library_installs_no_handler():
     look = "import signal; print([signal.getsignal(n) for n in range(1, 65) if n not in (9, 19, 32, 33)])"
-    code = f"{look}; import seer, seer.__main__, seer.cli.main, seer.engine.stop, seer.cli.pretrain; {look}"
+    code = f"{look}; import seer, seer.__main__, seer.cli.main, seer.engine.stop_request, seer.cli.pretrain; {look}"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     before, after = told.stdout.splitlines()
     assert before == after
@@ -252,7 +252,7 @@ def test_importing_the_library_installs_no_handler():
 def held(code: str) -> subprocess.CompletedProcess[str]:
     """Runs a process that listens and trains in name only."""
     begun = (
-        "import signal; from seer.core import signals; from seer.engine.stop import StopRequest; "
+        "import signal; from seer.core import signals; from seer.engine.stop_request import StopRequest; "
         "signals.listener.listen(); stop = StopRequest(); stop.__enter__(); stop._held = True; "
     )
     return subprocess.run([sys.executable, "-c", begun + code, "pretrain"], capture_output=True, text=True, cwd=ROOT)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.pictures import jpeg
+from tests.data.image_files import jpeg
 from tests.messages import says
 from tests.program import ROOT, SMALL, Ended, seer
 

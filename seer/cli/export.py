@@ -14,10 +14,10 @@ import torch
 from seer.cli import config
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.data import sample
+from seer.data import synthetic as sample
 from seer.data.augment import normalise
 from seer.data.decode import decode
-from seer.data.shards import open_shards, picture_of
+from seer.data.shards.open import open_shards, picture_of
 from seer.evals.features import centre
 from seer.export import to_safetensors, to_timm, to_torchvision
 from seer.models.regnet import RegNet

@@ -15,9 +15,9 @@ from seer.cli import config
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import share
-from seer.data.resharding import Part, index_archives, keep_apart, make, write_part
-from seer.data.shards import class_names, open_shards
-from seer.data.source import expand, is_list, is_picture
+from seer.data.shards.open import class_names, open_shards
+from seer.data.shards.rewrite import Part, index_archives, keep_apart, make, write_part
+from seer.data.shards.source import expand, is_list, is_picture
 
 EVERY_S = 30.0  # between lines of progress
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from seer.core.errors import BadDataError, RequestError
 from seer.core.records import KINDS, Skipped
-from seer.data.shards import Shard
+from seer.data.shards.open import Shard
 
 WINDOW = 100_000  # images
 LEAST = 100

@@ -10,12 +10,12 @@ from torch import nn
 
 from seer.core.errors import Interrupted
 from seer.core.protocols import Evaluator, Task
+from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.monitor import Monitor
-from seer.engine.saving import Checkpoints
-from seer.engine.stop import StopRequest
-from seer.parallel.agreement import replicated, same_weights
+from seer.engine.stop_request import StopRequest
 from seer.parallel.batchnorm import averaged
 from seer.parallel.collectives import highest
+from seer.parallel.consistency import replicated, same_weights
 from seer.parallel.world import World
 
 SAVE, GIVE_UP, STOP = 1, 2, 3  # what a rank may ask for at the end of a step; the highest counts

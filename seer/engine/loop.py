@@ -7,7 +7,7 @@ import torch
 
 from seer.core.protocols import Task
 from seer.core.records import Batch
-from seer.data.device_prefetch import on_device
+from seer.data.loading.device_prefetch import on_device
 from seer.engine.control import Control
 from seer.engine.monitor import Monitor
 from seer.engine.precision import Precision

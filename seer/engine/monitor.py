@@ -15,7 +15,7 @@ import torch
 from seer.core.protocols import StopTraining
 from seer.core.records import Skipped, StepOutput
 from seer.engine.metrics import Metrics
-from seer.engine.numerics import Guard
+from seer.engine.nan_guard import Guard
 from seer.engine.precision import Precision
 from seer.engine.step_timer import StepTimer
 from seer.engine.straggler import Stragglers

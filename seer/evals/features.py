@@ -17,8 +17,8 @@ from seer.core.records import Labelled
 from seer.data.augment import normalise
 from seer.data.decode import Undecodable, decode
 from seer.data.ledger import shown
-from seer.data.shards import Shard, picture_of
-from seer.data.tar import TarError
+from seer.data.shards.open import Shard, picture_of
+from seer.data.shards.tar import TarError
 from seer.data.transforms.one_view import center
 from seer.evals.labels import UNLABELLED, Labels, find, match
 

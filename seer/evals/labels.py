@@ -21,9 +21,9 @@ import numpy as np
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import shown
-from seer.data.resharding import MOST_DIGITS
-from seer.data.shards import Shard, folder_of
-from seer.data.tar import TarError
+from seer.data.shards.open import Shard, folder_of
+from seer.data.shards.rewrite import MOST_DIGITS
+from seer.data.shards.tar import TarError
 
 UNLABELLED, BROKEN = -1, -2
 MOST_SHOWN = 5  # names in one message

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from seer.data.shards import open_shards
+from seer.data.shards.open import open_shards
 from seer.evals.features import Pictures
 
 

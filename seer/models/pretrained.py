@@ -6,7 +6,7 @@ Surprising:
   because published files exist whose names promise another model than they hold. Only the stem's stride is not in any
   shape: a bundle's file describes itself, and 2 is taken for everything else.
 - Heads and classifiers are left out; every other key must be there, be expected and have its shape, or nothing is loaded.
-- Pickles cannot run code: see `seer.models.checkpoints`. What tensors are called: `seer.models.families`.
+- Pickles cannot run code: see `seer.models.foreign_containers`. What tensors are called: `seer.models.families`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from seer.models.bundle import (
     read_safetensors,
     step_of,
 )
-from seer.models.checkpoints import read_checkpoint
 from seer.models.families import FAMILIES
-from seer.models.names import LIBRARIES, OURS, unwrapped
+from seer.models.foreign_containers import read_checkpoint
+from seer.models.key_maps import LIBRARIES, OURS, unwrapped
 
 if TYPE_CHECKING:
     from seer.core.protocols import Backbone

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from seer.core.errors import RequestError
 from seer.core.signals import listener
-from seer.parallel.watch import Watch
+from seer.parallel.heartbeat import Watch
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.core.protocols import Task, Transform
 from seer.core.records import Batch
-from seer.data import sample
-from seer.data.loader import Loader
+from seer.data import synthetic as sample
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import Reader
 from seer.data.order import Plan, choose_lanes
 from seer.data.quarantine import known_as, read_exclude
-from seer.data.reader import Reader
-from seer.data.shards import MANIFEST, Shard, open_shards, write_shards
+from seer.data.shards.open import MANIFEST, Shard, open_shards, write_shards
 from seer.engine.control import Every
 from seer.engine.precision import Precision
 from seer.optim.groups import build_groups

@@ -6,8 +6,8 @@ from typing import Any
 from seer.core.build import find
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
-from seer.data import sample
-from seer.data.shards import Shard
+from seer.data import synthetic as sample
+from seer.data.shards.open import Shard
 from seer.data.transforms.targets import ClassLabel, ClassLabels
 from seer.evals import labels
 from seer.run.config import RunConfig

@@ -18,8 +18,8 @@ from seer.core.errors import RequestError, StorageError
 from seer.core.log import keep_copy, log
 from seer.engine.lock import NAME as LOCK
 from seer.engine.lock import RunLock
-from seer.parallel.agreement import same_request
 from seer.parallel.collectives import share_text
+from seer.parallel.consistency import same_request
 from seer.parallel.world import World
 from seer.run.older import renewed
 from seer.run.skipped import gather

@@ -22,7 +22,7 @@ from seer.core.build import build, check_targets
 from seer.core.config import flat
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
-from seer.engine.checkpoint import read_part
+from seer.engine.checkpoint_files import read_part
 from seer.engine.manifest import MANIFEST
 from seer.engine.retention import NAME, steps_in
 from seer.models import zoo

@@ -22,8 +22,8 @@ from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.core.protocols import Task
 from seer.data import augment
-from seer.data.batch_buffer import BatchLayout
-from seer.data.loader import HELD
+from seer.data.loading.batch_buffer import BatchLayout
+from seer.data.loading.loader import HELD
 from seer.engine.precision import DTYPES, quickest
 from seer.parallel.allocator import LIBRARIES, wasted
 from seer.parallel.blocks import towers

@@ -15,9 +15,9 @@ import torch
 from seer.core.build import build, check_targets
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.data.shards import open_shards
+from seer.data.shards.open import open_shards
 from seer.engine import replay as engine
-from seer.engine.numerics import CARD, WEIGHTS
+from seer.engine.nan_guard import CARD, WEIGHTS
 from seer.parallel.world import World, open_world
 from seer.run import assemble
 from seer.run.classes import give_targets, with_classes

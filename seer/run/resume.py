@@ -9,8 +9,8 @@ import torch
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.order import MOST_LANES, largest_divisor
+from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.retention import Keep
-from seer.engine.saving import Checkpoints
 from seer.parallel.world import World, same_statistics
 from seer.run.assemble import Training
 from seer.run.config import RunConfig

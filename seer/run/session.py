@@ -13,17 +13,17 @@ from seer.core.errors import BadDataError, Interrupted, LostPeer, StorageError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.data.ledger import Ledger
-from seer.data.shards import fingerprint, open_shards
+from seer.data.shards.open import fingerprint, open_shards
 from seer.engine.alarms import FlightRecorder
 from seer.engine.control import Control
 from seer.engine.determinism import cost, use_deterministic
 from seer.engine.loop import fit
 from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
 from seer.engine.monitor import Monitor
-from seer.engine.numerics import Guard
+from seer.engine.nan_guard import Guard
 from seer.engine.precision import quickest
 from seer.engine.retention import steps_in
-from seer.engine.stop import StopRequest
+from seer.engine.stop_request import StopRequest
 from seer.evals.classification import HeadTop1
 from seer.evals.features import Pictures
 from seer.evals.knn import KNN, baselines

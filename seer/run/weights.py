@@ -7,7 +7,7 @@ from typing import Any
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, card_of, read_bundle, step_of
-from seer.models.names import VISSL
+from seer.models.key_maps import VISSL
 from seer.models.pretrained import load_with_origin, tell_age
 from seer.models.regnet import RegNet
 from seer.models.zoo import name_of

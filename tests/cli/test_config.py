@@ -209,7 +209,7 @@ def test_numbers_that_are_none_are_refused(word):
         ("hydra/launcher=basic", "unknown key"),
         ("task._target_=os.system", "os.system"),
         ("optim._target_=seer.cli.export.run", "seer.cli.export.run"),
-        ("surgery.steps=[{_target_: seer.data.writing.write_manifest}]", "write_manifest"),
+        ("surgery.steps=[{_target_: seer.data.shards.writer.write_manifest}]", "write_manifest"),
         ("groups=[{pattern: ^head\\.prototypes, frozen_steps: 1}]", "quotes"),
         ("eval=knn", "probe"),
     ],

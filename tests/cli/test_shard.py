@@ -14,8 +14,8 @@ from PIL import Image
 
 from seer.core.errors import RequestError, StorageError
 from seer.data.decode import decode
-from seer.data.shards import build_index, open_shards, picture_of
-from tests.data.pictures import encoded, jpeg, pixels, png, write_tar
+from seer.data.shards.open import build_index, open_shards, picture_of
+from tests.data.image_files import encoded, jpeg, pixels, png, write_tar
 from tests.messages import naming, says
 from tests.program import alive, seer, start
 
@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_without_redoing_finished_shards_to_the_same_bytes(
 def test_a_second_process_does_not_write_into_the_same_folder(loose, tmp_path, capfd, monkeypatch):
     import fcntl
 
-    monkeypatch.setattr("seer.data.pieces.LOCK_S", 0.2)
+    monkeypatch.setattr("seer.data.shards.journaled_pool.LOCK_S", 0.2)
     with open(tmp_path / ".unfinished.jsonl", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path}")
@@ -309,7 +309,7 @@ def test_shards_of_no_picture_at_all_are_bad_data(tmp_path, capfd):
 
 
 def test_a_file_that_cannot_be_read_is_left_out_and_a_folder_that_is_gone_stops(tmp_path, capfd, monkeypatch):
-    import seer.data.folder as folder
+    import seer.data.shards.folder as folder
 
     for i in range(8):
         (tmp_path / "in" / f"{i // 4}").mkdir(parents=True, exist_ok=True)
@@ -343,7 +343,7 @@ def test_a_file_that_cannot_be_read_is_left_out_and_a_folder_that_is_gone_stops(
 
 
 def test_pictures_that_were_too_many_to_lose_are_tried_again(tmp_path, capfd, monkeypatch):
-    import seer.data.folder as folder
+    import seer.data.shards.folder as folder
 
     (tmp_path / "in").mkdir()
     for i in range(120):
@@ -430,8 +430,8 @@ def test_indexes_may_lie_in_another_folder_which_then_is_the_source(tmp_path, ca
         shards = open_shards(source)
         assert [s.path for s in shards] == list(tars)
         assert [s.read(n, 0).key for n, s in enumerate(shards)] == ["a00", "a10", "b00", "b10"]
-    monkeypatch.setattr("seer.data.shards.read_index", None)
-    monkeypatch.setattr("seer.data.shards.build_index", None)
+    monkeypatch.setattr("seer.data.shards.open.read_index", None)
+    monkeypatch.setattr("seer.data.shards.open.build_index", None)
     assert len(open_shards(indexes)) == 4  # by the manifest alone
     monkeypatch.undo()
     (indexes / "a/deep/0.tar.index.npy").unlink()
@@ -454,7 +454,7 @@ def test_what_lies_beside_indexes_of_tars_elsewhere_is_read_or_refused_but_never
 
 
 def test_a_full_disk_is_a_failure_of_storage(loose, tmp_path, capfd, monkeypatch):
-    import seer.data.pieces as pieces
+    import seer.data.shards.journaled_pool as pieces
 
     class Full:
         def __getattr__(self, name):
@@ -473,8 +473,8 @@ def test_the_manifest_above_nested_folders_of_tars_is_what_opens_them(tmp_path, 
     ended = seer(capfd, "shard", f"source={tmp_path}", f"output={tmp_path}", "index_only=true")
     assert ended.status == 0 and all(Path(f"{p}.index.npy").exists() for p in tars), ended.words
     expected = [s.identity for p in tars for s in open_shards(p)]
-    monkeypatch.setattr("seer.data.shards.read_index", None)
-    monkeypatch.setattr("seer.data.shards.build_index", None)
+    monkeypatch.setattr("seer.data.shards.open.read_index", None)
+    monkeypatch.setattr("seer.data.shards.open.build_index", None)
     monkeypatch.chdir(tmp_path)
     for source in (tmp_path, "."):
         assert [s.identity for s in open_shards(source)] == expected
@@ -549,7 +549,7 @@ def test_a_holdout_and_the_rest_share_no_picture(loose, tmp_path, capfd):
 
 
 def test_a_process_that_dies_is_told_with_the_remedy_and_the_run_can_go_on(loose, tmp_path, capfd, monkeypatch):
-    import seer.data.resharding as resharding
+    import seer.data.shards.rewrite as resharding
 
     whole = resharding.write_shard
     monkeypatch.setattr(resharding, "write_shard", lambda *a: os.kill(os.getpid(), signal.SIGKILL))

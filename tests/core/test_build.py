@@ -30,11 +30,11 @@ def test_public_classes_and_functions_are_found_in_the_places_of_their_group(gro
         assert target in str(caught.value) and PLACES[other][0] in str(caught.value)
 
 
-WRITERS = ("seer.cli.export.run", "seer.data.writing.write_manifest", "seer.models.bundle.write_bundle")
+WRITERS = ("seer.cli.export.run", "seer.data.shards.writer.write_manifest", "seer.models.bundle.write_bundle")
 
 
 @pytest.mark.parametrize(
-    "target", [*WRITERS, "seer.data.shards.write_shards", "seer.tasks.swav.MultiCrop", "os.system"]
+    "target", [*WRITERS, "seer.data.shards.open.write_shards", "seer.tasks.swav.MultiCrop", "os.system"]
 )
 def test_no_group_admits_a_writer_or_what_another_module_defines(target):
     for group in PLACES:
@@ -81,13 +81,13 @@ def test_only_code_admits_another_place(monkeypatch):
 
 # private names, module entry points, things that are neither class nor function: all are there
 PRIVATE = [
-    "seer.data.reader_process._stopped",
-    "seer.data.shards._Archive",
+    "seer.data.loading.reader_process._stopped",
+    "seer.data.shards.open._Archive",
     "seer.__main__.entry",
-    "seer.data.loader.Loader.__init__",
-    "seer.data.loader.Loader.batches",
+    "seer.data.loading.loader.Loader.__init__",
+    "seer.data.loading.loader.Loader.batches",
     "seer.data.decode.FORMATS",
-    "seer.data.index.INDEX",
+    "seer.data.shards.index.INDEX",
     "seer.core.log.log",
     "seer.models.zoo.STRIDE",
 ]
@@ -115,12 +115,12 @@ REFUSED = [
     "seer.cli.main.os.system",
     "seer.cli.main.Path",
     "seer.cli.main.sys.exit",
-    "seer.data.shards.os.remove",
-    "seer.data.shards.Counter",
-    "seer.data.index.mmap.mmap",
+    "seer.data.shards.open.os.remove",
+    "seer.data.shards.open.Counter",
+    "seer.data.shards.index.mmap.mmap",
     "seer.core.rng.torch.load",
-    "seer.engine.checkpoint.shutil.rmtree",
-    "seer.engine.checkpoint.torch.load",
+    "seer.engine.checkpoint_files.shutil.rmtree",
+    "seer.engine.checkpoint_files.torch.load",
     *PRIVATE,
     # nonsense
     "seer.data.multicrop.Multicrop",

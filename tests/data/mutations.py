@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from seer.data.tar import BLOCK, walk
-from tests.data.pictures import encoded, pixels
+from seer.data.shards.tar import BLOCK, walk
+from tests.data.image_files import encoded, pixels
 
 Random = np.random.Generator
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from seer.core.errors import RequestError
-from seer.data.index import build_index
-from seer.data.resharding import index_archives
-from seer.data.shards import open_shards
-from seer.data.tar import TarError
-from tests.data.pictures import png, write_tar
+from seer.data.shards.index import build_index
+from seer.data.shards.open import open_shards
+from seer.data.shards.rewrite import index_archives
+from seer.data.shards.tar import TarError
+from tests.data.image_files import png, write_tar
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from PIL import Image
 
 from seer.core.records import Color
 from seer.data.augment import blur, brightness, contrast, finish, gray, hue, normalise, saturation
-from tests.data.pictures import pixels
+from tests.data.image_files import pixels
 
 FACTORS = {"brightness": [0.2, 0.7, 1.0, 1.8], "contrast": [0.0, 0.5, 1.0, 1.8], "saturation": [0.0, 0.4, 1.0, 1.8],
            "hue": [-0.5, -0.1, 0.0, 0.2]}  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from seer.data.batch_buffer import BatchLayout
+from seer.data.loading.batch_buffer import BatchLayout
 from seer.data.multicrop import MultiCrop
 
 CROP = MultiCrop((24, 16), (2, 3), ((0.3, 1), (0.1, 0.3)), blur=1.0)

@@ -9,10 +9,10 @@ from PIL import Image
 
 from seer.core.records import Color
 from seer.data.augment import finish
-from seer.data.batch_buffer import BatchLayout
+from seer.data.loading.batch_buffer import BatchLayout
 from seer.data.multicrop import MultiCrop
 from seer.data.transforms import color
-from tests.data.pictures import pixels
+from tests.data.image_files import pixels
 
 FACTORS = {"brightness": [0.2, 0.7, 1.0, 1.8], "contrast": [0.2, 0.5, 1.0, 1.8], "saturation": [0.2, 0.4, 1.0, 1.8],
            "hue": [-0.2, -0.1, 0.0, 0.2]}  # fmt: skip

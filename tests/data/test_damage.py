@@ -20,14 +20,14 @@ import pytest
 from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.records import KINDS
 from seer.data.decode import LEAST_SIDE, MOST_PIXELS, Undecodable, decode
-from seer.data.index import build_index
+from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.reader import Reader
-from seer.data.shards import open_shards
-from seer.data.tar import TarError
+from seer.data.shards.index import build_index
+from seer.data.shards.open import open_shards
+from seer.data.shards.tar import TarError
+from tests.data.image_files import jpeg, png
 from tests.data.mutations import TAR_DAMAGE, UNSEEN, archives, bases, mutant
-from tests.data.pictures import jpeg, png
 
 MOST_SECONDS = 2.0  # of processor time for one picture
 SILENCE = 60.0  # of wall clock, for a machine that is busy with other things

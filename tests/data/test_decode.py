@@ -15,8 +15,8 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from seer.data.decode import Undecodable, _sound_jpeg, decode, encode_jpeg
+from tests.data.image_files import encoded, jpeg, many_scans, pixels, png
 from tests.data.mutations import bases, mutant
-from tests.data.pictures import encoded, jpeg, many_scans, pixels, png
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -171,7 +171,7 @@ def test_only_the_first_picture_of_an_animation_is_decoded():
 
 
 def test_a_png_called_jpg_is_known_by_its_bytes(tmp_path):
-    from seer.data.shards import open_shards, picture_of
+    from seer.data.shards.open import open_shards, picture_of
 
     (tmp_path / "wrong.jpg").write_bytes(png(8))
     np.testing.assert_array_equal(decode(picture_of(open_shards(tmp_path)[0].read(0, 0))), pixels(8))

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 
-from seer.data.device_prefetch import one_ahead
+from seer.data.loading.device_prefetch import one_ahead
 
 
 class Thing:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from seer.data.loader import Loader
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.reader import Reader
-from seer.data.shards import open_shards, write_shards
-from tests.data.pictures import png
+from seer.data.shards.open import open_shards, write_shards
+from tests.data.image_files import png
 
 N, BATCH, LANES = 192, 16, 16
 CROP = MultiCrop((16, 8), (2, 1), ((0.3, 1), (0.1, 0.3)))

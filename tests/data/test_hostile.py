@@ -21,12 +21,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from seer.core.errors import BadDataError
-from seer.data.index import INDEX
+from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.reader import Reader
-from seer.data.shards import open_shards, write_shards
-from tests.data.pictures import encoded, jpeg, many_scans, pixels, png, write_tar
+from seer.data.shards.index import INDEX
+from seer.data.shards.open import open_shards, write_shards
+from tests.data.image_files import encoded, jpeg, many_scans, pixels, png, write_tar
 
 GOOD = [(f"g{i}.jpg", jpeg(i)) for i in range(12)]
 

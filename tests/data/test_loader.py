@@ -8,14 +8,14 @@ import torch
 
 from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.data.ledger import Ledger
-from seer.data.loader import Loader
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import MOST_BAD, Reader
+from seer.data.loading.reader_worker import CHUNK
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.reader import MOST_BAD, Reader
-from seer.data.reader_worker import CHUNK
-from seer.data.shards import open_shards, write_shards
+from seer.data.shards.open import open_shards, write_shards
 from tests.data.children import children
-from tests.data.pictures import jpeg, pixels, png
+from tests.data.image_files import jpeg, pixels, png
 
 N, LANES = 70, 8
 CROP = MultiCrop((16, 8), (2, 1), ((0.3, 1), (0.1, 0.3)))

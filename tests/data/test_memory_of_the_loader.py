@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from seer.data import sample
+from seer.data import synthetic as sample
 from seer.data.ledger import Ledger
-from seer.data.loader import Loader
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import Plan
-from seer.data.reader import Reader
-from seer.data.shards import open_shards, write_shards
+from seer.data.shards.open import open_shards, write_shards
 from tests.data.children import children
 
 SMALL = dict(sizes=[32, 24], counts=[2, 2], scales=[[0.3, 1.0], [0.1, 0.4]], aspect=[0.75, 4 / 3], flip=0.5, jitter=0.8)

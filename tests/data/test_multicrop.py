@@ -11,7 +11,7 @@ from seer.core import rng
 from seer.core.errors import RequestError
 from seer.data.transforms import multi_crop
 from seer.data.transforms.multi_crop import MultiCrop, resize
-from tests.data.pictures import pixels
+from tests.data.image_files import pixels
 
 KEYS = [rng.key(0, "multicrop", i) for i in range(4000)]
 

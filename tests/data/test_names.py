@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from seer.core.errors import RequestError, StorageError
-from seer.data.index import INDEX, INDEX_SUFFIX, KEEPS_ENDING, MARK, VERSION, build_index, write_index
-from seer.data.loader import Loader
-from seer.data.names import COMPANIONS, PICTURES, WITH_COMPANIONS, split
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import Reader
 from seer.data.order import plan
 from seer.data.quarantine import read_exclude
-from seer.data.reader import Reader
-from seer.data.shards import fingerprint, open_shards, write_shards
+from seer.data.shards.index import INDEX, INDEX_SUFFIX, KEEPS_ENDING, MARK, VERSION, build_index, write_index
+from seer.data.shards.names import COMPANIONS, PICTURES, WITH_COMPANIONS, split
+from seer.data.shards.open import fingerprint, open_shards, write_shards
 from seer.data.transforms.one_view import OneView
-from tests.data.pictures import encoded, jpeg, pixels, png, write_tar
+from tests.data.image_files import encoded, jpeg, pixels, png, write_tar
 
 
 def contents(source, **how) -> dict[str, dict[str, bytes]]:
@@ -252,7 +252,7 @@ def test_a_folder_of_images_alone_tries_no_other_file(tmp_path, monkeypatch):
     (shard,) = open_shards(tmp_path)
     opened = []
     monkeypatch.setattr(
-        "seer.data.folder.open_plain", lambda path: opened.append(path) or __import__("os").open(path, 0)
+        "seer.data.shards.folder.open_plain", lambda path: opened.append(path) or __import__("os").open(path, 0)
     )
     assert shard.read(0, 1).fields == {"jpg": jpeg(1)} and opened == [str(tmp_path / "1.jpg")]
 

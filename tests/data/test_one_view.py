@@ -12,15 +12,15 @@ from PIL import Image
 from seer.core.errors import RequestError
 from seer.core.records import KINDS, Sample, SampleRef
 from seer.data.augment import finish
-from seer.data.batch_buffer import BatchBuffer, BatchLayout
 from seer.data.decode import Undecodable, decode_mask
-from seer.data.loader import Loader
+from seer.data.loading.batch_buffer import BatchBuffer, BatchLayout
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import Reader
 from seer.data.order import plan
-from seer.data.reader import Reader
 from seer.data.transforms.multi_crop import MultiCrop
 from seer.data.transforms.one_view import OneView, center
 from seer.data.transforms.targets import ClassLabel, ClassLabels
-from tests.data.pictures import encoded, pixels
+from tests.data.image_files import encoded, pixels
 
 KEYS = np.arange(100, 140, dtype=np.uint64)
 

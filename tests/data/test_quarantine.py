@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from seer.core.errors import BadDataError, RequestError
-from seer.data.loader import Loader
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.quarantine import Excluded, read_exclude
-from seer.data.reader import Reader
-from seer.data.shards import open_shards, write_shards
-from tests.data.pictures import jpeg, png, write_tar
+from seer.data.shards.open import open_shards, write_shards
+from tests.data.image_files import jpeg, png, write_tar
 from tests.messages import naming, says
 
 CROP = MultiCrop((16, 8), (2, 1), ((0.3, 1), (0.1, 0.3)))

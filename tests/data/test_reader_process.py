@@ -20,19 +20,19 @@ import torch
 
 from seer.core import log
 from seer.core.errors import BadDataError, StorageError
-from seer.data import reader as reading
-from seer.data import reader_process as process
-from seer.data.batch_buffer import BatchLayout
 from seer.data.decode import decode
-from seer.data.loader import HELD, Loader
+from seer.data.loading import reader as reading
+from seer.data.loading import reader_process as process
+from seer.data.loading.batch_buffer import BatchLayout
+from seer.data.loading.loader import HELD, Loader
+from seer.data.loading.reader import MOST_BAD, Reader
+from seer.data.loading.reader_worker import CHUNK
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.reader import MOST_BAD, Reader
-from seer.data.reader_worker import CHUNK
-from seer.data.shards import TarShard, open_shards, write_shards
+from seer.data.shards.open import TarShard, open_shards, write_shards
 from seer.data.transforms import multi_crop
 from tests.data.children import children
-from tests.data.pictures import png
+from tests.data.image_files import png
 from tests.program import alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from seer.core.errors import RequestError
-from seer.data.shards import class_names, open_shards, picture_of
-from seer.data.source import expand
-from tests.data.pictures import write_tar
+from seer.data.shards.open import class_names, open_shards, picture_of
+from seer.data.shards.source import expand
+from tests.data.image_files import write_tar
 from tests.messages import naming
 
 
@@ -51,8 +51,10 @@ def test_a_name_that_no_file_can_have_is_a_wrong_request(tmp_path, name):
 @pytest.mark.parametrize("tail", ["", "*.tar", "{0..99}"])
 @pytest.mark.parametrize("span", ["{0..9999999999}", "{0..99999}{0..99999}", "{0..%s}" % ("9" * 5000)])
 def test_braces_that_stand_for_too_many_names_are_refused_at_once(tmp_path, monkeypatch, span, tail):
-    monkeypatch.setattr("seer.data.source.MOST_NAMES", 1000, raising=False)
-    monkeypatch.setattr("seer.data.source.os.path.exists", lambda path: "{" not in path)  # all that braces stand for
+    monkeypatch.setattr("seer.data.shards.source.MOST_NAMES", 1000, raising=False)
+    monkeypatch.setattr(
+        "seer.data.shards.source.os.path.exists", lambda path: "{" not in path
+    )  # all that braces stand for
     start = time.process_time()
     with pytest.raises(RequestError, match="more than 1000 names"):
         expand(f"{tmp_path}/{span}{tail}")

@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from seer.data.tar import BLOCK, HEAD, TarError, _sum, plain_member, walk
+from seer.data.shards.tar import BLOCK, HEAD, TarError, _sum, plain_member, walk
 
 FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 PLAIN = [(f"{i:04d}.jpg", bytes([i]) * (700 + 37 * i)) for i in range(20)]

@@ -1,6 +1,6 @@
 import pytest
 
-from seer.engine.saving import Checkpoints
+from seer.engine.checkpoint_policy import Checkpoints
 from tests.engine.checkpoints import ALONE, FACTS, state
 
 

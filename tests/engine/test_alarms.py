@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from seer.core.records import PATIENCE
-from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import write_shards
 from seer.engine.alarms import ALARMS, FlightRecorder
 from seer.models.heads import SwAVHead
 from seer.tasks import swav_alarms

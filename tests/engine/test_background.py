@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from seer.core.errors import StorageError
-from seer.engine.saving import Checkpoints
+from seer.engine.checkpoint_policy import Checkpoints
 from seer.parallel.collectives import waited
 from seer.parallel.world import World
 from tests.engine.checkpoints import ALONE, FACTS, full_disk, names, same, state

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from seer.core.errors import StorageError
+from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.manifest import described, read_manifest, sealed
-from seer.engine.saving import Checkpoints
 from seer.parallel.world import World
 from tests.engine.checkpoints import ALONE, FACTS, TENSORS, flip, full_disk, names, same, state
 from tests.messages import naming, says
@@ -94,7 +94,7 @@ def test_a_checkpoint_with_a_file_that_cannot_be_read_is_passed_over(two, tmp_pa
             raise OSError(code, os.strerror(code))
         return described(path)
 
-    monkeypatch.setattr("seer.engine.checkpoint.described", refuse)
+    monkeypatch.setattr("seer.engine.checkpoint_files.described", refuse)
     assert two.load_newest()[1]["step"] == 10
     assert says(told.text, "step-00000020", TENSORS, os.strerror(code))
 

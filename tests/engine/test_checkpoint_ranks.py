@@ -9,9 +9,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from seer.core.errors import StorageError
-from seer.engine import checkpoint
+from seer.engine import checkpoint_files as checkpoint
+from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.manifest import read_json
-from seer.engine.saving import Checkpoints
 from seer.parallel.world import World
 from tests.ranks import run_ranks
 

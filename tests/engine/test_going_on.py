@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seer.data import sample
+from seer.data import synthetic as sample
 from tests.program import SMALL, losses, seer, went_on_from
 
 pytestmark = pytest.mark.slow

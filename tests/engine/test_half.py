@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from seer.core.errors import NumericsError, RequestError
-from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import write_shards
 from seer.engine import precision
 from seer.engine.metrics import read_rows
 from seer.engine.precision import DTYPES, MOST_SKIPPED, Precision, quickest
 from seer.optim.lars import LARS
 from seer.run import session
 from seer.tasks import swav
-from tests.engine.test_numerics import guard
+from tests.engine.test_nan_guard import guard
 from tests.messages import naming, says
 from tests.program import Ended, seer
 

@@ -8,9 +8,9 @@ import pytest
 
 from seer.core.errors import RequestError, StorageError
 from seer.engine import retention
+from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.manifest import sealed
 from seer.engine.retention import Keep
-from seer.engine.saving import Checkpoints
 from tests.engine.checkpoints import ALONE, FACTS, TENSORS, flip, names, state
 
 
@@ -51,7 +51,7 @@ def test_one_every_so_many_steps_stays_for_ever(tmp_path):
 def test_one_every_so_many_hours_stays_for_ever_also_when_the_clock_jumps_back(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, ALONE, Keep(1, hours=2))
     for step, hour in ((1, 0), (2, 1), (3, 2.5), (4, 3), (5, 1), (6, 4.6), (7, 4.7)):
-        monkeypatch.setattr("seer.engine.checkpoint.time.time", lambda hour=hour: 1e9 + 3600 * hour)
+        monkeypatch.setattr("seer.engine.checkpoint_files.time.time", lambda hour=hour: 1e9 + 3600 * hour)
         checkpoints.save(step, state(step), FACTS)
     assert names(tmp_path) == ["last", *(f"step-{s:08d}" for s in (1, 3, 6, 7))]
 

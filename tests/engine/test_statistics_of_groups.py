@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from seer.core.protocols import Modules
-from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import write_shards
 from seer.engine.control import evaluate
 from seer.evals.features import Alone
 from seer.parallel.world import World

@@ -8,7 +8,7 @@ import pytest
 
 from seer.core import signals
 from seer.core.log import log
-from seer.engine.stop import SIGNALS, StopRequest
+from seer.engine.stop_request import SIGNALS, StopRequest
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.data.shards import open_shards
+from seer.data.shards.open import open_shards
 from seer.evals.features import Pictures, centre, extract
-from tests.data.pictures import encoded, pixels, png, write_tar
+from tests.data.image_files import encoded, pixels, png, write_tar
 from tests.messages import naming
 
 

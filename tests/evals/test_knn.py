@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from seer.core.errors import RequestError
-from seer.data.shards import open_shards
+from seer.data.shards.open import open_shards
 from seer.evals.features import Alone, Pictures
 from seer.evals.knn import KNN, baselines, knn_top1
-from tests.data.pictures import png
+from tests.data.image_files import png
 
 
 def at(*degrees: float) -> torch.Tensor:
@@ -89,7 +89,7 @@ class MeanColour(torch.nn.Module):
 def test_the_evaluator_and_the_baselines_tell_pictures_apart_by_what_differs(tmp_path):
     import numpy as np
 
-    from tests.data.pictures import encoded
+    from tests.data.image_files import encoded
 
     for part, n in (("train", 6), ("test", 4)):
         for name, rgb in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from seer.core.errors import RequestError
-from seer.data.resharding import Part, write_part
-from seer.data.shards import class_names, open_shards
+from seer.data.shards.open import class_names, open_shards
+from seer.data.shards.rewrite import Part, write_part
 from seer.evals.features import Pictures
 from seer.evals.knn import baselines
 from seer.evals.labels import UNLABELLED, Labels, find, match
 from seer.evals.probe import labelled
-from tests.data.pictures import encoded, png, write_tar
+from tests.data.image_files import encoded, png, write_tar
 from tests.messages import naming
 
 COLORS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200), "dog": (200, 200, 30)}

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from seer.cli import export as cli_export
-from seer.data import sample
+from seer.data import synthetic as sample
 from seer.data.augment import normalise
 from seer.data.decode import decode
-from seer.data.shards import open_shards, picture_of
+from seer.data.shards.open import open_shards, picture_of
 from seer.evals.features import centre
 from seer.export import model_card, parity, to_safetensors, to_timm, to_torchvision
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, write_bundle

@@ -12,7 +12,7 @@ from pathlib import Path
 FAULT = os.environ.get("SEER_FAULT")
 
 if FAULT == "disk" and os.environ.get("RANK") == "0":
-    from seer.engine import checkpoint
+    from seer.engine import checkpoint_files as checkpoint
 
     flush = checkpoint.flush_folder
 
@@ -28,7 +28,7 @@ if FAULT == "disk" and os.environ.get("RANK") == "0":
     checkpoint.flush_folder = flush_slowly
 
 elif FAULT == "storage":
-    from seer.data.shards import TarShard
+    from seer.data.shards.open import TarShard
 
     read, count = TarShard.read, iter(range(100))
 
@@ -40,7 +40,7 @@ elif FAULT == "storage":
     TarShard.read = read_a_while  # type: ignore[method-assign]
 
 elif FAULT == "full" and os.environ.get("RANK") == "1":
-    from seer.engine import checkpoint
+    from seer.engine import checkpoint_files as checkpoint
 
     def refuse(path: Path) -> None:
         raise OSError(28, "No space left on device")

@@ -6,13 +6,13 @@ from itertools import islice
 import pytest
 import torch
 
-from seer.data import sample
-from seer.data.device_prefetch import on_device
-from seer.data.loader import Loader
+from seer.data import synthetic as sample
+from seer.data.loading.device_prefetch import on_device
+from seer.data.loading.loader import Loader
+from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.reader import Reader
-from seer.data.shards import open_shards, write_shards
+from seer.data.shards.open import open_shards, write_shards
 
 
 @pytest.mark.parametrize("threads", [0, 2])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from seer.models.families.regnet import to_names
-from seer.models.names import LIBRARIES, unwrapped
+from seer.models.key_maps import LIBRARIES, unwrapped
 from seer.models.pretrained import load_backbone, load_with_origin
 from seer.models.zoo import build
 from tests.messages import naming, says

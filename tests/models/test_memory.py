@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seer.models.names import OURS, VISSL
+from seer.models.key_maps import OURS, VISSL
 from seer.models.zoo import build
 
 LOAD = """

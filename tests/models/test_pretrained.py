@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from seer.models import bundle
 from seer.models.bundle import card_of, read_bundle, write_bundle
 from seer.models.families.regnet import from_names, to_names
-from seer.models.names import TORCHVISION
+from seer.models.key_maps import TORCHVISION
 from seer.models.pretrained import load_backbone
 from seer.models.regnet import RegNet
 from seer.models.zoo import build

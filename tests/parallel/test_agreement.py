@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from seer.parallel.agreement import _sum_of_bits, replicated, same_request, same_weights
+from seer.parallel.consistency import _sum_of_bits, replicated, same_request, same_weights
 from seer.parallel.world import World
 from tests.messages import says
 from tests.ranks import run_ranks

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from seer.cli.main import main
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import setup
-from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import write_shards
 from seer.models.bundle import card_of, read_bundle
 from seer.models.pretrained import load_backbone
 from seer.models.regnet import RegNet
@@ -246,7 +246,7 @@ def changed(run: Path, **nodes: object) -> None:
         {"model": {"_target_": "seer.models.heads.SwAVHead"}},
         {"model": "seer.models.zoo.build"},
         {"model": {"name": "regnety_tiny"}},
-        {"augment": {"_target_": "seer.data.shards.write_shards", "samples": [], "folder": "x"}},
+        {"augment": {"_target_": "seer.data.shards.open.write_shards", "samples": [], "folder": "x"}},
         {"surgery": {"steps": [{"_target_": "seer.models.bundle.write_bundle", "card": {}}]}},
         {"surgery": {"steps": ["seer.models.surgery.freeze_batch_norm"]}},
     ],

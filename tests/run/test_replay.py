@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import write_shards
 from tests.messages import says
 from tests.program import SMALL, Ended, seer, start, wait
 

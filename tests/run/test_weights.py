@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from seer.core.errors import RequestError
-from seer.data import sample
-from seer.data.shards import write_shards
+from seer.data import synthetic as sample
+from seer.data.shards.open import write_shards
 from seer.models.bundle import read_bundle, write_bundle
-from seer.models.names import VISSL
+from seer.models.key_maps import VISSL
 from seer.models.zoo import build
 from seer.run.weights import start_from
 from tests.messages import says

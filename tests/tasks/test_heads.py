@@ -10,9 +10,9 @@ from torch import nn
 
 from seer.core.errors import RequestError
 from seer.core.records import Batch
-from seer.data import sample
+from seer.data import synthetic as sample
 from seer.data.multicrop import MultiCrop
-from seer.data.shards import write_shards
+from seer.data.shards.open import write_shards
 from seer.data.transforms.one_view import OneView
 from seer.models.regnet import RegNet
 from seer.tasks.heads import HeadsTask

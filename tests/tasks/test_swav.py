@@ -10,7 +10,7 @@ from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Batch
 from seer.data.augment import finish
-from seer.data.batch_buffer import BatchLayout
+from seer.data.loading.batch_buffer import BatchLayout
 from seer.data.multicrop import MultiCrop
 from seer.losses.swav import used_prototypes
 from seer.models.kmeans import spherical_kmeans

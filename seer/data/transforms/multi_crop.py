@@ -22,7 +22,7 @@ from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Color, Decoded, Picture, Sample
 from seer.data.decode import decode
-from seer.data.shards import picture_of
+from seer.data.shards.open import picture_of
 from seer.data.transforms import color
 
 TRIES = 10

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from seer.core.errors import RequestError
 from seer.models.families.family import Family, Reading, Timm, Torchvision
-from seer.models.names import OURS, TIMM, TORCHVISION, Names, recognise
+from seer.models.infer_architecture import architecture_of
+from seer.models.key_maps import OURS, TIMM, TORCHVISION, Names, recognise
 from seer.models.regnet import RegNet, Shape
-from seer.models.shapes import architecture_of
 
 
 def _row(widths: tuple[int, ...], depths: tuple[int, ...], group_width: int) -> Shape:

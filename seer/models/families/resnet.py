@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from seer.core.errors import RequestError
 from seer.models.families.family import Family, Reading, Timm, Torchvision
-from seer.models.names import TORCHVISION, VISSL
+from seer.models.key_maps import TORCHVISION, VISSL
 
 if TYPE_CHECKING:
     from seer.models.resnet import ResNet

@@ -23,7 +23,7 @@ import torch
 
 from seer.core.errors import StorageError
 from seer.core.log import log
-from seer.engine.checkpoint import CheckpointFiles, let_go
+from seer.engine.checkpoint_files import CheckpointFiles, let_go
 from seer.engine.retention import Keep, steps_in
 from seer.parallel.collectives import share_text, waited
 from seer.parallel.world import World

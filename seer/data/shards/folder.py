@@ -19,9 +19,9 @@ import numpy as np
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
-from seer.data.index import MOST_SAMPLE, open_plain
-from seer.data.names import LOOSE, PICTURES, WITH_COMPANIONS, Asked, Endings, split
-from seer.data.tar import TarError
+from seer.data.shards.index import MOST_SAMPLE, open_plain
+from seer.data.shards.names import LOOSE, PICTURES, WITH_COMPANIONS, Asked, Endings, split
+from seer.data.shards.tar import TarError
 
 _CHUNK = 65_536  # names held as Python objects at a time
 ENDINGS = tuple(f".{extension}" for extension in sorted(PICTURES))

@@ -30,9 +30,9 @@ import torch
 from seer.core.errors import StorageError
 from seer.core.log import of_this_rank
 from seer.core.records import Skipped
-from seer.data.batch_buffer import BatchBuffer, BatchLayout
-from seer.data.batch_builder import BatchBuilder
-from seer.data.reader_worker import COLUMNS, IDLE, ReaderWorker, reading_table, settle
+from seer.data.loading.batch_buffer import BatchBuffer, BatchLayout
+from seer.data.loading.batch_builder import BatchBuilder
+from seer.data.loading.reader_worker import COLUMNS, IDLE, ReaderWorker, reading_table, settle
 
 MOST_DEATHS = 3  # in a row, with no batch in between
 END_S = 5.0

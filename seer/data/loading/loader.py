@@ -12,10 +12,10 @@ import torch
 from seer.core.errors import RequestError
 from seer.core.protocols import Transform
 from seer.core.records import Batch, Skipped
-from seer.data.batch_buffer import BatchBuffer, BatchLayout
-from seer.data.batch_builder import BatchBuilder
-from seer.data.reader import Reader
-from seer.data.reader_process import ReaderProcess
+from seer.data.loading.batch_buffer import BatchBuffer, BatchLayout
+from seer.data.loading.batch_builder import BatchBuilder
+from seer.data.loading.reader import Reader
+from seer.data.loading.reader_process import ReaderProcess
 
 HELD = 3  # batches outside: the step's, the one before it, and one under way to the device
 

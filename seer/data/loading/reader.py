@@ -19,8 +19,8 @@ from seer.data.decode import Undecodable
 from seer.data.ledger import shown
 from seer.data.order import Places, Plan
 from seer.data.quarantine import Excluded
-from seer.data.shards import Shard
-from seer.data.tar import TarError
+from seer.data.shards.open import Shard
+from seer.data.shards.tar import TarError
 
 Decode = Callable[..., Decoded]  # (sample, scratch=…)
 MOST_BAD = 32  # in a row, most of them from anywhere (`order.TRIES`): the limits of the ledger are reached long before

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from seer.core.errors import NumericsError
-from seer.data import sample
-from seer.engine.numerics import Guard
+from seer.data import synthetic as sample
+from seer.engine.nan_guard import Guard
 from seer.engine.precision import Precision
 from seer.optim import lars
 from seer.optim.lars import LARS

@@ -30,8 +30,8 @@ import torch
 from seer.core.errors import BadDataError
 from seer.core.records import Skipped
 from seer.core.signals import SIGNALS
-from seer.data.batch_buffer import BatchLayout
-from seer.data.batch_builder import BatchBuilder
+from seer.data.loading.batch_buffer import BatchLayout
+from seer.data.loading.batch_builder import BatchBuilder
 from seer.data.order import Places
 
 CHUNK = 16  # images one thread takes at a time

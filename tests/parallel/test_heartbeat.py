@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from seer.core.errors import Interrupted, LostPeer
-from seer.parallel.watch import Watch
+from seer.parallel.heartbeat import Watch
 
 SILENT_S = 0.1
 

@@ -23,9 +23,9 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from seer.core.errors import RequestError, StorageError
-from seer.data import archives
-from seer.data.names import BY_LAST_DOT, PICTURES, WITH_COMPANIONS, Endings, split, up_to_first_dot
-from seer.data.tar import BLOCK, Member, TarError, walk
+from seer.data.shards import archives
+from seer.data.shards.names import BY_LAST_DOT, PICTURES, WITH_COMPANIONS, Endings, split, up_to_first_dot
+from seer.data.shards.tar import BLOCK, Member, TarError, walk
 
 _ARCHIVES = (".tar", *archives.ENDINGS)
 _LAST = frozenset(ending.rpartition(".")[2] for ending in _ARCHIVES)  # which `split` has found already

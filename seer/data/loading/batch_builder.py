@@ -8,8 +8,8 @@ import numpy as np
 from seer.core.errors import BadDataError
 from seer.core.protocols import Transform
 from seer.core.records import Skipped
+from seer.data.loading.reader import Reader
 from seer.data.order import Places
-from seer.data.reader import Reader
 
 SCRATCH = 8 << 20  # bytes for the pixels of one image; larger ones get memory of their own
 

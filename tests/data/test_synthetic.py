@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seer.data import sample
-from seer.data.sample import KINDS, baselines, draw, encode, samples
+from seer.data import synthetic as sample
+from seer.data.synthetic import KINDS, baselines, draw, encode, samples
 from tests.messages import naming
 
 CHANCE = 1 / len(KINDS)

@@ -26,15 +26,15 @@ from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, Skipped
 from seer.data.decode import Undecodable, decode, reencoded
-from seer.data.folder import FolderShard
-from seer.data.index import INDEX_SUFFIX, Notes, build_index, checksum, fits, read_index, write_index
 from seer.data.ledger import LEAST, share, shown
-from seer.data.names import PICTURES, has_places
 from seer.data.order import permute
-from seer.data.pieces import Entry, locked, run_pieces
-from seer.data.shards import Shard, fingerprint, folder_of, tell
-from seer.data.tar import TarError
-from seer.data.writing import (
+from seer.data.shards.folder import FolderShard
+from seer.data.shards.index import INDEX_SUFFIX, Notes, build_index, checksum, fits, read_index, write_index
+from seer.data.shards.journaled_pool import Entry, locked, run_pieces
+from seer.data.shards.names import PICTURES, has_places
+from seer.data.shards.open import Shard, fingerprint, folder_of, tell
+from seer.data.shards.tar import TarError
+from seer.data.shards.writer import (
     JOURNAL,
     MANIFEST,
     Member,

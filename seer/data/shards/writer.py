@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seer.core.errors import StorageError
-from seer.data.index import INDEX_SUFFIX, build_index, checksum, write_index
+from seer.data.shards.index import INDEX_SUFFIX, build_index, checksum, write_index
 
 MANIFEST = "manifest.json"
 JOURNAL = ".unfinished.jsonl"  # lies beside shards until all are written

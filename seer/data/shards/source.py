@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seer.core.errors import RequestError, StorageError
-from seer.data import archives
-from seer.data.folder import ENDINGS
-from seer.data.writing import JOURNAL, MANIFEST
+from seer.data.shards import archives
+from seer.data.shards.folder import ENDINGS
+from seer.data.shards.writer import JOURNAL, MANIFEST
 
 MOST_NAMES = 10_000_000  # that braces may stand for
 

@@ -48,7 +48,7 @@ from seer.engine.manifest import (
     write_json,
 )
 from seer.engine.retention import Keep, passed
-from seer.engine.state import flatten, names, unflatten
+from seer.engine.state_tree import flatten, names, unflatten
 from seer.parallel.batchnorm import STATISTICS, mean_of_sets
 from seer.parallel.collectives import Group, gather_text, share_text
 from seer.parallel.world import World

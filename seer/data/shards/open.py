@@ -26,10 +26,10 @@ from zlib_ng.zlib_ng import crc32
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
-from seer.data import archives
-from seer.data import index as indexes
-from seer.data.folder import FolderShard, listed_in, these
-from seer.data.index import (
+from seer.data.shards import archives
+from seer.data.shards import index as indexes
+from seer.data.shards.folder import FolderShard, listed_in, these
+from seer.data.shards.index import (
     INDEX_SUFFIX,
     KEEPS_ENDING,
     MARK,
@@ -40,10 +40,10 @@ from seer.data.index import (
     named_by,
     read_index,
 )
-from seer.data.names import PICTURES, WITH_COMPANIONS, Asked, Endings, asked
-from seer.data.source import Found, expand, is_list, is_picture, refuse_unfinished
-from seer.data.tar import HEAD, ChecksumError, TarError, plain_member, walk
-from seer.data.writing import JOURNAL, MANIFEST, write_shards
+from seer.data.shards.names import PICTURES, WITH_COMPANIONS, Asked, Endings, asked
+from seer.data.shards.source import Found, expand, is_list, is_picture, refuse_unfinished
+from seer.data.shards.tar import HEAD, ChecksumError, TarError, plain_member, walk
+from seer.data.shards.writer import JOURNAL, MANIFEST, write_shards
 
 __all__ = ["MANIFEST", "FolderShard", "Shard", "TarShard", "build_index", "class_names", "fingerprint", "folder_of"]
 __all__ += ["open_shards", "picture_of", "read_index", "write_shards"]
