@@ -43,13 +43,13 @@ endif
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo 'ARGS="…" goes on to what a target runs: make pretrain ARGS="data.source=pictures/ output=runs/first"'
+	@echo 'ARGS="…" goes on to what a target runs: make pretrain ARGS="data.source=images/ output=runs/first"'
 	@echo 'AREA=NAME narrows test, test-fast and test-long to one of: $(AREAS) (top: the files in tests/ itself)'
 
 setup: $(CORE)  ## make .venv with what training needs
 	@echo "ready: $(BIN)/seer --help" >&2
 
-pretrain: $(CORE)  ## train on the built-in sample pictures, one rank a GPU
+pretrain: $(CORE)  ## train on the built-in sample images, one rank a GPU
 	@n=1; \
 	: 'Counting with torch costs 2 to 4 s, so it is asked only where there is a device file of a GPU.'; \
 	if ls /dev/nvidia[0-9]* /dev/kfd /dev/dxg >/dev/null 2>&1; then \

@@ -24,7 +24,7 @@ def version() -> str:
 setup(
     name="seer-pretrain",
     version=version(),
-    description="Self-supervised pretraining of vision backbones from pictures that nobody labelled or selected",
+    description="Self-supervised pretraining of vision backbones from images that nobody labelled or selected",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     author="The SEER authors",
@@ -46,7 +46,7 @@ setup(
         "pillow>=13.0",  # fixes of out-of-bounds accesses in decoders came in 12.2, 12.3 and 13.0
         "simplejpeg>=1.9",  # sound JPEGs 1.4 times as fast, same pixels (MIT, 1 MB; libjpeg-turbo inside)
         "zlib-ng>=1.0",  # CRC32 of what is read, four times as fast as the usual zlib's (PSF, 0.4 MB)
-        "opencv-python-headless>=4.12",  # mirrored views; colour and blur where a CPU trains, six times as fast (Apache-2.0, 153 MB)
+        "opencv-python-headless>=4.12",  # mirrored views; color and blur where a CPU trains, six times as fast (Apache-2.0, 153 MB)
         "safetensors>=0.5",
         "tqdm>=4.66",
         "tensorboard>=2.18",

@@ -1,14 +1,14 @@
-"""Pictures a second and core from bytes to crops, and microseconds a sample for reading and order.
+"""Images a second and core from bytes to crops, and microseconds a sample for reading and order.
 
     python benchmarks/data_path.py [PHOTOS] [--photos 32] [--repeats 7] [--skip-reading] [--swav FOLDER]
 
-PHOTOS is whatever `data.source` takes; without it the built-in pictures are drawn, which are small and say little about
+PHOTOS is whatever `data.source` takes; without it the built-in images are drawn, which are small and say little about
 photos. All parties take turns on the same bytes in one process with one thread. Times are processor seconds, which other
 users of the machine disturb little; what is told are medians over the repeats of the *ratio* to the reference of the
 same turn, and the lowest and highest.
 
 The reference is the multi-crop recipe of SwAV as torchvision's public transforms make it from Pillow images: crop, flip,
-colour jitter, grayscale, Pillow's blur, tensor, normalise, 2 x 224 + 4 x 96, each view by itself. With --swav, the folder
+color jitter, grayscale, Pillow's blur, tensor, normalize, 2 x 224 + 4 x 96, each view by itself. With --swav, the folder
 that holds SwAV's multicropdataset.py, it is the transforms of that file, unchanged.
 """
 
@@ -30,7 +30,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from seer.data import synthetic as sample
-from seer.data.augment import finish
+from seer.data.augment import augment_batch
 from seer.data.decode import decode
 from seer.data.loading.batch_buffer import BatchLayout
 from seer.data.loading.batch_builder import SCRATCH
@@ -38,7 +38,7 @@ from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import choose_lanes, plan
-from seer.data.shards.open import Shard, TarShard, open_shards, picture_of, write_shards
+from seer.data.shards.open import Shard, TarShard, image_of, open_shards, write_shards
 
 BATCH = 16
 HANDED = 25  # batches
@@ -73,10 +73,10 @@ def published(folder: str, photo: bytes) -> Callable[[list[bytes]], object]:
     sys.path.insert(0, folder)
     from multicropdataset import MultiCropDataset  # type: ignore[import-not-found]
 
-    with tempfile.TemporaryDirectory() as pictures:
-        (Path(pictures) / "class").mkdir()
-        (Path(pictures) / "class" / "photo.jpg").write_bytes(photo)
-        transforms = MultiCropDataset(pictures, [224, 96], [2, 4], [0.14, 0.05], [1.0, 0.14]).trans
+    with tempfile.TemporaryDirectory() as images:
+        (Path(images) / "class").mkdir()
+        (Path(images) / "class" / "photo.jpg").write_bytes(photo)
+        transforms = MultiCropDataset(images, [224, 96], [2, 4], [0.14, 0.05], [1.0, 0.14]).trans
 
     def run(photos: list[bytes]) -> object:
         images = [Image.open(io.BytesIO(data)).convert("RGB") for data in photos]
@@ -86,7 +86,7 @@ def published(folder: str, photo: bytes) -> Callable[[list[bytes]], object]:
 
 
 def ours(crop: MultiCrop, finished: bool) -> Callable[[list[bytes]], object]:
-    """Decode and crops into a batch's buffer, as the loader's threads do; finished: also colour, blur, and float32 here."""
+    """Decode and crops into a batch's buffer, as the loader's threads do; finished: also color, blur, and float32 here."""
     layout = BatchLayout(crop.layout(BATCH, painted=finished), BATCH)
     buffer = layout.buffer(torch.empty(layout.bytes, dtype=torch.uint8))
     scratch = np.empty(SCRATCH, np.uint8)
@@ -95,7 +95,7 @@ def ours(crop: MultiCrop, finished: bool) -> Callable[[list[bytes]], object]:
         draws = crop.draws(np.array([random.getrandbits(63) for _ in photos], dtype=np.uint64), painted=finished)
         for i, data in enumerate(photos):
             draws.fill(i, {"image": decode(data, scratch)}, buffer.arrays, i)
-        return [finish(buffer.tensors, size, crop.mean, crop.std) for size in crop.sizes] if finished else buffer
+        return [augment_batch(buffer.tensors, size, crop.mean, crop.std) for size in crop.sizes] if finished else buffer
 
     return run
 
@@ -122,16 +122,14 @@ def compare(parties: dict[str, Callable[[list[bytes]], object]], photos: list[by
         print(f"{name:44} {rate:13.0f} {statistics.median(ratios):12.2f} ({min(ratios):.2f} .. {max(ratios):.2f})")
 
 
-ORDER = "order, a million pictures in 1000 shards"
+ORDER = "order, a million images in 1000 shards"
 
 
 def reading(shards: list[Shard], unchecked: list[Shard], repeats: int) -> None:
     """Microseconds a sample, in random order, from the page cache. The largest are left out until the mean is SAMPLE bytes,
     but not for webdataset, which reads whole archives."""
     total, batch = sum(len(s) for s in shards), 256
-    sizes = sorted(
-        (len(picture_of(shard.read(s, r))), s, r) for s, shard in enumerate(shards) for r in range(len(shard))
-    )
+    sizes = sorted((len(image_of(shard.read(s, r))), s, r) for s, shard in enumerate(shards) for r in range(len(shard)))
     everything = float(np.mean([size for size, _, _ in sizes]))
     while len(sizes) > 1 and np.mean([size for size, _, _ in sizes]) > SAMPLE:
         sizes.pop()
@@ -203,7 +201,7 @@ def _webdataset(shards: list[Shard], everything: float) -> dict[str, Callable[[]
 
 def handing(shards: list[Shard], crop: MultiCrop, repeats: int) -> None:
     """What the loader costs beside the work itself: processor seconds of batches from a Loader, those of its process and
-    of this one, over the same pictures read and cut here by one thread."""
+    of this one, over the same images read and cut here by one thread."""
     lanes = choose_lanes(BATCH, sum(len(s) for s in shards))
     reader = Reader(shards, plan([len(s) for s in shards], seed=0, lanes=lanes), 0)
     ratios: dict[int, list[float]] = {0: [], 1: [], 2: []}
@@ -253,19 +251,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = how.source
         if source is None:
-            print("no photos given: the built-in pictures, which are small")
+            print("no photos given: the built-in images, which are small")
             write_shards(sample.samples(256, seed=0), Path(folder), total=256, per_shard=128)
             source = folder
         shards = open_shards(source)
         line = [(s, r) for s, shard in enumerate(shards) for r in range(len(shard))]
-        photos = [picture_of(shards[s].read(s, r)) for s, r in random.sample(line, min(how.photos, len(line)))]
+        photos = [image_of(shards[s].read(s, r)) for s, r in random.sample(line, min(how.photos, len(line)))]
         sizes = [len(b) for b in photos]
         print(f"{len(photos)} photos of {np.mean(sizes) / 1000:.0f} kB, {how.repeats} repeats, one thread\n")
         scratch = np.empty(SCRATCH, np.uint8)
         parties = {
             REFERENCE: published(how.swav, photos[0]) if how.swav else reference(crop),
-            "decode + crops, uint8 (colour on the device)": ours(crop, False),
-            "the same + colour, blur, float on the CPU": ours(crop, True),
+            "decode + crops, uint8 (color on the device)": ours(crop, False),
+            "the same + color, blur, float on the CPU": ours(crop, True),
             "decode alone": lambda turn: [decode(b, scratch) for b in turn],
         }
         compare(parties, photos, how.repeats)

@@ -140,11 +140,11 @@ def sinkhorn_rows(seconds: float, checkout: str | None) -> Rows:
         others["swav"] = published_sinkhorn(checkout)
     found = []
     for prototypes in (3000, 16000):
-        centres = nn.functional.normalize(torch.randn(prototypes, 128), dim=1)
+        centers = nn.functional.normalize(torch.randn(prototypes, 128), dim=1)
         for samples in (512, 2048, 8192):
             noise = 0.12 * torch.randn(samples, 128)
-            chosen = centres[torch.randint(prototypes, (samples,))]
-            scores = nn.functional.normalize(chosen + noise, dim=1) @ centres.t()
+            chosen = centers[torch.randint(prototypes, (samples,))]
+            scores = nn.functional.normalize(chosen + noise, dim=1) @ centers.t()
             exact = whole_matrix(scores.double())
             difference = (sinkhorn(scores, epsilon=EPSILON, iterations=ROUNDS) - exact).abs()
             worst, each = difference.max().item(), difference.sum(1).max().item()

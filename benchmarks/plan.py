@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py [repeats=1] [malloc=default|pages] ["words of a configuration" ...]
 
-Each configuration is run by `seer pretrain` on drawn pictures, three steps in a process of its own with the run's own allocator.
+Each configuration is run by `seer pretrain` on drawn images, three steps in a process of its own with the run's own allocator.
 malloc=pages takes every block of 128 KB and more straight from the system: what is then left between planned and measured is not
 the allocator's. On Linux, where /proc tells the peak.
 

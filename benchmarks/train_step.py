@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py [model=regnety_400mf] [batch=32] [steps=8] [rounds=3] [parties=loop,ours,compiled]
 
-The step counts: forward, Sinkhorn, loss, backward, LARS; colours, which belong to the pictures, are made before. 2 x 96 + 4 x 48,
+The step counts: forward, Sinkhorn, loss, backward, LARS; colors, which belong to the images, are made before. 2 x 96 + 4 x 48,
 3000 prototypes, one thread, each party in a process of its own, in turn, medians of CPU time after two steps. "loop" is the
-usual SwAV loop: each crop through the network alone, float32, NCHW. Every party sees the same built-in pictures; with steps=100
+usual SwAV loop: each crop through the network alone, float32, NCHW. Every party sees the same built-in images; with steps=100
 the mean loss of the last twenty is what the others are held against.
 """
 
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from seer.core.records import Batch
 from seer.data import synthetic as sample
-from seer.data.augment import finish
+from seer.data.augment import augment_batch
 from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import Plan
 from seer.data.shards.open import open_shards, write_shards
-from seer.engine.precision import Precision, quickest
+from seer.engine.precision import Precision, default_dtype
 from seer.models import zoo
 from seer.optim.lars import LARS
 from seer.parallel.world import World
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 CROP = dict(
     sizes=[96, 48], counts=[2, 4], scales=[[0.14, 1.0], [0.05, 0.14]], aspect=[0.75, 4 / 3], flip=0.5, jitter=0.8
 )
-COLOUR = dict(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale=0.2, blur=0.5, blur_sigma=[0.1, 2.0])
+COLOR = dict(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale=0.2, blur=0.5, blur_sigma=[0.1, 2.0])
 PARTIES = {  # dtype, channels_last, compiled
     "loop": ("fp32", False, False),
     "fp32": ("fp32", False, False),
@@ -65,13 +65,13 @@ class CropByCrop(nn.Module):
 
 
 def colored(batch: Batch, crop: MultiCrop) -> Batch:
-    views = {f"views/{size}": finish(batch.fields, size, crop.mean, crop.std) for size in crop.sizes}
+    views = {f"views/{size}": augment_batch(batch.fields, size, crop.mean, crop.std) for size in crop.sizes}
     return dataclasses.replace(batch, fields=views)
 
 
 def one(party: str, model: str, batch: int, steps: int) -> None:
     dtype, channels_last, compiled = PARTIES[party]
-    crop = MultiCrop(**CROP, **COLOUR, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    crop = MultiCrop(**CROP, **COLOR, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     with tempfile.TemporaryDirectory() as folder:
         write_shards(sample.samples(1000, 0), Path(folder), total=1000, per_shard=1000)
         shards = open_shards(folder)
@@ -79,7 +79,7 @@ def one(party: str, model: str, batch: int, steps: int) -> None:
         loader = Loader(Reader(shards, plan, 1), crop, batch=batch, threads=0)
         with closing(loader.batches(0)) as stream:
             batches = [colored(b, crop) for b in islice(stream, steps + 2)]
-    swav.finish = lambda fields, size, *_: fields[f"views/{size}"]  # type: ignore[assignment]
+    swav.augment_batch = lambda fields, size, *_: fields[f"views/{size}"]  # type: ignore[assignment]
     torch.manual_seed(0)
     task = SwAVTask(zoo.build(model), crop)
     if party == "loop":
@@ -91,11 +91,11 @@ def one(party: str, model: str, batch: int, steps: int) -> None:
     optimizer, precision = LARS(parameters, lr=0.3 * batch / 256, weight_decay=1e-6), Precision(CPU, dtype)
     task.model.train()
     times, losses = [], []
-    for step, pictures in enumerate(batches):
+    for step, images in enumerate(batches):
         start = time.process_time()
         task.before_step(step)
         with precision.autocast():
-            output = task.loss(pictures)
+            output = task.loss(images)
         precision.backward(output.loss)
         precision.step(optimizer, output.loss)
         task.after_step(step)
@@ -124,7 +124,7 @@ def main() -> None:
         + torch.backends.cpu.get_cpu_capability()
         + (
             ""
-            if quickest(CPU) == "bf16"
+            if default_dtype(CPU) == "bf16"
             else " without bfloat16, which is emulated: say nothing of bf16 by this machine"
         )
     )

@@ -3,7 +3,7 @@
 set -u                              # not -e: torchrun's own status is looked at below
 
 RUN=runs/first                      # on several machines: a folder that all of them see
-SOURCE=pictures/                    # a folder, a tar, a glob, shards {000000..000099}.tar, or several with commas
+SOURCE=images/                     # a folder, a tar, a glob, shards {000000..000099}.tar, or several with commas
 GPUS=8                              # ranks on this machine
 NODES=1                             # machines; the same lines run on each of them
 HEAD=localhost:29500                # several machines: name and free port of one of them, the same on all

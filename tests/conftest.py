@@ -32,16 +32,16 @@ def told(caplog, monkeypatch):
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures beside the checkout; tests that need it are skipped without it."""
+    """The folder of real images beside the checkout; tests that need it are skipped without it."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("no real pictures beside the checkout")
+        pytest.skip("no real images beside the checkout")
     return folder
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 20 drawn pictures, to be read only."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 20 drawn images, to be read only."""
     folder = tmp_path_factory.mktemp("pictures")
     for key, fields in sample.samples(20, seed=2):
         (folder / f"{key}.jpg").write_bytes(fields["jpg"])

@@ -9,7 +9,7 @@ from torch import nn
 from seer.core.build import allow
 from seer.core.protocols import Task
 from seer.core.records import StepOutput
-from seer.data.augment import finish
+from seer.data.augment import augment_batch
 from seer.run.config import RunConfig
 from seer.run.session import train
 
@@ -33,7 +33,7 @@ class MeanColor(Task):
     def loss(self, batch):
         size = self.transform.input_size
         with torch.no_grad(), torch.autocast(batch.fields[f"views/{size}"].device.type, enabled=False):
-            x = finish(batch.fields, size, self.transform.mean, self.transform.std)
+            x = augment_batch(batch.fields, size, self.transform.mean, self.transform.std)
         error = (self.model(x).float() - x.mean((2, 3))).square().mean()
         return StepOutput(self.weight * error * (self.step >= self.quiet_until), {"color/error": error.detach()})
 

@@ -31,7 +31,7 @@ WORDS = ("task.queue=32", "task.queue_from=0", f"every.checkpoint={EVERY}", "par
 @dataclass
 class Disturbance:
     run: Path
-    pictures: Path
+    images: Path
     steps: int
     random: random.Random
     inside_a_save: int = 0
@@ -39,7 +39,7 @@ class Disturbance:
     statuses: list[int] = field(default_factory=list)
 
     def start(self) -> subprocess.Popen[str]:
-        words = ("pretrain", *SMALL, *WORDS, f"steps={self.steps}", f"data.source={self.pictures}")
+        words = ("pretrain", *SMALL, *WORDS, f"steps={self.steps}", f"data.source={self.images}")
         return start(*words, f"output={self.run}", ranks=2)
 
     def disturb(self, numbers: tuple[int, ...], in_save: bool) -> bool:
@@ -94,14 +94,14 @@ def final(run: Path) -> dict[str, torch.Tensor]:
 
 def disturbed(tmp_path: Path, times: int, numbers: tuple[int, ...]) -> Disturbance:
     """A run that was left alone, and one that was disturbed; asserts that they end the same."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "pictures"
+    images.mkdir()
     for key, fields in sample.samples(64, seed=3):
-        (pictures / f"{key}.jpg").write_bytes(fields["jpg"])
+        (images / f"{key}.jpg").write_bytes(fields["jpg"])
     steps = EVERY * (3 * times + 2)
-    quiet = Disturbance(tmp_path / "quiet", pictures, steps, random.Random(0))
+    quiet = Disturbance(tmp_path / "quiet", images, steps, random.Random(0))
     assert wait(quiet.start(), 600 + 60 * LONG).status == 0
-    rough = Disturbance(tmp_path / "rough", pictures, steps, random.Random(1))
+    rough = Disturbance(tmp_path / "rough", images, steps, random.Random(1))
     for index in range(times):
         if not rough.disturb(numbers, in_save=index % 2 == 0):
             break

@@ -44,26 +44,26 @@ PAIRS = [
 ]
 
 
-def train(pictures: Path, run: Path, how: tuple[str, int], words: tuple[str, ...] = THREE_BLOCKS) -> Ended:
+def train(images: Path, run: Path, how: tuple[str, int], words: tuple[str, ...] = THREE_BLOCKS) -> Ended:
     mode, ranks = how
-    ended = wait(start(*words, f"data.source={pictures}", f"output={run}", f"parallel.mode={mode}", ranks=ranks))
+    ended = wait(start(*words, f"data.source={images}", f"output={run}", f"parallel.mode={mode}", ranks=ranks))
     assert ended.status == 0, ended.words
     return ended
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_shards(sample.samples(200, seed=3), folder, total=200, per_shard=200)
     return folder
 
 
 @pytest.fixture(scope="module")
-def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
     folder = tmp_path_factory.mktemp("runs")
     made = {how: folder / f"{how[0]}-{how[1]}" for how in SAVED}
     for how, run in made.items():
-        train(pictures, run, how)
+        train(images, run, how)
     return made
 
 
@@ -101,11 +101,11 @@ def test_the_backbone_is_read_from_the_checkpoint_of_any_mode_by_one_process(run
 
 
 @pytest.mark.parametrize(("saved", "goes_on"), PAIRS)
-def test_a_checkpoint_goes_on_in_another_mode_on_another_number_of_ranks(runs, pictures, tmp_path, saved, goes_on):
+def test_a_checkpoint_goes_on_in_another_mode_on_another_number_of_ranks(runs, images, tmp_path, saved, goes_on):
     run = tmp_path / "run"
     shutil.copytree(runs[saved], run, symlinks=True)
     shutil.rmtree(run / "checkpoints" / "step-00000020")
-    ended = train(pictures, run, goes_on)
+    ended = train(images, run, goes_on)
     assert went_on_from(ended) == 10
     manifest = json.loads((run / "checkpoints" / "step-00000010" / "manifest.json").read_text())
     assert manifest["ranks"] == saved[1]
@@ -114,30 +114,30 @@ def test_a_checkpoint_goes_on_in_another_mode_on_another_number_of_ranks(runs, p
     assert manifest["ranks"] == goes_on[1]
 
 
-def test_in_float16_fsdp_skips_the_steps_that_ddp_skips_and_starts_prototypes_by_kmeans(pictures, tmp_path):
+def test_in_float16_fsdp_skips_the_steps_that_ddp_skips_and_starts_prototypes_by_kmeans(images, tmp_path):
     """The loss scale's search is one for all ranks, though each sees its shards alone."""
     short = [w for w in THREE_BLOCKS if not w.startswith(("steps=", "every.checkpoint", "batch="))]
     words = (*short, "steps=6", "batch=16", "every.checkpoint=0", "precision=fp16", "task.kmeans=64")
     found = {}
     for mode in ("ddp", "fsdp"):
-        train(pictures, tmp_path / mode, (mode, 2), words)
+        train(images, tmp_path / mode, (mode, 2), words)
         rows = [json.loads(line) for line in (tmp_path / mode / "metrics.jsonl").read_text().splitlines()]
         found[mode] = [(row["loss_scale"], row["skipped_steps"]) for row in rows if "loss" in row]
     assert found["fsdp"] == found["ddp"] and found["ddp"][-1][1] > 0
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=0.01)
 
 
-def test_statistics_of_fewer_images_than_before_are_refused(runs, pictures, tmp_path):
+def test_statistics_of_fewer_images_than_before_are_refused(runs, images, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs[ONE], run, symlinks=True)
-    words = (*THREE_BLOCKS, f"data.source={pictures}", f"output={run}", "parallel.batch_norm_group=1")
+    words = (*THREE_BLOCKS, f"data.source={images}", f"output={run}", "parallel.batch_norm_group=1")
     ended = wait(start(*words, ranks=2))
     assert says(ended.words, "64 images", "parallel.batch_norm_group=1", "parallel.batch_norm_group=2")
     assert json.loads((run / "result.json").read_text())["exit"] == 78
 
 
 @pytest.mark.long
-def test_regnety_200mf_gives_the_same_losses_in_every_mode_once_it_has_learnt_a_little(pictures, tmp_path):
+def test_regnety_200mf_gives_the_same_losses_in_every_mode_once_it_has_learnt_a_little(images, tmp_path):
     """Untrained, in float32, it multiplies rounding by ten a step, in one process too (LOG.md); so it is trained before."""
     network = [w for w in SMALL if not w.startswith(("batch=", "augment.sizes=", "task."))]
     method = (
@@ -149,10 +149,10 @@ def test_regnety_200mf_gives_the_same_losses_in_every_mode_once_it_has_learnt_a_
         "augment.sizes=[64,48]",
     )
     words = ("pretrain", *network, *method, "every.checkpoint=0", "parallel.channels_last=false", "schedule.warmup=0")
-    train(pictures, tmp_path / "before", ONE, (*words, "optim=adamw", "schedule.peak=0.002", "steps=150"))
+    train(images, tmp_path / "before", ONE, (*words, "optim=adamw", "schedule.peak=0.002", "steps=150"))
     again = (*words, "task.queue=64", "steps=20", "schedule.peak=0.01", f"weights={tmp_path / 'before'}")
     for how in SAVED:
-        train(pictures, tmp_path / how[0], how, again)
+        train(images, tmp_path / how[0], how, again)
     truth = losses(tmp_path / ONE[0])
     assert max(truth) - min(truth) > 0.05
     for mode, _ in SAVED[1:]:

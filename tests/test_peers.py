@@ -19,16 +19,16 @@ LIMIT_S = 20
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for key, fields in sample.samples(64, seed=3):
         (folder / f"{key}.jpg").write_bytes(fields["jpg"])
     return folder
 
 
-def begin(pictures: Path, run: Path, *words: str, fault: str | None = None) -> subprocess.Popen[str]:
+def begin(images: Path, run: Path, *words: str, fault: str | None = None) -> subprocess.Popen[str]:
     often = ("steps=4000", "every.checkpoint=3", f"parallel.timeout_s={LIMIT_S}")
-    return start("pretrain", *SMALL, *often, f"data.source={pictures}", f"output={run}", *words, ranks=2, fault=fault)
+    return start("pretrain", *SMALL, *often, f"data.source={images}", f"output={run}", *words, ranks=2, fault=fault)
 
 
 def workers(agent: int) -> list[int]:
@@ -60,9 +60,9 @@ def told(ended: Ended) -> list[str]:
 
 
 @pytest.mark.parametrize(("number", "within_s"), [(signal.SIGKILL, 30), (signal.SIGSTOP, LIMIT_S + 30)])
-def test_a_rank_that_is_killed_or_stopped_is_named_and_all_end(pictures, tmp_path, number, within_s):
+def test_a_rank_that_is_killed_or_stopped_is_named_and_all_end(images, tmp_path, number, within_s):
     run = tmp_path / "run"
-    agent = begin(pictures, run)
+    agent = begin(images, run)
     saved(run)
     ranks = workers(agent.pid)
     assert len(ranks) == 2
@@ -76,9 +76,9 @@ def test_a_rank_that_is_killed_or_stopped_is_named_and_all_end(pictures, tmp_pat
     assert ended.result["exit"] == 75 and json.loads((run / "result.json").read_text())["exit"] == 75
 
 
-def test_when_the_first_rank_is_killed_the_next_one_speaks(pictures, tmp_path):
+def test_when_the_first_rank_is_killed_the_next_one_speaks(images, tmp_path):
     run = tmp_path / "run"
-    agent = begin(pictures, run)
+    agent = begin(images, run)
     saved(run)
     first, second = workers(agent.pid)
     os.kill(first, signal.SIGKILL)
@@ -87,9 +87,9 @@ def test_when_the_first_rank_is_killed_the_next_one_speaks(pictures, tmp_path):
     assert json.loads((run / "result.json").read_text())["exit"] == 75 and not alive(second)
 
 
-def test_when_the_launcher_is_killed_the_ranks_save_and_end(pictures, tmp_path):
+def test_when_the_launcher_is_killed_the_ranks_save_and_end(images, tmp_path):
     run = tmp_path / "run"
-    agent = begin(pictures, run)
+    agent = begin(images, run)
     saved(run)
     ranks = workers(agent.pid)
     agent.kill()
@@ -106,9 +106,9 @@ def test_when_the_launcher_is_killed_the_ranks_save_and_end(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-def test_a_signal_to_the_whole_group_saves_once_and_exits_75(pictures, tmp_path, number):
+def test_a_signal_to_the_whole_group_saves_once_and_exits_75(images, tmp_path, number):
     run = tmp_path / "run"
-    agent = begin(pictures, run)
+    agent = begin(images, run)
     saved(run)
     ranks = workers(agent.pid)
     for pid in (*ranks, agent.pid):  # as the terminal and SLURM do; torchrun sends it to the ranks again
@@ -122,25 +122,25 @@ def last(run: Path) -> int:
     return json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"]
 
 
-def test_one_bit_of_one_weight_on_one_rank_is_found_and_never_saved(pictures, tmp_path):
+def test_one_bit_of_one_weight_on_one_rank_is_found_and_never_saved(images, tmp_path):
     run = tmp_path / "run"
-    ended = wait(begin(pictures, run, "every.compare=2", fault="bit"))
+    ended = wait(begin(images, run, "every.compare=2", fault="bit"))
     assert ended.result["exit"] == 70 and len(told(ended)) == 1, ended.words
     assert says(told(ended)[0], "weights", "step 6", "1 of ", "stem")
     assert last(run) == 3 and len(losses(run)) == 6  # the bit turned in step 6
 
 
-def test_a_rank_that_fails_tells_why_and_the_others_end_with_its_status(pictures, tmp_path):
+def test_a_rank_that_fails_tells_why_and_the_others_end_with_its_status(images, tmp_path):
     run = tmp_path / "run"
-    ended = wait(begin(pictures, run, fault="error"))
+    ended = wait(begin(images, run, fault="error"))
     assert told(ended) == ["seer pretrain: rank 1: the battery of rank 1 is empty"]
     assert ended.result["exit"] == 78 and json.loads((run / "result.json").read_text())["exit"] == 78
 
 
 @pytest.mark.long
-def test_a_rank_that_hangs_is_named_with_what_it_was_at_and_all_end_within_the_limit(pictures, tmp_path):
+def test_a_rank_that_hangs_is_named_with_what_it_was_at_and_all_end_within_the_limit(images, tmp_path):
     run = tmp_path / "run"
-    agent = begin(pictures, run, "every.checkpoint=2", fault="hang")
+    agent = begin(images, run, "every.checkpoint=2", fault="hang")
     saved(run)
     ranks, since = workers(agent.pid), time.monotonic()
     ended = wait(agent)
@@ -150,24 +150,24 @@ def test_a_rank_that_hangs_is_named_with_what_it_was_at_and_all_end_within_the_l
     assert ended.result["exit"] == 75
 
 
-def test_a_rank_that_was_started_with_other_words_is_named_before_training(pictures, tmp_path):
-    ended = wait(begin(pictures, tmp_path / "run", fault="words"))
+def test_a_rank_that_was_started_with_other_words_is_named_before_training(images, tmp_path):
+    ended = wait(begin(images, tmp_path / "run", fault="words"))
     assert ended.result["exit"] == 78 and len(told(ended)) == 1
     assert says(told(ended)[0], "rank 1", "optim.momentum 0.5", "rank 0", 0.9)
 
 
 @pytest.mark.long
-def test_a_slow_rank_is_named(pictures, tmp_path):
+def test_a_slow_rank_is_named(images, tmp_path):
     run = tmp_path / "run"
-    ended = wait(begin(pictures, run, "steps=12", "every.log=2", "every.checkpoint=0", fault="slow"))
+    ended = wait(begin(images, run, "steps=12", "every.log=2", "every.checkpoint=0", fault="slow"))
     assert ended.result["exit"] == 0
     assert "rank 1 on " in ended.words and "keeps the others waiting: busy " in ended.words
 
 
-def test_steps_are_logged_while_a_slow_disk_takes_a_checkpoint(pictures, tmp_path):
+def test_steps_are_logged_while_a_slow_disk_takes_a_checkpoint(images, tmp_path):
     run = tmp_path / "run"
     small = ("model=regnety_tiny", "steps=12", "every.checkpoint=3")
-    ended = wait(begin(pictures, run, *small, fault="disk"))
+    ended = wait(begin(images, run, *small, fault="disk"))
     assert ended.result["exit"] == 0, ended.words
     assert len(losses(run)) == 12 and last(run) == 12
     rows = [
@@ -178,9 +178,9 @@ def test_steps_are_logged_while_a_slow_disk_takes_a_checkpoint(pictures, tmp_pat
     assert not re.search(r"rank 0 on \S+ keeps the others waiting", ended.words)
 
 
-def test_where_one_rank_can_save_nothing_all_try_again_and_end_together_after_three_failures(pictures, tmp_path):
+def test_where_one_rank_can_save_nothing_all_try_again_and_end_together_after_three_failures(images, tmp_path):
     run = tmp_path / "run"
-    ended = wait(begin(pictures, run, "model=regnety_tiny", "every.background=true", fault="full"))
+    ended = wait(begin(images, run, "model=regnety_tiny", "every.background=true", fault="full"))
     assert ended.result["exit"] == 74 and len(told(ended)) == 1, ended.words
     assert says(told(ended)[0], "step 9", "last 3")
     assert ended.words.count("the next save tries anew") == 2

@@ -1,4 +1,4 @@
-"""The whole way, at the smallest size: pictures in, a backbone out, through the program's own words."""
+"""The whole way, at the smallest size: images in, a backbone out, through the program's own words."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torchvision
 
 from seer.data import synthetic as sample
 from seer.data.shards.open import open_shards, write_shards
-from seer.evals.features import Pictures, extract
+from seer.evals.features import LabelledImages, extract
 from seer.evals.linear import linear_top1
 from seer.models.pretrained import load_backbone
 from seer.run.weights import load
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of loose JPEGs in class folders, one of them cut short; and labelled shards beside it."""
     folder = tmp_path_factory.mktemp("pictures")
     for key, fields in sample.samples(60, seed=1):
@@ -34,13 +34,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 8 steps over two epochs, with a probe."""
     from seer.cli.main import main
 
     folder = tmp_path_factory.mktemp("runs") / "first"
-    probe = (f"eval.train={pictures / 'train'}", f"eval.test={pictures / 'test'}", "eval.k=5")
-    words = (f"data.source={pictures / 'loose'}", f"output={folder}", "steps=8", "every.evaluate=50%")
+    probe = (f"eval.train={images / 'train'}", f"eval.test={images / 'test'}", "eval.k=5")
+    words = (f"data.source={images / 'loose'}", f"output={folder}", "steps=8", "every.evaluate=50%")
     assert main(last_of_each(("pretrain", *SMALL, *probe, *words))) == 0
     return folder
 
@@ -76,27 +76,27 @@ def test_every_logged_step_has_the_names_of_the_design(run: Path) -> None:
     assert set(wanted.split()) | {"codes/entropy", "codes/used_prototypes", "codes/residual"} <= set(steps[0])
 
 
-def test_an_undecodable_picture_is_skipped_counted_and_named(run: Path) -> None:
+def test_an_undecodable_image_is_skipped_counted_and_named(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     assert {row["member"] for row in rows} == {"kind0/broken"} and all(row["reason"] for row in rows)
     assert json.loads((run / "result.json").read_text())["skipped"] == len(rows) >= 2  # it comes once an epoch
 
 
-def test_the_same_command_on_a_finished_run_repeats_its_result(run: Path, pictures: Path, capfd) -> None:
+def test_the_same_command_on_a_finished_run_repeats_its_result(run: Path, images: Path, capfd) -> None:
     before = json.loads((run / "result.json").read_text())
-    probe = (f"eval.train={pictures / 'train'}", f"eval.test={pictures / 'test'}", "eval.k=5")
-    words = (f"data.source={pictures / 'loose'}", f"output={run}", "steps=8", "every.evaluate=50%")
+    probe = (f"eval.train={images / 'train'}", f"eval.test={images / 'test'}", "eval.k=5")
+    words = (f"data.source={images / 'loose'}", f"output={run}", "steps=8", "every.evaluate=50%")
     again = seer(capfd, "pretrain", *SMALL, *probe, *words)
     assert again.status == 0 and again.result["knn_curve"] == before["knn_curve"] and "complete" in again.words
 
 
-def test_evaluate_gives_the_figure_that_the_probe_gave(run: Path, pictures: Path, capfd) -> None:
-    data = (f"data.train={pictures / 'train'}", f"data.test={pictures / 'test'}")
+def test_evaluate_gives_the_figure_that_the_probe_gave(run: Path, images: Path, capfd) -> None:
+    data = (f"data.train={images / 'train'}", f"data.test={images / 'test'}")
     knn = seer(capfd, "evaluate", "eval=knn", "eval.k=5", f"weights={run}", *data)
     assert knn.result["knn_top1"] == json.loads((run / "result.json").read_text())["knn_top1"]
     linear = seer(capfd, "evaluate", "eval=linear", f"weights={run}", *data)
     backbone, card = load(str(run))
-    sets = [Pictures(open_shards(pictures / part), size=card["input_size"]) for part in ("train", "test")]
+    sets = [LabelledImages(open_shards(images / part), size=card["input_size"]) for part in ("train", "test")]
     how = {"mean": tuple(card["mean"]), "std": tuple(card["std"])}
     known, asked = (extract(backbone.eval(), one, **how) for one in sets)
     assert linear.status == 0 and linear.result["linear_top1"] == linear_top1(*known, *asked)
@@ -115,8 +115,8 @@ def test_the_export_loads_strictly_into_torchvision_and_gives_the_same_features(
     torch.testing.assert_close(theirs.eval()(x), ours(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_stride_1_stem_is_refused_by_torchvision_export_and_kept_by_safetensors(pictures, tmp_path, capfd) -> None:
-    words = ("model.stem_stride=1", f"data.source={pictures / 'train'}", f"output={tmp_path / 'run'}", "steps=1")
+def test_a_stride_1_stem_is_refused_by_torchvision_export_and_kept_by_safetensors(images, tmp_path, capfd) -> None:
+    words = ("model.stem_stride=1", f"data.source={images / 'train'}", f"output={tmp_path / 'run'}", "steps=1")
     assert seer(capfd, "pretrain", *SMALL, *words).status == 0
     refused = seer(capfd, "export", f"weights={tmp_path / 'run'}", "to=torchvision", f"output={tmp_path / 'x.pth'}")
     assert refused.status == 78 and "stem_stride=1" in refused.words and not (tmp_path / "x.pth").exists()

@@ -16,14 +16,14 @@ STEPS = 30
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_shards(sample.samples(128, seed=0), folder, total=128, per_shard=64)
     return folder
 
 
-def begun(pictures: Path, run: Path, ranks: int = 1):
-    words = ("pretrain", *SMALL, f"steps={STEPS}", "every.checkpoint=0", f"data.source={pictures}", f"output={run}")
+def begun(images: Path, run: Path, ranks: int = 1):
+    words = ("pretrain", *SMALL, f"steps={STEPS}", "every.checkpoint=0", f"data.source={images}", f"output={run}")
     return start(*words, ranks=ranks)
 
 
@@ -45,10 +45,10 @@ def until(happened, limit_s: float = 120) -> None:
 
 
 @pytest.mark.slow
-def test_killing_the_reader_of_a_run_twice_changes_no_loss_and_is_told(pictures, tmp_path):
-    quiet = begun(pictures, tmp_path / "quiet")
+def test_killing_the_reader_of_a_run_twice_changes_no_loss_and_is_told(images, tmp_path):
+    quiet = begun(images, tmp_path / "quiet")
     assert wait(quiet).status == 0
-    process = begun(pictures, tmp_path / "run")
+    process = begun(images, tmp_path / "run")
     for step in (4, 12):  # well before the reader has made the last batch
         until(lambda step=step: logged(tmp_path / "run") >= step)
         (reader,) = children(process.pid)
@@ -60,8 +60,8 @@ def test_killing_the_reader_of_a_run_twice_changes_no_loss_and_is_told(pictures,
 
 
 @pytest.mark.slow
-def test_a_killed_rank_takes_its_reader_with_it(pictures, tmp_path):
-    process = begun(pictures, tmp_path / "run", ranks=2)
+def test_a_killed_rank_takes_its_reader_with_it(images, tmp_path):
+    process = begun(images, tmp_path / "run", ranks=2)
     until(lambda: logged(tmp_path / "run") >= 3)
     ranks = children(process.pid)
     readers = {rank: children(rank) for rank in ranks}
@@ -73,8 +73,8 @@ def test_a_killed_rank_takes_its_reader_with_it(pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_storage_that_stops_answering_ends_a_run_with_74_and_names_the_place(pictures, tmp_path):
-    words = (*SMALL, f"steps={STEPS}", f"data.source={pictures}", f"output={tmp_path / 'run'}", "parallel.timeout_s=5")
+def test_storage_that_stops_answering_ends_a_run_with_74_and_names_the_place(images, tmp_path):
+    words = (*SMALL, f"steps={STEPS}", f"data.source={images}", f"output={tmp_path / 'run'}", "parallel.timeout_s=5")
     ended = wait(start("pretrain", *words, fault="storage"))
     assert ended.status == 74 and ended.result["exit"] == 74, ended.words
     place = r"reading lane \d+, row \d+ of \S+\.tar"

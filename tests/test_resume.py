@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for key, fields in sample.samples(50, seed=3):
         (folder / f"{key}.jpg").write_bytes(fields["jpg"])
@@ -33,21 +33,19 @@ def _after(run: Path, steps: int, limit_s: float = 120) -> None:
 
 
 @pytest.fixture(scope="module")
-def quiet(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+def quiet(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of 16 steps that nothing disturbs and that save nothing in between."""
     run = tmp_path_factory.mktemp("quiet") / "run"
-    ended = wait(
-        start("pretrain", *SMALL, f"data.source={pictures}", "steps=16", "every.checkpoint=0", f"output={run}")
-    )
+    ended = wait(start("pretrain", *SMALL, f"data.source={images}", "steps=16", "every.checkpoint=0", f"output={run}"))
     assert ended.status == 0, ended.words
     assert len(losses(run)) == 16
     return losses(run)
 
 
 def test_ctrl_c_saves_exits_75_and_the_same_command_continues_bit_for_bit(
-    pictures: Path, tmp_path: Path, quiet: list[float]
+    images: Path, tmp_path: Path, quiet: list[float]
 ) -> None:
-    words = ("pretrain", *SMALL, f"data.source={pictures}", "steps=16", "every.checkpoint=0")
+    words = ("pretrain", *SMALL, f"data.source={images}", "steps=16", "every.checkpoint=0")
     run = tmp_path / "disturbed"
     process = start(*words, f"output={run}")
     _after(run, 5)
@@ -62,9 +60,9 @@ def test_ctrl_c_saves_exits_75_and_the_same_command_continues_bit_for_bit(
 
 
 def test_a_killed_run_continues_from_its_last_checkpoint_bit_for_bit(
-    pictures: Path, tmp_path: Path, quiet: list[float]
+    images: Path, tmp_path: Path, quiet: list[float]
 ) -> None:
-    words = ("pretrain", *SMALL, f"data.source={pictures}", "steps=16", "every.checkpoint=4")
+    words = ("pretrain", *SMALL, f"data.source={images}", "steps=16", "every.checkpoint=4")
     run = tmp_path / "killed"
     process = start(*words, f"output={run}")
     _after(run, 7)

@@ -21,7 +21,7 @@ WORDS = ("pretrain", *SMALL, "model=regnety_tiny", "every.checkpoint=2")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for key, fields in sample.samples(32, seed=3):
@@ -45,9 +45,9 @@ def refused(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("background", ["true", "false"])
-def test_saves_that_fail_are_told_and_the_run_goes_on_to_its_end(capfd, tmp_path, pictures, refused, background):
+def test_saves_that_fail_are_told_and_the_run_goes_on_to_its_end(capfd, tmp_path, images, refused, background):
     refused += [0, 2, 3]
-    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=10", f"every.background={background}")
+    words = (f"data.source={images}", f"output={tmp_path / 'run'}", "steps=10", f"every.background={background}")
     ended = seer(capfd, *WORDS, *words)
     assert ended.status == 0 and len(losses(tmp_path / "run")) == 10
     assert ended.words.count("the next save tries anew") == 3 and says(ended.words, "checkpoint of step 2")
@@ -55,17 +55,17 @@ def test_saves_that_fail_are_told_and_the_run_goes_on_to_its_end(capfd, tmp_path
 
 
 @pytest.mark.parametrize("background", ["true", "false"])
-def test_three_failures_on_end_end_the_run_with_74_long_before_its_end(capfd, tmp_path, pictures, refused, background):
+def test_three_failures_on_end_end_the_run_with_74_long_before_its_end(capfd, tmp_path, images, refused, background):
     refused += [1, 2, 3]
-    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=40", f"every.background={background}")
+    words = (f"data.source={images}", f"output={tmp_path / 'run'}", "steps=40", f"every.background={background}")
     ended = seer(capfd, *WORDS, *words)
     assert ended.status == 74 and says(ended.result["error"], "checkpoint", "last 3")
     assert len(losses(tmp_path / "run")) < 12 and (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
 
 
-def test_the_last_save_must_succeed(capfd, tmp_path, pictures, refused):
+def test_the_last_save_must_succeed(capfd, tmp_path, images, refused):
     refused += [1]
-    ended = seer(capfd, *WORDS, f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=4")
+    ended = seer(capfd, *WORDS, f"data.source={images}", f"output={tmp_path / 'run'}", "steps=4")
     assert ended.status == 74 and says(ended.result["error"], "checkpoint of step 4")
 
 
@@ -75,28 +75,28 @@ def bundles(monkeypatch) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     write = ending.write_bundle
 
-    def note(folder: Path, *args, **kwargs) -> Path:
+    def set_phase(folder: Path, *args, **kwargs) -> Path:
         newest = (folder.parent / "checkpoints" / "last").resolve()
         found.append((kwargs["card"]["step"], read_manifest(newest)["step"]))
         return write(folder, *args, **kwargs)
 
-    monkeypatch.setattr(ending, "write_bundle", note)
+    monkeypatch.setattr(ending, "write_bundle", set_phase)
     return found
 
 
 @pytest.mark.parametrize("background", ["true", "false"])
 def test_a_small_backbones_bundle_comes_with_every_checkpoint_once_that_is_whole(
-    capfd, tmp_path, pictures, refused, bundles, background
+    capfd, tmp_path, images, refused, bundles, background
 ):
     refused += [1]  # of step 4
-    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=7", f"every.background={background}")
+    words = (f"data.source={images}", f"output={tmp_path / 'run'}", "steps=7", f"every.background={background}")
     assert seer(capfd, *WORDS, *words).status == 0
     assert bundles == [(2, 2), (6, 6), (7, 7), (7, 7)]  # and at the end with its figures
     figures = json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["provenance"]["metrics"]
     assert figures["steps"] == 7 and "loss" in figures
 
 
-def test_what_trains_on_meanwhile_does_not_reach_the_bundle(capfd, tmp_path, pictures, monkeypatch):
+def test_what_trains_on_meanwhile_does_not_reach_the_bundle(capfd, tmp_path, images, monkeypatch):
     """It is written late, by another thread: its weights are those of its step, as the checkpoint's are."""
     pairs, write = [], ending.write_bundle
 
@@ -108,7 +108,7 @@ def test_what_trains_on_meanwhile_does_not_reach_the_bundle(capfd, tmp_path, pic
         return write(folder, *args, **kwargs)
 
     monkeypatch.setattr(ending, "write_bundle", late)
-    words = (f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=9", "every.checkpoint=4", "every.keep=9")
+    words = (f"data.source={images}", f"output={tmp_path / 'run'}", "steps=9", "every.checkpoint=4", "every.keep=9")
     assert seer(capfd, *WORDS, *words).status == 0
     assert len(pairs) == 3
     for weights, taken in pairs:
@@ -117,9 +117,9 @@ def test_what_trains_on_meanwhile_does_not_reach_the_bundle(capfd, tmp_path, pic
 
 
 def test_a_large_backbone_has_its_bundle_at_the_end_alone_and_a_full_disk_for_one_is_only_told(
-    capfd, tmp_path, pictures, bundles, monkeypatch
+    capfd, tmp_path, images, bundles, monkeypatch
 ):
-    words = (f"data.source={pictures}", "steps=4")
+    words = (f"data.source={images}", "steps=4")
     with monkeypatch.context() as large:
         large.setattr(ending, "SMALL", 100_000)
         assert seer(capfd, *WORDS, *words, f"output={tmp_path / 'large'}").status == 0
@@ -137,8 +137,8 @@ def test_a_large_backbone_has_its_bundle_at_the_end_alone_and_a_full_disk_for_on
     assert len(losses(tmp_path / "run")) == 4
 
 
-def test_what_a_kill_left_of_a_bundle_is_removed_by_the_next_start(capfd, tmp_path, pictures):
-    words = (*WORDS, f"data.source={pictures}", f"output={tmp_path / 'run'}", "steps=2")
+def test_what_a_kill_left_of_a_bundle_is_removed_by_the_next_start(capfd, tmp_path, images):
+    words = (*WORDS, f"data.source={images}", f"output={tmp_path / 'run'}", "steps=2")
     assert seer(capfd, *words).status == 0
     (tmp_path / "run" / "result.json").unlink()
     leftover = tmp_path / "run" / "bundle" / "backbone.safetensors.0123.tmp"

@@ -73,11 +73,11 @@ class Judge:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(pictures, tmp_path_factory) -> Path:
+def undisturbed(images, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "_allowed", {"task": ("tests.second_task",)})
         run = tmp_path_factory.mktemp("second") / "run"
-        result = train(config(pictures, run), evaluators=[Judge()])
+        result = train(config(images, run), evaluators=[Judge()])
     assert result["steps"] == 12 and result["images"] == 96
     return run
 
@@ -91,8 +91,8 @@ def test_it_learns_is_judged_while_it_trains_and_its_duration_is_heeded(undistur
     assert all(row["color/error"] > 0 for row in rows if "loss" in row)
 
 
-def test_stopped_by_a_sink_and_started_again_it_gives_the_same_bits(undisturbed, pictures, tmp_path, admitted):
-    asked, stop = config(pictures, tmp_path / "run"), Stop(after=5)
+def test_stopped_by_a_sink_and_started_again_it_gives_the_same_bits(undisturbed, images, tmp_path, admitted):
+    asked, stop = config(images, tmp_path / "run"), Stop(after=5)
     with pytest.raises(Interrupted) as caught:
         train(asked, sinks=[stop])
     assert caught.value.step == 5 and len(stop.rows) == 5
@@ -100,22 +100,22 @@ def test_stopped_by_a_sink_and_started_again_it_gives_the_same_bits(undisturbed,
     assert losses(tmp_path / "run") == losses(undisturbed)
 
 
-def test_the_config_file_of_a_run_is_what_ran_and_can_be_read_back(undisturbed, pictures):
+def test_the_config_file_of_a_run_is_what_ran_and_can_be_read_back(undisturbed, images):
     from seer.run.folder import read_config
 
-    assert RunConfig.of(read_config(undisturbed)) == config(pictures, undisturbed, groups=[])
+    assert RunConfig.of(read_config(undisturbed)) == config(images, undisturbed, groups=[])
 
 
-def test_a_step_that_breaks_is_captured_and_repeated(pictures, tmp_path, admitted):
+def test_a_step_that_breaks_is_captured_and_repeated(images, tmp_path, admitted):
     hot = {"peak": 1e30, "warmup": 0}
     with pytest.raises(NumericsError):
-        train(config(pictures, tmp_path / "run", schedule=hot))
+        train(config(images, tmp_path / "run", schedule=hot))
     (capture,) = (tmp_path / "run").glob("capture-*")
     found = replay(capture, device="cpu")
     assert found["same"] is True and found["first_activation"]
 
 
-def test_it_can_be_opened_and_stands_where_it_was_saved(undisturbed, pictures, admitted):
+def test_it_can_be_opened_and_stands_where_it_was_saved(undisturbed, images, admitted):
     from safetensors.torch import load_file
 
     run = open_run(undisturbed)
@@ -129,21 +129,21 @@ def test_it_can_be_opened_and_stands_where_it_was_saved(undisturbed, pictures, a
     assert {int(tensor) for name, tensor in held.items() if name.endswith("num_batches_tracked")} == {12}
 
 
-def test_it_is_planned(pictures, tmp_path, admitted):
-    alone, shared = (plan(config(pictures, tmp_path, batch=64), gpus, 80.0) for gpus in (1, 2))
+def test_it_is_planned(images, tmp_path, admitted):
+    alone, shared = (plan(config(images, tmp_path, batch=64), gpus, 80.0) for gpus in (1, 2))
     assert alone["parameters"] == shared["parameters"] > 0 and alone["fits"]
     assert 0 < shared["step"] <= alone["step"]
 
 
-def test_no_file_and_no_word_admits_it(pictures, tmp_path, monkeypatch):
+def test_no_file_and_no_word_admits_it(images, tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "_allowed", {})
     with pytest.raises(RequestError) as caught:
-        train(config(pictures, tmp_path / "run"))
+        train(config(images, tmp_path / "run"))
     assert TARGET in str(caught.value) and not (tmp_path / "run").exists()
 
 
-def test_two_ranks_give_the_losses_of_one(undisturbed, pictures, tmp_path):
-    asked = config(pictures, tmp_path / "run").plain()
+def test_two_ranks_give_the_losses_of_one(undisturbed, images, tmp_path):
+    asked = config(images, tmp_path / "run").plain()
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.second_task"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *launch, json.dumps(asked)]

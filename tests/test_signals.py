@@ -56,7 +56,7 @@ def begin() -> Iterator[Begin]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for key, fields in sample.samples(64, seed=3):
@@ -80,8 +80,8 @@ def logged(run: Path) -> int:
     return len(losses(run)) if (run / "metrics.jsonl").exists() else 0
 
 
-def words_of(run: Path, pictures: Path, steps: int) -> tuple[str, ...]:
-    return ("pretrain", *SMALL, f"steps={steps}", f"data.source={pictures}", f"output={run}")
+def words_of(run: Path, images: Path, steps: int) -> tuple[str, ...]:
+    return ("pretrain", *SMALL, f"steps={steps}", f"data.source={images}", f"output={run}")
 
 
 def undisturbed(begin: Begin, words: tuple[str, ...], run: Path) -> float:
@@ -99,10 +99,10 @@ def goes_on_to_the_same_end(begin: Begin, words: tuple[str, ...], quiet: Path, r
     assert losses(rough) == losses(quiet) and len(losses(quiet)) > 0
 
 
-def test_a_request_in_each_phase_of_a_start_ends_with_75_and_the_run_ends_in_the_same_bits(begin, pictures, tmp_path):
+def test_a_request_in_each_phase_of_a_start_ends_with_75_and_the_run_ends_in_the_same_bits(begin, images, tmp_path):
     quiet, rough = tmp_path / "quiet", tmp_path / "rough"
-    undisturbed(begin, words_of(quiet, pictures, 6), quiet)
-    words = words_of(rough, pictures, 6)
+    undisturbed(begin, words_of(quiet, images, 6), quiet)
+    words = words_of(rough, images, 6)
     phases = {  # in this order: no run folder before the third
         signal.SIGTERM: lambda: True,
         signal.SIGUSR1: lambda: b"libtorch" in Path(f"/proc/{process.pid}/maps").read_bytes(),
@@ -123,11 +123,11 @@ def test_a_request_in_each_phase_of_a_start_ends_with_75_and_the_run_ends_in_the
 
 
 @pytest.mark.long
-def test_at_twenty_moments_from_the_first_module_to_training(begin, pictures, tmp_path):
+def test_at_twenty_moments_from_the_first_module_to_training(begin, images, tmp_path):
     """Twelve spread evenly up to the first step, eight in training."""
     quiet, rough = tmp_path / "quiet", tmp_path / "rough"
-    first, chance, waited = undisturbed(begin, words_of(quiet, pictures, 60), quiet), random.Random(0), []
-    words = words_of(rough, pictures, 60)
+    first, chance, waited = undisturbed(begin, words_of(quiet, images, 60), quiet), random.Random(0), []
+    words = words_of(rough, images, 60)
     for moment in range(20):
         number = SIGNALS[moment % len(SIGNALS)]
         process, before = begin(*words), logged(rough)
@@ -154,15 +154,13 @@ def test_each_signal_while_torch_is_imported(begin, number, how):
     stopped(wait(process, 20), number)
 
 
-def test_verbs_that_may_be_writing_clean_up_and_end_with_75_though_their_processes_hear_it_too(
-    begin, pictures, tmp_path
-):
-    for picture in list(pictures.iterdir()):
+def test_verbs_that_may_be_writing_clean_up_and_end_with_75_though_their_processes_hear_it_too(begin, images, tmp_path):
+    for image in list(images.iterdir()):
         for copy in range(40):
-            os.link(picture, pictures / f"{copy}-{picture.name}")
+            os.link(image, images / f"{copy}-{image.name}")
     words = (
         "shard",
-        f"source={pictures}",
+        f"source={images}",
         f"output={tmp_path / 'shards'}",
         "per_shard=20",
         "processes=2",
@@ -200,11 +198,11 @@ def has_a_socket(pid: int) -> bool:
     return False
 
 
-def test_signals_that_are_ignored_at_the_start_stay_ignored(begin, pictures, tmp_path):
+def test_signals_that_are_ignored_at_the_start_stay_ignored(begin, images, tmp_path):
     """As under nohup. The run that hears nothing ends by itself."""
     run = tmp_path / "run"
     ignored = lambda: [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGUSR2)]  # noqa: E731
-    process = begin(*words_of(run, pictures, 4), preexec_fn=ignored)
+    process = begin(*words_of(run, images, 4), preexec_fn=ignored)
     process.send_signal(signal.SIGHUP)
     for reached in (lambda: (run / "config.yaml").exists(), lambda: logged(run) > 1):
         until(reached, process)
@@ -214,7 +212,7 @@ def test_signals_that_are_ignored_at_the_start_stay_ignored(begin, pictures, tmp
     assert ended.status == ended.result["exit"] == 0 and len(losses(run)) == 4
 
 
-def test_a_run_whose_terminal_is_closed_saves_and_exits_75(begin, pictures, tmp_path):
+def test_a_run_whose_terminal_is_closed_saves_and_exits_75(begin, images, tmp_path):
     """The kernel sends SIGHUP, and nothing can be written to where standard output and error were."""
     run = tmp_path / "run"
     ours, theirs = pty.openpty()
@@ -224,7 +222,7 @@ def test_a_run_whose_terminal_is_closed_saves_and_exits_75(begin, pictures, tmp_
         ioctl(0, termios.TIOCSCTTY, 0)
 
     terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "preexec_fn": own_terminal}
-    process = begin(*words_of(run, pictures, 400), **terminal)
+    process = begin(*words_of(run, images, 400), **terminal)
     os.close(theirs)
     until(lambda: logged(run) > 1, process)
     os.close(ours)
@@ -242,8 +240,8 @@ def test_a_result_that_nobody_reads_leaves_the_status_as_it_is(begin):
 
 
 def test_importing_the_library_installs_no_handler():
-    look = "import signal; print([signal.getsignal(n) for n in range(1, 65) if n not in (9, 19, 32, 33)])"
-    code = f"{look}; import seer, seer.__main__, seer.cli.main, seer.engine.stop_request, seer.cli.pretrain; {look}"
+    poll = "import signal; print([signal.getsignal(n) for n in range(1, 65) if n not in (9, 19, 32, 33)])"
+    code = f"{poll}; import seer, seer.__main__, seer.cli.main, seer.engine.stop_request, seer.cli.pretrain; {poll}"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     before, after = told.stdout.splitlines()
     assert before == after

@@ -25,7 +25,7 @@ DRAWING = ("data.source=null", "data.drawn=60000")  # minutes of it
 
 @pytest.fixture
 def drawing() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """A function that starts a run and waits until it draws its pictures: rank 0 alone, the others wait."""
+    """A function that starts a run and waits until it draws its images: rank 0 alone, the others wait."""
     started = []
 
     def begin(run: Path, ranks: int = 1) -> subprocess.Popen[str]:
@@ -53,7 +53,7 @@ def stopped_early(ended: Ended, run: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "number", [signal.SIGUSR1, *(pytest.param(s, marks=pytest.mark.long) for s in (signal.SIGTERM, signal.SIGINT))]
 )
-def test_a_signal_while_pictures_are_drawn_ends_with_75(drawing, tmp_path, number):
+def test_a_signal_while_images_are_drawn_ends_with_75(drawing, tmp_path, number):
     process = drawing(tmp_path / "run")
     os.kill(process.pid, number)
     ended = wait(process, 20)

@@ -11,7 +11,7 @@ from seer.cli import config
 from seer.core.build import build
 from seer.core.log import log
 from seer.engine.precision import DTYPES
-from seer.evals.features import Alone, Pictures
+from seer.evals.features import Alone, LabelledImages
 from seer.evals.probe import labelled
 from seer.parallel.world import open_world
 from seer.run.weights import state
@@ -19,42 +19,42 @@ from seer.run.weights import state
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns the figures for the JSON line. Raises RequestError for weights or labels that are not there."""
-    wanted = config.read("evaluate", words)
+    settings = config.read("evaluate", words)
     start = time.monotonic()
-    weights = state(wanted["weights"])
+    weights = state(settings["weights"])
     backbone, card = weights.backbone, weights.card
-    if wanted["output"]:
-        folder = Path(wanted["output"])
+    if settings["output"]:
+        folder = Path(settings["output"])
         folder.mkdir(parents=True, exist_ok=True)
         output.append(folder)
-    train, test = labelled(SimpleNamespace(**wanted["data"]), card["input_size"])
-    threads = wanted["threads"] or len(os.sched_getaffinity(0))
-    with open_world(wanted["device"]) as world:
+    train, test = labelled(SimpleNamespace(**settings["data"]), card["input_size"])
+    threads = settings["threads"] or len(os.sched_getaffinity(0))
+    with open_world(settings["device"]) as world:
         evaluator = build(
             "eval",
-            wanted["eval"],
+            settings["eval"],
             train,
             test,
             mean=tuple(card["mean"]),
             std=tuple(card["std"]),
-            batch=wanted["batch"],
+            batch=settings["batch"],
             threads=threads,
-            dtype=DTYPES[wanted["dtype"]],
+            dtype=DTYPES[settings["dtype"]],
         )
         values = evaluator.run(Alone(backbone.to(world.device).eval()))
     log.info("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     return {
         **values,
-        "weights": str(wanted["weights"]),
-        **weights.told,
+        "weights": str(settings["weights"]),
+        **weights.origin,
         **counts(train, test),
         "seconds": round(time.monotonic() - start, 1),
     }
 
 
-def counts(train: Pictures, test: Pictures) -> dict[str, int]:
+def counts(train: LabelledImages, test: LabelledImages) -> dict[str, int]:
     """Returns the number of classes of train, how many images there were a figure of, and how many had no label."""
-    told = {"classes": len(train.classes)}
-    told |= {name: len(one) - len(one.broken) for name, one in (("train", train), ("test", test))}
+    origin = {"classes": len(train.classes)}
+    origin |= {name: len(one) - len(one.broken) for name, one in (("train", train), ("test", test))}
     unlabelled = train.unlabelled + test.unlabelled
-    return {**told, "unlabelled": unlabelled} if unlabelled else told
+    return {**origin, "unlabelled": unlabelled} if unlabelled else origin

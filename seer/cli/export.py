@@ -15,10 +15,10 @@ from seer.cli import config
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data import synthetic as sample
-from seer.data.augment import normalise
+from seer.data.augment import normalize
 from seer.data.decode import decode
-from seer.data.shards.open import open_shards, picture_of
-from seer.evals.features import centre
+from seer.data.shards.open import image_of, open_shards
+from seer.evals.features import center
 from seer.export import to_safetensors, to_timm, to_torchvision
 from seer.models.regnet import RegNet
 from seer.run.weights import state
@@ -42,41 +42,41 @@ class TargetsFailedError(RuntimeError):
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns the file and its parity for the JSON line. Raises RequestError for a target that cannot hold the backbone."""
-    wanted = config.read("export", words)
-    if wanted["to"] not in (*TARGETS, "all"):
-        raise RequestError(f"to={wanted['to']}: one of {', '.join(TARGETS)}, all")
-    if wanted["pictures"] < 1:
-        raise RequestError(f"pictures={wanted['pictures']}: at least one for the parity check")
-    weights = state(wanted["weights"])
+    settings = config.read("export", words)
+    if settings["to"] not in (*TARGETS, "all"):
+        raise RequestError(f"to={settings['to']}: one of {', '.join(TARGETS)}, all")
+    if settings["pictures"] < 1:
+        raise RequestError(f"pictures={settings['pictures']}: at least one for the parity check")
+    weights = state(settings["weights"])
     backbone, card = weights.backbone, weights.card
-    if wanted["licence"]:
-        card["licence"] = wanted["licence"]
-    pictures = _pictures(wanted["source"], wanted["pictures"], card)
-    if wanted["to"] == "all":
-        return _all(backbone, card, Path(wanted["output"]), pictures, weights.told)
-    written = TARGETS[wanted["to"]](backbone, card, Path(wanted["output"]), pictures)
+    if settings["licence"]:
+        card["licence"] = settings["licence"]
+    images = _images(settings["source"], settings["pictures"], card)
+    if settings["to"] == "all":
+        return _all(backbone, card, Path(settings["output"]), images, weights.origin)
+    written = TARGETS[settings["to"]](backbone, card, Path(settings["output"]), images)
     log.info(f"{written['file']}: {_parity(written)}")
-    return {"to": wanted["to"], **_shown(written), "pictures": len(pictures), **weights.told}
+    return {"to": settings["to"], **_shown(written), "pictures": len(images), **weights.origin}
 
 
 def _all(
-    backbone: RegNet, card: dict[str, Any], folder: Path, pictures: torch.Tensor, weights: dict[str, Any]
+    backbone: RegNet, card: dict[str, Any], folder: Path, images: torch.Tensor, weights: dict[str, Any]
 ) -> dict[str, Any]:
     """Exports every target into a folder of its own name in `folder`. weights: what is told of them in the result."""
     rows: dict[str, dict[str, Any]] = {}
     statuses: list[int] = []
     for name, target in TARGETS.items():
         try:
-            rows[name] = _shown(target(backbone, card, folder / name, pictures))
+            rows[name] = _shown(target(backbone, card, folder / name, images))
         except Exception as error:  # told in the table and in the exit status, whatever it is
             statuses.append(getattr(error, "exit_status", 78 if isinstance(error, ValueError) else 70))
             rows[name] = {"error": str(error) or type(error).__name__}
             if statuses[-1] == 70:
                 traceback.print_exc()
     for name, row in rows.items():
-        told = f"FAILED: {row['error']}" if "error" in row else _parity(row)
-        print(f"{name:<14}{told}", file=sys.stderr)
-    result = {"to": "all", "targets": rows, "pictures": len(pictures), **weights}
+        origin = f"FAILED: {row['error']}" if "error" in row else _parity(row)
+        print(f"{name:<14}{origin}", file=sys.stderr)
+    result = {"to": "all", "targets": rows, "pictures": len(images), **weights}
     failed = [f"{name}: {row['error']}" for name, row in rows.items() if "error" in row]
     if failed:
         message = f"{len(failed)} of {len(rows)} targets failed, the others are written. {' | '.join(failed)}"
@@ -92,14 +92,14 @@ def _parity(written: dict[str, Any]) -> str:
     return f"features differ by {written['parity']:.1e} at most (allowed {written['tolerance']:.0e})"
 
 
-def _pictures(source: str | None, count: int, card: dict[str, Any]) -> torch.Tensor:
+def _images(source: str | None, count: int, card: dict[str, Any]) -> torch.Tensor:
     """Returns float32 [count, 3, S, S], normalized: from a source, or the built-in ones."""
     size = card["input_size"]
     if source:
         shards = open_shards(source)
         rows = [(s, r) for s, shard in enumerate(shards) for r in range(min(len(shard), count))][:count]
-        pictures = [decode(picture_of(shards[s].read(s, r))) for s, r in rows]
+        images = [decode(image_of(shards[s].read(s, r))) for s, r in rows]
     else:
-        pictures = [sample.draw(i % len(sample.KINDS), i) for i in range(count)]
-    pixels = torch.stack([centre(p, size, size) for p in pictures]).float().div_(255)
-    return normalise(pixels, card["mean"], card["std"])
+        images = [sample.draw(i % len(sample.SHAPE_CLASSES), i) for i in range(count)]
+    pixels = torch.stack([center(p, size, size) for p in images]).float().div_(255)
+    return normalize(pixels, card["mean"], card["std"])

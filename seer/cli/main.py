@@ -21,8 +21,8 @@ from seer.core.config import flat
 from seer.core.signals import listener
 
 VERBS = {
-    "pretrain": "train a backbone from pictures that nobody labelled",
-    "shard": "pictures -> tar shards with an index beside each",
+    "pretrain": "train a backbone from images that nobody labelled",
+    "shard": "images -> tar shards with an index beside each",
     "evaluate": "what the features are worth: kNN, linear, RankMe",
     "plan": "what a training step needs of each GPU, before a job is queued",
     "export": "a backbone that loads elsewhere, with a parity check",
@@ -54,29 +54,29 @@ def main(words: Sequence[str] | None = None) -> int:
         print(_verb_help(verb), file=sys.stderr)
         return 0
     result: dict[str, Any] = {"verb": verb, "exit": 0}
-    tells = rank == 0  # whether this rank speaks; of failures the one that failed first, or the lowest that is left
+    reports = rank == 0  # whether this rank speaks; of failures the one that failed first, or the lowest that is left
     output: list[Path] = []  # the verb appends its output folder as soon as it owns it
     try:
         module = importlib.import_module(f"seer.cli.{verb}")
         listener.owns(output, unwinds=verb != "pretrain")  # which writes nothing before it owns its folder
         result.update(module.run(words, output))
-        listener.settle()
+        listener.result_begins()
     except KeyboardInterrupt as asked:
-        listener.settle()
+        listener.result_begins()
         by = f" by {asked.args[0]}" if asked.args else ""
         result.update(exit=75, error=f"interrupted{by} before anything had to be saved; run the same command again")
     except Exception as error:  # the one place where failures become statuses
-        listener.settle()
+        listener.result_begins()
         status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
         words = str(error) or type(error).__name__
         if isinstance(error, OSError) and error.errno in STORAGE:
             status, words = 74, f"{words}; see to the storage or make room, and run the same command again"
         result.update(getattr(error, "result", {}), exit=status, error=words)
-        tells = getattr(error, "tells", rank == 0)
-        if tells and not hasattr(error, "exit_status") and status == 70:  # nobody foresaw it
+        reports = getattr(error, "tells", rank == 0)
+        if reports and not hasattr(error, "exit_status") and status == 70:  # nobody foresaw it
             with suppress(OSError):  # the terminal was closed
                 traceback.print_exc()
-    return _end(result, rank, output[0] if output else None, tells)
+    return _end(result, rank, output[0] if output else None, reports)
 
 
 def entry() -> None:
@@ -102,12 +102,12 @@ def entry() -> None:
     raise SystemExit(status)
 
 
-def _end(result: dict[str, Any], rank: int, output: Path | None = None, tells: bool | None = None) -> int:
-    listener.settle()
-    status, tells = int(result["exit"]), rank == 0 if tells is None else tells
-    if "error" in result and tells:
+def _end(result: dict[str, Any], rank: int, output: Path | None = None, reports: bool | None = None) -> int:
+    listener.result_begins()
+    status, reports = int(result["exit"]), rank == 0 if reports is None else reports
+    if "error" in result and reports:
         log.log.error(f"seer {result['verb']}: {f'rank {rank}: ' if rank else ''}{result['error']}")
-    if tells:
+    if reports:
         line = json.dumps(result)
         if output is not None and output.is_dir():
             try:
@@ -115,10 +115,10 @@ def _end(result: dict[str, Any], rank: int, output: Path | None = None, tells: b
                 temporary.write_text(line + "\n", encoding="utf-8")
                 temporary.replace(output / "result.json")
             except OSError as error:
-                told = f"{output / 'result.json'} cannot be written: {error.strerror}"
-                log.log.error(told)
+                message = f"{output / 'result.json'} cannot be written: {error.strerror}"
+                log.log.error(message)
                 if status == 0:  # whoever asks the folder must not be told that all is done
-                    status, line = 74, json.dumps({**result, "exit": 74, "error": told})
+                    status, line = 74, json.dumps({**result, "exit": 74, "error": message})
         try:
             print(line, flush=True)
         except OSError as error:

@@ -10,10 +10,10 @@ from seer.run.config import RunConfig
 
 def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
     """Returns the sum and its parts, in GB of each GPU. Raises RequestError."""
-    wanted = config.read("plan", words)
-    gpus, gpu_memory = wanted.pop("gpus"), wanted.pop("gpu_memory")
-    del wanted["replay"]
-    asked = RunConfig.of(wanted)
+    settings = config.read("plan", words)
+    gpus, gpu_memory = settings.pop("gpus"), settings.pop("gpu_memory")
+    del settings["replay"]
+    asked = RunConfig.of(settings)
     from seer.run.plan import plan  # torch costs seconds, which a wrong word need not wait for
 
     return plan(asked, gpus, gpu_memory)

@@ -16,13 +16,13 @@ def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
 
     Words given beside `replay` do not count, but for `data.source` and `parallel.device`.
     """
-    wanted = config.read("pretrain", words)
-    capture = wanted.pop("replay")
+    settings = config.read("pretrain", words)
+    capture = settings.pop("replay")
     if capture:
         from seer.run.replay import replay
 
-        return replay(Path(capture), wanted["data"]["source"], wanted["parallel"]["device"])
-    asked = RunConfig.of(wanted)
+        return replay(Path(capture), settings["data"]["source"], settings["parallel"]["device"])
+    asked = RunConfig.of(settings)
     from seer.run.session import train
 
     return train(asked, output=output)

@@ -14,10 +14,10 @@ _FORM = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?(?:e[0-9]{1,2})?)\s*([kMG]?)\s*(img
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
-def steps(duration: int | float | str, *, batch: int, pictures: int, total: int | None = None) -> int:
+def steps(duration: int | float | str, *, batch: int, images: int, total: int | None = None) -> int:
     """Returns how many optimizer steps a duration is.
 
-    batch: images of one step over all ranks. pictures: size of the data, for epochs. total: steps of the run, for "%".
+    batch: images of one step over all ranks. images: size of the data, for epochs. total: steps of the run, for "%".
     Raises ValueError for what is none of the forms above, and for a percentage where there is no total.
     """
     found = _FORM.match(str(duration))
@@ -31,7 +31,7 @@ def steps(duration: int | float | str, *, batch: int, pictures: int, total: int 
     if unit == "img":
         return math.ceil(number / batch)
     if unit == "ep":
-        return math.ceil(number * pictures / batch)
+        return math.ceil(number * images / batch)
     if unit == "%":
         if total is None:
             raise ValueError(f"duration {duration!r} is a share of the run, so it cannot be the length of the run")

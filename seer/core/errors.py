@@ -54,6 +54,6 @@ class LostPeer(RuntimeError):
     tells: whether this rank is the one that says so.
     """
 
-    def __init__(self, message: str, exit_status: int = 75, tells: bool = True):
+    def __init__(self, message: str, exit_status: int = 75, reports: bool = True):
         super().__init__(message)
-        self.exit_status, self.tells = exit_status, tells
+        self.exit_status, self.reports = exit_status, reports

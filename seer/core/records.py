@@ -25,7 +25,7 @@ class Sample(NamedTuple):
 
 
 # What reasons are counted by. A new one goes to the end: counts that a run has stored are told apart by their place.
-KINDS = ("empty", "format", "size", "truncated", "damaged", "checksum", "archive", "target")
+SKIP_REASONS = ("empty", "format", "size", "truncated", "damaged", "checksum", "archive", "target")
 
 
 @dataclass(frozen=True)
@@ -143,5 +143,5 @@ class Labelled:
     labels: torch.Tensor
 
 
-Picture = np.ndarray  # uint8 [h, w, 3], RGB
+ImageArray = np.ndarray  # uint8 [h, w, 3], RGB
 Decoded = dict[str, np.ndarray]  # of one sample: "image" uint8 [h, w, 3], "mask" uint8 [h, w], "label" int64 [], …

@@ -124,7 +124,7 @@ class Listener:
                 os.replace(f"{folder}/.result.json.writing", f"{folder}/result.json")
         _write(1, line)
 
-    def settle(self) -> None:
+    def result_begins(self) -> None:
         """Says that the result is about to be told: no request changes it any more."""
         if self.heard and not self._told:
             if not self._ending.acquire(blocking=False):

@@ -19,7 +19,9 @@ from seer.core.records import Color
 _GRAY = (0.299, 0.587, 0.114)
 
 
-def finish(fields: Mapping[str, torch.Tensor], size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def augment_batch(
+    fields: Mapping[str, torch.Tensor], size: int, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
     """Returns a batch's views of one size as the network meets them: float32 [N, 3, S, S], channels_last.
 
     fields: of the batch, `views/S` uint8 [N, 3, S, S], channels_last, and `color/S/…` on the host, where color was drawn
@@ -27,7 +29,7 @@ def finish(fields: Mapping[str, torch.Tensor], size: int, mean: Sequence[float],
     """
     views, color = fields[f"views/{size}"], Color.of(fields, size)
     if color is None:
-        return levels(views, mean, std)
+        return to_normalized_float(views, mean, std)
     x = views.to(torch.float32, memory_format=torch.channels_last).div_(255)
     for turn in range(4):
         for operation, apply in enumerate((brightness, contrast, saturation, hue)):
@@ -46,17 +48,17 @@ def finish(fields: Mapping[str, torch.Tensor], size: int, mean: Sequence[float],
         sigma = color.sigma[chosen]
         reach = math.ceil(3 * float(sigma.max()))
         x.index_copy_(0, index, blur(x[index], sigma.to(x.device, non_blocking=True), reach))
-    return normalise(x, mean, std)
+    return normalize(x, mean, std)
 
 
-def normalise(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalize(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Normalizes pixels in [0, 1], float32 [N, 3, S, S], in place."""
     shift = torch.tensor(mean, device=x.device)[:, None, None]
     scale = torch.tensor(std, device=x.device)[:, None, None]
     return x.sub_(shift).div_(scale)
 
 
-def levels(crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def to_normalized_float(crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Turns uint8 [N, 3, S, S], channels_last, into normalized float32, channels_last.
 
     The channels' numbers are repeated along a row of pixels: broadcasting them over innermost axes of three costs eight

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from seer.core.records import Picture
+from seer.core.records import ImageArray
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MOST_BYTES = 64 << 20
@@ -37,7 +37,7 @@ _TURN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
-_GREYS = (np.arange(0x10000) / 257).round().astype(np.uint8)  # of 16 bits
+_GRAYS = (np.arange(0x10000) / 257).round().astype(np.uint8)  # of 16 bits
 _SPREAD = {2: 85, 4: 17}  # by which Pillow multiplies grays of so many bits
 _SEQUENTIAL = (0xC0, 0xC1)  # frames of Huffman codes: every scan has bits of every block
 _TURN_MARKS = (b"Exif\0", b"tiff:Orientation")  # without one of them nothing in a file speaks of a turn
@@ -54,7 +54,7 @@ class Undecodable(ValueError):
         self.kind = kind
 
 
-def decode(data: bytes, scratch: np.ndarray | None = None) -> Picture:
+def decode(data: bytes, scratch: np.ndarray | None = None) -> ImageArray:
     """Returns the image as uint8 [h, w, 3] RGB, turned upright by its EXIF orientation, transparency laid on
     black. Raises Undecodable.
 
@@ -118,27 +118,27 @@ def reencoded(data: bytes, max_side: int | None, quality: int | None) -> tuple[s
     With a quality every image becomes a JPEG, upright and on black, unless it is one of the right size and would grow;
     without, only those whose longer side is above max_side, at quality 90. Raises Undecodable.
     """
-    picture = decode(data)
-    height, width, _ = picture.shape
+    pixels = decode(data)
+    height, width, _ = pixels.shape
     longest = max(height, width)
     if max_side is not None and longest > max_side:
         size = [max(LEAST_SIDE, round(side * max_side / longest)) for side in (width, height)]
-        picture = np.asarray(Image.fromarray(picture).resize((size[0], size[1]), Image.Resampling.LANCZOS))
-        return "jpg", encode_jpeg(picture, quality or 90)
+        pixels = np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.LANCZOS))
+        return "jpg", encode_jpeg(pixels, quality or 90)
     if quality is None:
         return None, data
-    new = encode_jpeg(picture, quality)
+    new = encode_jpeg(pixels, quality)
     return (None, data) if data[:3] == b"\xff\xd8\xff" and len(new) >= len(data) else ("jpg", new)
 
 
-def encode_jpeg(picture: Picture, quality: int) -> bytes:
+def encode_jpeg(pixels: ImageArray, quality: int) -> bytes:
     """Returns a JPEG file of uint8 [h, w, 3]."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
-def _sound_jpeg(data: bytes, scratch: np.ndarray | None) -> Picture | None:
+def _sound_jpeg(data: bytes, scratch: np.ndarray | None) -> ImageArray | None:
     """Returns the pixels of a JPEG without a fault in gray or YCbCr, or None. Raises Undecodable for a size."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -217,21 +217,21 @@ def _check_scans(data: bytes, end: int, frame: int | None, width: int, height: i
         )
 
 
-def _rgb(image: Image.Image) -> Picture:
+def _rgb(image: Image.Image) -> ImageArray:
     image.load()  # first: what fails from here on to the turn is the EXIF block, never the pixels
     turn = _TURN.get(_turn_of(image))
     if turn is not None:
         image = image.transpose(turn)
-    picture = np.empty((image.height, image.width, 3), np.uint8)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, STRIP):  # what pixels are on the way may be several times as large
         strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
-        picture[top : top + STRIP] = np.asarray(_rgb_strip(strip, image.mode != "RGB" and "transparency" in image.info))
-    return picture
+        pixels[top : top + STRIP] = np.asarray(_rgb_strip(strip, image.mode != "RGB" and "transparency" in image.info))
+    return pixels
 
 
 def _rgb_strip(image: Image.Image, transparent: bool) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel: convert() would saturate nearly all of them
-        return Image.fromarray(_GREYS[np.asarray(image).clip(0, 0xFFFF)]).convert("RGB")
+        return Image.fromarray(_GRAYS[np.asarray(image).clip(0, 0xFFFF)]).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or transparent:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (0, 0, 0, 255))

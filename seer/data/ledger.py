@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from seer.core.errors import BadDataError, RequestError
-from seer.core.records import KINDS, Skipped
+from seer.core.records import SKIP_REASONS, Skipped
 from seer.data.shards.open import Shard
 
 WINDOW = 100_000  # images
-LEAST = 100
+LEAST_SEEN = 100
 LEAST_IN_SHARD = 10
 
 
-def share(value: float | str) -> float:
+def parse_fraction(value: float | str) -> float:
     """Returns 0.01 for 0.01 or "1%". Raises RequestError for what is no share of a whole."""
     text = str(value).strip()
     try:
@@ -51,15 +51,17 @@ class Ledger:
         over_ranks: Callable[[np.ndarray], np.ndarray] | None = None,
         ranks: int = 1,
     ):
-        self.by_kind = dict.fromkeys(KINDS, 0)  # of all ranks, as of the last check
-        self._max, self._over_ranks, self._ranks = share(max_bad), over_ranks or (lambda counts: counts), ranks
+        self.by_kind = dict.fromkeys(SKIP_REASONS, 0)  # of all ranks, as of the last check
+        self._max, self._over_ranks, self._ranks = parse_fraction(max_bad), over_ranks or (lambda counts: counts), ranks
         self._paths = [str(s.path) for s in shards]
         self._number = {path: n for n, path in enumerate(self._paths)}
         self._rows = np.array([len(s) for s in shards], dtype=np.int64)  # [S]
         self._bad = np.zeros(len(shards), dtype=np.int64)  # [S], this rank, this epoch
         self._rows_bad: set[tuple[int, int]] = set()  # what `_bad` counts; about 150 bytes for each
-        self._new = np.zeros(len(KINDS) + 2, dtype=np.int64)  # [K] by kind, then bad ones that were due, then alarms
-        self._pictures, self._consumed = 0, 0  # since the last check; of the whole run
+        self._new = np.zeros(
+            len(SKIP_REASONS) + 2, dtype=np.int64
+        )  # [K] by kind, then bad ones that were due, then alarms
+        self._images, self._consumed = 0, 0  # since the last check; of the whole run
         self._window: deque[tuple[int, int]] = deque()  # (images, bad) of all ranks
         self._in_window = np.zeros(2, dtype=np.int64)
 
@@ -81,15 +83,15 @@ class Ledger:
         for bad in recent.tolist():
             self._push(batch, bad)
 
-    def add(self, pictures: int, skipped: Sequence[Skipped]) -> None:
+    def add(self, images: int, skipped: Sequence[Skipped]) -> None:
         """Counts one step: how many images it took over all ranks, and what this rank skipped."""
-        if self._of_epoch(self._consumed) != self._of_epoch(self._consumed + pictures):  # of the last image of a step
+        if self._of_epoch(self._consumed) != self._of_epoch(self._consumed + images):  # of the last image of a step
             self._bad[:] = 0
             self._rows_bad.clear()
-        self._consumed += pictures
-        self._pictures += pictures
+        self._consumed += images
+        self._images += images
         for one in skipped:
-            self._new[KINDS.index(one.kind)] += 1
+            self._new[SKIP_REASONS.index(one.kind)] += 1
             if one.attempt == 0:
                 self._new[-2] += 1
                 self._count(self._number[one.shard], one.row)
@@ -100,14 +102,14 @@ class Ledger:
         self._new[-1] = int((self._bad > half).any())
         new = self._over_ranks(self._new.copy())
         self._new[:] = 0
-        for kind, count in zip(KINDS, new.tolist(), strict=False):
+        for kind, count in zip(SKIP_REASONS, new.tolist(), strict=False):
             self.by_kind[kind] += count
-        self._push(self._pictures, int(new[-2]))
-        self._pictures = 0
-        pictures, bad = self._in_window.tolist()
-        if bad >= LEAST and bad > self._max * pictures:
+        self._push(self._images, int(new[-2]))
+        self._images = 0
+        images, bad = self._in_window.tolist()
+        if bad >= LEAST_SEEN and bad > self._max * images:
             raise BadDataError(
-                f"{bad} of the last {pictures} pictures are bad ({bad / pictures:.1%}), more than data.max_bad="
+                f"{bad} of the last {images} images are bad ({bad / images:.1%}), more than data.max_bad="
                 f"{self._max:.6g}; {self._advice()}"
             )
         if new[-1]:
@@ -119,7 +121,7 @@ class Ledger:
             if over.any():
                 worst = int(np.argmax(np.where(over, total / self._rows, 0)))
                 raise BadDataError(
-                    f"{total[worst]} of the {self._rows[worst]} pictures in {self._paths[worst]} are bad, more than half; "
+                    f"{total[worst]} of the {self._rows[worst]} images in {self._paths[worst]} are bad, more than half; "
                     + self._advice()
                 )
 
@@ -144,14 +146,14 @@ class Ledger:
         counts = ", ".join(f"{kind} {count}" for kind, count in self.by_kind.items() if count)
         return (
             f"reasons so far: {counts}. skipped.jsonl in the run folder names each: repair the shard or take it out of "
-            "data.source, go on without the named pictures (data.exclude=RUN/skipped.jsonl), or raise data.max_bad"
+            "data.source, go on without the named images (data.exclude=RUN/skipped.jsonl), or raise data.max_bad"
         )
 
-    def _of_epoch(self, pictures: int) -> int:
-        return (pictures - 1) // max(1, int(self._rows.sum()))
+    def _of_epoch(self, images: int) -> int:
+        return (images - 1) // max(1, int(self._rows.sum()))
 
-    def _push(self, pictures: int, bad: int) -> None:
-        self._window.append((pictures, bad))
-        self._in_window += (pictures, bad)
+    def _push(self, images: int, bad: int) -> None:
+        self._window.append((images, bad))
+        self._in_window += (images, bad)
         while self._in_window[0] - self._window[0][0] >= WINDOW:
             self._in_window -= self._window.popleft()

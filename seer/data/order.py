@@ -27,7 +27,7 @@ _CHUNK = 8192  # shards permuted at a time
 _AHEAD = 8192  # rows located at a time, of batches to come: numpy's price is per call, not per row
 _EPOCHS = 16  # but no further ahead than this, since each epoch has its price, too
 _TURNS = np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # round keys of the Feistel network
-TRIES = 8  # stand-ins for one position from its own block at the most
+STAND_IN_TRIES = 8  # stand-ins for one position from its own block at the most
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Places:
     row: np.ndarray
 
 
-def choose_lanes(batch: int, pictures: int) -> int:
+def choose_lanes(batch: int, images: int) -> int:
     """Returns the number of lanes for a global batch: the most up to MOST_LANES that divide it and are no more
     than the images; where a number of ranks divides the batch but not those, as few more as all such numbers
     divide, should there be as many images."""
-    most = largest_divisor(batch, min(pictures, MOST_LANES))
+    most = largest_divisor(batch, min(images, MOST_LANES))
     shared = math.lcm(*(n for n in range(1, MOST_RANKS + 1) if batch % n == 0))
-    return most if most % shared == 0 or shared > pictures else shared
+    return most if most % shared == 0 or shared > images else shared
 
 
 def largest_divisor(batch: int, most: int) -> int:
@@ -61,9 +61,9 @@ class Plan:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.total = int(self.counts.sum())
         if not 1 <= lanes <= self.total:
-            raise RequestError(f"{lanes} lanes for {self.total} pictures; data.lanes must be from 1 to the pictures")
+            raise RequestError(f"{lanes} lanes for {self.total} images; data.lanes must be from 1 to the images")
         if block < 1:
-            raise RequestError(f"data.block={block}; a block holds at least one picture")
+            raise RequestError(f"data.block={block}; a block holds at least one image")
         self.lanes, self.block, self.seed = lanes, block, seed
         self.lane_start = np.arange(lanes + 1, dtype=np.int64) * self.total // lanes
         self._lines: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -113,7 +113,7 @@ class Plan:
         lanes, positions = np.array([lane]), np.array([position])
         epoch, first, size, due = (int(one[0]) for one in self._blocks(lanes, positions))
         tried = [due]
-        for one in range(1, min(attempt, TRIES, size - 1) + 1):
+        for one in range(1, min(attempt, STAND_IN_TRIES, size - 1) + 1):
             key = rng.sub_keys(rng.key(self.seed, "stand-in", one), lanes, positions)
             inside = int(rng.uniforms(key, 1)[0, 0] * size)
             while inside in tried:

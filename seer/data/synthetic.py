@@ -36,7 +36,7 @@ SUPERSAMPLING = 3  # a mask is drawn this much larger and averaged down: Pillow'
 LUMA = np.array([0.299, 0.587, 0.114])
 
 # What a stream is for, so that no two purposes share one.
-SCENE, SHAPE, ORDER, PICTURE = range(4)
+SCENE, SHAPE, ORDER, IMAGE = range(4)
 
 # A polygon [n, 2] within the unit disc (or near it) and whether it adds to the figure or cuts a hole; later ones win.
 Part = tuple[np.ndarray, bool]
@@ -49,9 +49,9 @@ def _polar(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)  # [n, 2]
 
 
-def _circle(radius: float, centre: tuple[float, float] = (0.0, 0.0), points: int = 64) -> np.ndarray:
+def _circle(radius: float, center: tuple[float, float] = (0.0, 0.0), points: int = 64) -> np.ndarray:
     angle = np.arange(points) * (2 * math.pi / points)
-    return _polar(np.full(points, radius), angle) + np.array(centre)  # [n, 2]
+    return _polar(np.full(points, radius), angle) + np.array(center)  # [n, 2]
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
@@ -115,8 +115,8 @@ def _dots(rng: np.random.Generator) -> list[Part]:
     radius = pitch * rng.uniform(0.28, 0.38)
     rows, columns = np.mgrid[-3:4, -3:4]
     x, y = (columns + rows / 2) * pitch, rows * (pitch * math.sqrt(3) / 2)  # a hexagonal lattice, cut to a disc
-    centres = np.stack([x.ravel(), y.ravel()], axis=-1)  # [49, 2]
-    return [(_circle(radius, (i, j), 20), True) for i, j in centres if math.hypot(i, j) < 0.95]
+    centers = np.stack([x.ravel(), y.ravel()], axis=-1)  # [49, 2]
+    return [(_circle(radius, (i, j), 20), True) for i, j in centers if math.hypot(i, j) < 0.95]
 
 
 def _zigzag(rng: np.random.Generator) -> list[Part]:
@@ -141,7 +141,7 @@ _CONTOURS: dict[str, Callable[[np.random.Generator], list[Part]]] = {
     "zigzag": _zigzag,
 }
 
-KINDS: tuple[str, ...] = tuple(_CONTOURS)
+SHAPE_CLASSES: tuple[str, ...] = tuple(_CONTOURS)
 
 
 # ---- the scene -------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def _stream(seed: int, *purpose: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=purpose)))
 
 
-def _colour(rng: np.random.Generator, luma: float) -> np.ndarray:
+def _color(rng: np.random.Generator, luma: float) -> np.ndarray:
     """Returns float64 [3] in [0, 1]: a random hue and strength with exactly this brightness."""
     tint = rng.normal(size=3)
     tint -= tint @ LUMA  # LUMA sums to one: what is left has no brightness of its own
@@ -207,8 +207,8 @@ def draw(kind: int, seed: int) -> np.ndarray:
 
     `seed` is any integer from 0 up. Everything but the contour is a function of `seed` alone, the size included.
     """
-    if not 0 <= kind < len(KINDS):
-        raise ValueError(f"kind = {kind}; there are {len(KINDS)} kinds, choose 0 to {len(KINDS) - 1}")
+    if not 0 <= kind < len(SHAPE_CLASSES):
+        raise ValueError(f"kind = {kind}; there are {len(SHAPE_CLASSES)} kinds, choose 0 to {len(SHAPE_CLASSES) - 1}")
     scene, shape = _stream(seed, SCENE), _stream(seed, SHAPE, kind)
 
     # Size: the geometric mean of the sides, then the aspect ratio.
@@ -229,15 +229,15 @@ def draw(kind: int, seed: int) -> np.ndarray:
     for row, column in np.ndindex(rows, columns):
         middle = np.array([(column + 0.5) * w / columns, (row + 0.5) * h / rows])  # x first
         radius = scene.uniform(0.36, 0.52) * cell
-        centre = middle + scene.uniform(-0.15, 0.15, 2) * cell
+        center = middle + scene.uniform(-0.15, 0.15, 2) * cell
         turn, axis, stretch = scene.uniform(0, 2 * math.pi), scene.uniform(0, math.pi), scene.uniform(-0.14, 0.14)
         squeeze = np.diag([math.exp(stretch), math.exp(-stretch)])
         pose = _rotation(axis) @ squeeze @ _rotation(turn - axis) * radius  # [2, 2]
-        contour = [(points @ pose.T + centre, filled) for points, filled in _CONTOURS[KINDS[kind]](shape)]
-        below = float(np.clip(ground[int(centre[1].clip(0, h - 1)), int(centre[0].clip(0, w - 1))], 0, 1) @ LUMA)
+        contour = [(points @ pose.T + center, filled) for points, filled in _CONTOURS[SHAPE_CLASSES[kind]](shape)]
+        below = float(np.clip(ground[int(center[1].clip(0, h - 1)), int(center[0].clip(0, w - 1))], 0, 1) @ LUMA)
         step = scene.uniform(0.35, 0.6) * (1 if scene.random() < 0.5 else -1)
         luma = below + step if 0.04 < below + step < 0.96 else below - step
-        figure = _colour(scene, float(np.clip(luma, 0.04, 0.96))) + _texture(scene, y, x)  # [h, w, 3]
+        figure = _color(scene, float(np.clip(luma, 0.04, 0.96))) + _texture(scene, y, x)  # [h, w, 3]
         lit = lit + _mask(contour, h, w) * (figure - lit)
 
     # Patches of shade lie over everything, then light falls from one side.
@@ -255,10 +255,10 @@ def _rotation(angle: float) -> np.ndarray:
 # ---- the data set ----------------------------------------------------------------------------------------------------
 
 
-def encode(picture: np.ndarray, quality: int) -> bytes:
+def encode(image: np.ndarray, quality: int) -> bytes:
     """Returns the JPEG file of a uint8 [h, w, 3] image."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=quality)
+    Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
 
 
@@ -269,27 +269,27 @@ def samples(count: int, seed: int, first: int = 0) -> Iterator[tuple[str, dict[s
     different seeds, or ranges that do not meet.
     """
     for index in range(first, first + count):
-        block, place = divmod(index, len(KINDS))
-        kind = int(_stream(seed, ORDER, block).permutation(len(KINDS))[place])
-        stream = _stream(seed, PICTURE, index)
-        picture = draw(kind, int(stream.integers(2**63)))
-        jpg = encode(picture, quality=int(stream.integers(QUALITIES[0], QUALITIES[1] + 1)))
+        block, place = divmod(index, len(SHAPE_CLASSES))
+        kind = int(_stream(seed, ORDER, block).permutation(len(SHAPE_CLASSES))[place])
+        stream = _stream(seed, IMAGE, index)
+        image = draw(kind, int(stream.integers(2**63)))
+        jpg = encode(image, quality=int(stream.integers(QUALITIES[0], QUALITIES[1] + 1)))
         yield f"{index:08d}", {"jpg": jpg, "cls": str(kind).encode()}
 
 
 # ---- what needs no learning ------------------------------------------------------------------------------------------
 
 
-def _pixels(picture: np.ndarray) -> np.ndarray:
+def _pixels(image: np.ndarray) -> np.ndarray:
     """Returns float32 [3072] of a uint8 [h, w, 3]: the image squeezed to 32 x 32."""
-    small = Image.fromarray(picture).resize((32, 32), Image.Resampling.BOX)
+    small = Image.fromarray(image).resize((32, 32), Image.Resampling.BOX)
     return np.asarray(small, np.float32).ravel() / 255
 
 
-def _colours(picture: np.ndarray) -> np.ndarray:
+def _colors(image: np.ndarray) -> np.ndarray:
     """Returns float32 [216] of a uint8 [h, w, 3]: the joint histogram of six levels a channel. The square root
     makes the cosine of two of them their overlap."""
-    red, green, blue = np.moveaxis(picture.astype(np.int64) * 6 // 256, -1, 0)
+    red, green, blue = np.moveaxis(image.astype(np.int64) * 6 // 256, -1, 0)
     return np.sqrt(np.bincount((red * 36 + green * 6 + blue).ravel(), minlength=216) / red.size).astype(np.float32)
 
 
@@ -317,10 +317,10 @@ def baselines(
     better than either.
     """
     if not 1 <= k <= len(train):
-        raise ValueError(f"k = {k} neighbours out of {len(train)} training pictures; choose 1 to {len(train)}")
+        raise ValueError(f"k = {k} neighbours out of {len(train)} training images; choose 1 to {len(train)}")
     labels, truth = (np.array([label for _, label in split]) for split in (train, test))  # [N], [M]
     accuracy = {}
-    for name, feature in (("knn_pixels", _pixels), ("knn_colour_histogram", _colours)):
-        known, asked = (np.stack([feature(picture) for picture, _ in split]) for split in (train, test))
+    for name, feature in (("knn_pixels", _pixels), ("knn_colour_histogram", _colors)):
+        known, asked = (np.stack([feature(image) for image, _ in split]) for split in (train, test))
         accuracy[name] = float((_nearest(known, labels, asked, k) == truth).mean())
     return accuracy

@@ -37,20 +37,20 @@ from torch.distributed.tensor import DTensor
 
 from seer.core.errors import StorageError
 from seer.engine.manifest import (
-    FORMAT,
-    MANIFEST,
-    described,
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_MANIFEST,
+    file_digest,
     flush_folder,
-    point,
     read_json,
     read_manifest,
-    sealed,
+    replace_symlink,
+    with_checksum,
     write_json,
 )
-from seer.engine.retention import Keep, passed
+from seer.engine.retention import Keep, expired
 from seer.engine.state_tree import flatten, names, unflatten
 from seer.parallel.batchnorm import STATISTICS, mean_of_sets
-from seer.parallel.collectives import Group, gather_text, share_text
+from seer.parallel.collectives import Group, broadcast_text, gather_text
 from seer.parallel.world import World
 
 STATE = "state.json"
@@ -83,7 +83,7 @@ class CheckpointFiles:
 
     # writing
 
-    def share(self, state: Mapping[str, Any], *, copied: bool) -> tuple[dict[str, torch.Tensor], Any]:
+    def local_tensors(self, state: Mapping[str, Any], *, copied: bool) -> tuple[dict[str, torch.Tensor], Any]:
         """Returns what this rank brings to a checkpoint of a state: the tensors that it writes, and all plain
         values with names in the tensors' places.
 
@@ -101,7 +101,7 @@ class CheckpointFiles:
         facts: Mapping[str, Any],
         group: Group | None,
     ) -> None:
-        """Writes one checkpoint. tensors, plain: what `share` gave. facts: of the run, for the manifest. group:
+        """Writes one checkpoint. tensors, plain: what `local_tensors` gave. facts: of the run, for the manifest. group:
         of all ranks, None of one process.
 
         Raises StorageError, on all ranks, when it cannot be written; older checkpoints are untouched then.
@@ -114,7 +114,12 @@ class CheckpointFiles:
             dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
             self.on_first(lambda: write_json(temporary / STATE, plain), group)
             files = self._described(temporary, group)
-            manifest = {"format": FORMAT, "step": step, "ranks": self.world.size, "statistics": self.statistics}
+            manifest = {
+                "format": CHECKPOINT_FORMAT,
+                "step": step,
+                "ranks": self.world.size,
+                "statistics": self.statistics,
+            }
             self.on_first(lambda: self._publish(temporary, final, {**manifest, **facts, "files": files}), group)
         except (OSError, CheckpointException) as error:
             if self.world.rank == 0 and temporary is not None:
@@ -129,7 +134,7 @@ class CheckpointFiles:
 
         def mine() -> dict[str, Any]:
             paths = sorted(folder.iterdir())[self.world.rank :: self.world.size]
-            return {path.name: described(path) for path in paths}
+            return {path.name: file_digest(path) for path in paths}
 
         found: dict[str, Any] = {}
         for part in gather_text(_told(mine), group):
@@ -139,15 +144,15 @@ class CheckpointFiles:
     def _publish(self, temporary: Path, final: Path, facts: dict[str, Any]) -> None:
         """Makes a checkpoint of the folder, on the first rank: from here on it counts, and older ones may go."""
         kept = self.keep.for_ever(self.folder, facts["step"], time.time())
-        write_json(temporary / MANIFEST, sealed({**facts, "saved_at": time.time(), "kept": kept}))
+        write_json(temporary / CHECKPOINT_MANIFEST, with_checksum({**facts, "saved_at": time.time(), "kept": kept}))
         flush_folder(temporary)
         if final.exists():  # a broken one that was passed over, or the same step again
             os.rename(final, final.with_name(f"{final.name}.old.writing"))
         os.rename(temporary, final)
-        point(self.folder / "last", final.name)
+        replace_symlink(self.folder / "last", final.name)
         flush_folder(self.folder)
         self.broken.discard(facts["step"])
-        may_go = passed(self.folder, facts["step"], self.keep.newest, self.broken)
+        may_go = expired(self.folder, facts["step"], self.keep.newest, self.broken)
         for path in [*may_go, *self.folder.glob("*.old.writing")]:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -182,7 +187,7 @@ class CheckpointFiles:
     def on_first(self, action: Callable[[], Any], group: Group | None) -> Any:
         """Runs an action on the first rank while the others wait, and gives all its answer. Raises OSError on
         all when it fails."""
-        return _heard(share_text(_told(action) if self.world.rank == 0 else "", group))
+        return _heard(broadcast_text(_told(action) if self.world.rank == 0 else "", group))
 
     # reading
 
@@ -258,12 +263,12 @@ def read_part(path: Path, prefix: str) -> tuple[dict[str, torch.Tensor], dict[st
     sets = range(manifest["statistics"])
     try:
         reader = _LooksOnce(str(path))
-        wanted = [name for name in names(read_json(path / STATE)) if name.startswith(prefix)]
-        targets = _targets(wanted, sets, reader, {})
+        names_wanted = [name for name in names(read_json(path / STATE)) if name.startswith(prefix)]
+        targets = _targets(names_wanted, sets, reader, {})
         dcp.load(targets, storage_reader=reader, no_dist=True)
     except UNREADABLE as error:
         raise StorageError(f"its tensors cannot be read: {_cause(error)}") from error
-    found = {name: _mean(targets, name, sets) if _is_statistic(name) else targets[name] for name in wanted}
+    found = {name: _mean(targets, name, sets) if _is_statistic(name) else targets[name] for name in names_wanted}
     return {name.removeprefix(prefix): tensor for name, tensor in found.items()}, manifest
 
 
@@ -279,11 +284,11 @@ class _LooksOnce(HuggingFaceStorageReader):
 def _damage(path: Path, manifest: Mapping[str, Any], rank: int = 0, ranks: int = 1) -> str:
     """Returns what is wrong with this rank's share of the files; "" when they are what the manifest says."""
     if STATE not in manifest["files"]:
-        return f"{MANIFEST} names no {STATE}"
+        return f"{CHECKPOINT_MANIFEST} names no {STATE}"
     for name in sorted(manifest["files"])[rank::ranks]:
         file = path / name
         try:
-            if not file.is_file() or described(file) != manifest["files"][name]:
+            if not file.is_file() or file_digest(file) != manifest["files"][name]:
                 return f"{name} is missing or differs from its checksum"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror or error}"
@@ -291,12 +296,12 @@ def _damage(path: Path, manifest: Mapping[str, Any], rank: int = 0, ranks: int =
 
 
 def _targets(
-    wanted: Iterable[str], sets: range, reader: HuggingFaceStorageReader, like: Mapping[str, torch.Tensor]
+    names_wanted: Iterable[str], sets: range, reader: HuggingFaceStorageReader, like: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Returns empty tensors into which those of a state are read, by their names in the files, of every group's
     statistics too."""
     saved: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
-    keys = [key for name in wanted for key in ([_set(s, name) for s in sets] if _is_statistic(name) else [name])]
+    keys = [key for name in names_wanted for key in ([_set(s, name) for s in sets] if _is_statistic(name) else [name])]
     return {key: _target(saved[key].size, saved[key].properties.dtype, like, key) for key in keys}
 
 
@@ -306,7 +311,7 @@ def _mean(tensors: Mapping[str, torch.Tensor], name: str, sets: range) -> torch.
     return each[0] if len(each) == 1 else mean_of_sets(torch.stack(each))
 
 
-def let_go(error: BaseException) -> None:
+def drop_tracebacks(error: BaseException) -> None:
     """Drops the tracebacks of an error and of its causes, whose frames keep a copy of the state alive up to the
     next save. Those that torch's CheckpointException holds, one a rank, are causes too."""
     todo: list[BaseException | None] = [error]

@@ -5,7 +5,7 @@ Surprising here:
 - In the background (`background=True`) training waits only until its tensors are copied to the host; a thread writes them,
   and the ranks' threads talk over a group of their own. There is never more than one save under way.
 - A save that storage refuses does not end the run: it is told at once, and the next one tries anew. The last one must
-  succeed (`settle`), and TRIES failures on end are enough.
+  succeed (`wait`), and TRIES failures on end are enough.
 - What is small enough may be written beside every checkpoint (`beside`), by the first rank, once that is whole: its failure
   is told and no failure of the save.
 - Loading falls back from a damaged checkpoint to the one before it, one by one, saying why.
@@ -23,12 +23,12 @@ import torch
 
 from seer.core.errors import StorageError
 from seer.core.log import log
-from seer.engine.checkpoint_files import CheckpointFiles, let_go
+from seer.engine.checkpoint_files import CheckpointFiles, drop_tracebacks
 from seer.engine.retention import Keep, steps_in
-from seer.parallel.collectives import share_text, waited
+from seer.parallel.collectives import broadcast_text, waited
 from seer.parallel.world import World
 
-TRIES = 3
+MAX_SAVE_FAILURES = 3
 # (step, copied) -> what the first rank writes when the checkpoint of that step is whole, or None. Called by all ranks
 # together, between steps, with `copied` when training goes on before it is written.
 Beside = Callable[[int, bool], Callable[[], None] | None]
@@ -72,23 +72,23 @@ class Checkpoints:
                 f"{self.folder}; make room, give another output=, or lower every.keep={self.keep.newest}"
             )
 
-        if told := self.files.on_first(problem, self.world.group):
-            raise StorageError(told)
+        if message := self.files.on_first(problem, self.world.group):
+            raise StorageError(message)
 
     def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
         """Saves a checkpoint, or begins to. state: {"task": {...}, "optimizer": ..., ...} of tensors and plain
         values. facts: plain values for people too.
 
-        Returns the folder, which is there once `settle` has returned. What storage refuses is told, and raised by
-        `settle` alone, with the older checkpoints intact.
+        Returns the folder, which is there once `wait` has returned. What storage refuses is told, and raised by
+        `wait` alone, with the older checkpoints intact.
         """
         self._join()
         if isinstance(self._failed, StorageError):
             self._tell(self._failed)
         elif self._failed is not None:
-            self.settle()
+            self.wait()
         self._failed, self._told = None, False
-        tensors, plain = self.files.share(state, copied=self.background)
+        tensors, plain = self.files.local_tensors(state, copied=self.background)
         after = self.beside(step, self.background) if self.beside else None
         if self.background:
             self._writing = threading.Thread(
@@ -97,21 +97,21 @@ class Checkpoints:
             self._writing.start()
         else:
             self._write_once(after, step, tensors, plain, facts, self.world.group)
-            self.look()
+            self.poll()
         return self.files.path(step)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Tells of a save that failed, once, without waiting for one under way. Returns whether no more should
-        be tried: `settle` raises why. Ranks may hear it a step apart."""
+        be tried: `wait` raises why. Ranks may hear it a step apart."""
         failed = self._failed
         if failed is None:
             return False
-        if not isinstance(failed, StorageError) or self._row >= TRIES or self._useless:
+        if not isinstance(failed, StorageError) or self._row >= MAX_SAVE_FAILURES or self._useless:
             return True
         self._tell(failed)
         return False
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Waits until the last save is on the disk. Raises what stopped it, on all ranks alike when that was
         storage."""
         self._join()
@@ -137,7 +137,7 @@ class Checkpoints:
         a parameter's that have its shape); these are read into the same shards, all others as a whole, to the CPU. The same
         on all ranks. Raises StorageError when there are some and none is whole.
         """
-        steps = json.loads(share_text(json.dumps(steps_in(self.folder)), self.world.group))
+        steps = json.loads(broadcast_text(json.dumps(steps_in(self.folder)), self.world.group))
         for step in reversed(steps):
             try:
                 manifest = self.files.verified(step)
@@ -182,7 +182,7 @@ class Checkpoints:
         except StorageError as error:
             self._row += 1
             self._failed = error
-            let_go(error)
+            drop_tracebacks(error)
             return
         if after is not None:
             after()

@@ -14,7 +14,7 @@ from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.monitor import Monitor
 from seer.engine.stop_request import StopRequest
 from seer.parallel.batchnorm import averaged
-from seer.parallel.collectives import highest
+from seer.parallel.collectives import max_over_ranks
 from seer.parallel.consistency import replicated, same_weights
 from seer.parallel.world import World
 
@@ -71,9 +71,9 @@ class Control:
             with self.monitor.phase(step, "evaluating"):
                 self.monitor.metrics.add(step, self._evaluated())
             enough = self.monitor.flush() or enough
-        asked = highest(self._wish(enough), self.monitor.world.group)  # what any rank asks for
+        asked = max_over_ranks(self._wish(enough), self.monitor.world.group)  # what any rank asks for
         if asked == GIVE_UP and not end:
-            self.checkpoints.settle()
+            self.checkpoints.wait()
         if self.every.compare and done % self.every.compare == 0:
             self._compare(done)
         if asked or self._due(done, self.every.checkpoint):
@@ -82,7 +82,7 @@ class Control:
                 self.save(done)
             self._saved_at = time.monotonic()
         if end or asked == STOP:
-            self.checkpoints.settle()
+            self.checkpoints.wait()
         if asked == STOP and not end:
             raise Interrupted(
                 f"stopped on {self.stop.asked or 'request'} after step {done} of {self.total_steps}, saved; run again to go on",
@@ -95,7 +95,7 @@ class Control:
 
     def _wish(self, enough: bool) -> int:
         late = self.every.minutes and time.monotonic() - self._saved_at > 60 * self.every.minutes
-        lost = self.checkpoints.look()
+        lost = self.checkpoints.poll()
         return STOP if enough or self.stop.asked else GIVE_UP if lost else SAVE if late else 0
 
     def _compare(self, done: int) -> None:

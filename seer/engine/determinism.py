@@ -15,14 +15,14 @@ from seer.core.records import Batch
 from seer.engine.precision import Precision
 
 
-def use_deterministic(wanted: bool, device: torch.device) -> None:
+def use_deterministic(deterministic: bool, device: torch.device) -> None:
     """Switches deterministic algorithms on or off; call it before the first kernel of the process runs. Without
-    it cuDNN tries algorithms for each shape and keeps the quickest."""
-    if wanted:
+    it cuDNN tries algorithms for each shape and keeps the default_dtype."""
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass over every result, and helps nobody here
-    torch.use_deterministic_algorithms(wanted)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not wanted
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
 
 
 def cost(task: Task, batch: Batch, precision: Precision, device: torch.device, rounds: int = 3) -> float:

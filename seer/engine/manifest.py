@@ -12,8 +12,8 @@ from typing import Any
 
 from seer.core.errors import StorageError
 
-FORMAT = 2  # 1: pickled tensors, one file a part; never released
-MANIFEST = "manifest.json"
+CHECKPOINT_FORMAT = 2  # 1: pickled tensors, one file a part; never released
+CHECKPOINT_MANIFEST = "manifest.json"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -32,7 +32,7 @@ def read_json(path: Path) -> Any:
         raise StorageError(f"no readable {path.name} ({error})") from error
 
 
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+def with_checksum(manifest: dict[str, Any]) -> dict[str, Any]:
     """Returns the manifest with a hash of itself, so that a flipped bit in it is found, too."""
     return {**manifest, "sha256": _digest(manifest)}
 
@@ -45,20 +45,20 @@ def _digest(manifest: dict[str, Any]) -> str:
 def read_manifest(path: Path) -> dict[str, Any]:
     """Returns the manifest of a checkpoint. path: the folder. Raises StorageError when it is missing, damaged,
     or of a format this version does not know."""
-    manifest = read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise StorageError(f"{MANIFEST} is not of format {FORMAT}, which this version reads")
+    manifest = read_json(path / CHECKPOINT_MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != CHECKPOINT_FORMAT:
+        raise StorageError(f"{CHECKPOINT_MANIFEST} is not of format {CHECKPOINT_FORMAT}, which this version reads")
     if manifest.get("sha256") != _digest(manifest):
-        raise StorageError(f"{MANIFEST} differs from its checksum")
+        raise StorageError(f"{CHECKPOINT_MANIFEST} differs from its checksum")
     kinds = {"step": int, "ranks": int, "statistics": int, "files": dict, "saved_at": float, "kept": bool}
     if any(not isinstance(manifest.get(name), kind) for name, kind in kinds.items()):
-        raise StorageError(f"{MANIFEST} is damaged: it lacks one of {', '.join(kinds)}")
+        raise StorageError(f"{CHECKPOINT_MANIFEST} is damaged: it lacks one of {', '.join(kinds)}")
     if path.name != f"step-{manifest['step']:08d}":
-        raise StorageError(f"{MANIFEST} says step {manifest['step']}")
+        raise StorageError(f"{CHECKPOINT_MANIFEST} says step {manifest['step']}")
     return manifest
 
 
-def described(path: Path) -> dict[str, Any]:
+def file_digest(path: Path) -> dict[str, Any]:
     """Returns {"bytes": size, "sha256": digest} of a file."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -74,7 +74,7 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def point(link: Path, target: str) -> None:
+def replace_symlink(link: Path, target: str) -> None:
     """Makes a symbolic link, or moves one, in one stroke."""
     temporary = link.with_name(f".{link.name}.writing")
     temporary.unlink(missing_ok=True)

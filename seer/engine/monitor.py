@@ -15,7 +15,7 @@ import torch
 from seer.core.protocols import StopTraining
 from seer.core.records import Skipped, StepOutput
 from seer.engine.metrics import Metrics
-from seer.engine.nan_guard import Guard
+from seer.engine.nan_guard import NaNGuard
 from seer.engine.precision import Precision
 from seer.engine.step_timer import StepTimer
 from seer.engine.straggler import Stragglers
@@ -34,7 +34,7 @@ class Monitor:
 
     world: World
     metrics: Metrics
-    guard: Guard
+    guard: NaNGuard
     skips: Skips
     optimizer: torch.optim.Optimizer
     precision: Precision
@@ -55,7 +55,7 @@ class Monitor:
     def begin(self, step: int) -> None:
         """Notes that the batch of a step has come."""
         self.timer.waited()
-        self.world.note(step, "training")
+        self.world.set_phase(step, "training")
 
     def end(self, step: int, output: StepOutput, norm: torch.Tensor, skipped: Sequence[Skipped]) -> None:
         """Notes that a step is issued. norm: of its gradients, [] float32. Raises NumericsError for the step before it."""
@@ -68,7 +68,7 @@ class Monitor:
 
     def ready(self, done: int) -> None:
         """Notes that the next batch is waited for."""
-        self.world.note(done, "reading images")
+        self.world.set_phase(done, "reading images")
         self.timer.mark()
 
     def log(self, step: int) -> bool:
@@ -80,14 +80,14 @@ class Monitor:
             "skipped": skipped * world.size,
         }
         shared = _over_ranks(mine, world)
-        self.guard.settle()  # which waits for the device
+        self.guard.check_now()  # which waits for the device
         cost, steps, self._steps = self.timer.read(), self._steps, 0
         row: dict[str, torch.Tensor | float] = {"epoch": done * self.batch / self.images, "images": done * self.batch}
         row |= {f"skipped/{reason}": count for reason, count in reasons.items() if count}
         row |= {**shared, **_rates(self.optimizer), **_of_optimizer(self.optimizer), **self._numbers, **cost}
         self.metrics.add(step, row)
         if self.stragglers:
-            self.stragglers.look(cost["data_wait"] * cost["step_ms"] * steps / 1e3)
+            self.stragglers.end_window(cost["data_wait"] * cost["step_ms"] * steps / 1e3)
         enough = self.flush()
         if self.plateau is not None and not enough:
             self.plateau.observe(done, self.metrics.last["loss"])
@@ -95,7 +95,7 @@ class Monitor:
 
     def flush(self) -> bool:
         """Writes what is waiting. True when a sink has seen enough. Raises NumericsError for the last step."""
-        self.guard.settle()
+        self.guard.check_now()
         try:
             self.metrics.flush()
         except StopTraining:
@@ -105,8 +105,8 @@ class Monitor:
     @contextmanager
     def phase(self, step: int, name: str) -> Iterator[None]:
         """Names to the other ranks what is not training, as a context, and leaves it out of the figures of steps."""
-        self.world.note(step, name)
-        self.guard.settle()
+        self.world.set_phase(step, name)
+        self.guard.check_now()
         self.timer.mark()
         yield
         self.timer.skip()

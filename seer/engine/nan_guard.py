@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from seer.core.errors import NumericsError
-from seer.parallel.collectives import whole_on_first
+from seer.parallel.collectives import gather_to_rank0
 from seer.parallel.world import World
 
-__all__ = ["CARD", "WEIGHTS", "Guard"]
-CARD, WEIGHTS = "capture.json", "weights.pt"
+__all__ = ["CAPTURE_JSON", "CAPTURE_WEIGHTS", "NaNGuard"]
+CAPTURE_JSON, CAPTURE_WEIGHTS = "capture.json", "weights.pt"
 
 
 @dataclass
@@ -36,8 +36,8 @@ class _Seen:
     history: torch.Tensor | None
 
 
-class Guard:
-    """Saves the capture of a step that is not finite, and raises. folder: the run's. pictures(step) -> plain
+class NaNGuard:
+    """Saves the capture of a step that is not finite, and raises. folder: the run's. images(step) -> plain
     values that name this rank's images of a step. explain(evidence) -> what is made of a task's evidence, now
     that it is worth the work. weights() -> the task's state. config: plain values."""
 
@@ -46,13 +46,13 @@ class Guard:
         folder: Path,
         world: World,
         *,
-        pictures: Callable[[int], list[dict[str, Any]]],
+        images: Callable[[int], list[dict[str, Any]]],
         explain: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]],
         weights: Callable[[], Mapping[str, torch.Tensor]],
         config: Mapping[str, Any],
     ):
         self._folder, self._world, self._config = folder, world, config
-        self._pictures, self._explain, self._weights = pictures, explain, weights
+        self._images, self._explain, self._weights = images, explain, weights
         self._seen: _Seen | None = None
 
     def watch(
@@ -78,7 +78,7 @@ class Guard:
         before, self._seen = self._seen, _Seen(step, flag, arrived, numbers, evidence, history)
         self._judge(before)
 
-    def settle(self) -> None:
+    def check_now(self) -> None:
         """Judges the last step now. Raises NumericsError."""
         last, self._seen = self._seen, None
         self._judge(last)
@@ -93,24 +93,24 @@ class Guard:
         self._seen = None
         numbers = {name: float(value) for name, value in seen.numbers.items()}
         where = self._capture(seen, numbers)
-        told = ", ".join(f"{name} {value:g}" for name, value in numbers.items()) + _scales(seen.history)
+        message = ", ".join(f"{name} {value:g}" for name, value in numbers.items()) + _scales(seen.history)
         raise NumericsError(
-            f"a number is not finite at step {seen.step} ({told}); nothing was updated, what the step saw is in {where}; "
-            "lower schedule.peak, set precision.dtype=fp32 or precision.clip, and look at the pictures it names"
+            f"a number is not finite at step {seen.step} ({message}); nothing was updated, what the step saw is in {where}; "
+            "lower schedule.peak, set precision.dtype=fp32 or precision.clip, and look at the images it names"
         )
 
     def _capture(self, seen: _Seen, numbers: Mapping[str, float]) -> Path:
         folder = self._folder / f"capture-{seen.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)  # every rank may be the first
         found = {name: tensor.detach().cpu() for name, tensor in self._explain(seen.evidence).items()}
-        pictures = self._pictures(seen.step)
-        torch.save({"pictures": pictures, **found}, folder / f"rank-{self._world.rank:05d}.pt")
-        state = whole_on_first(self._weights(), self._world.group)
+        images = self._images(seen.step)
+        torch.save({"pictures": images, **found}, folder / f"rank-{self._world.rank:05d}.pt")
+        state = gather_to_rank0(self._weights(), self._world.group)
         if self._world.rank == 0:
-            torch.save(state, folder / WEIGHTS)
+            torch.save(state, folder / CAPTURE_WEIGHTS)
             card = {"step": seen.step, "ranks": self._world.size, **{k: str(v) for k, v in numbers.items()}}
-            text = json.dumps({**card, "pictures": pictures, "config": self._config}, indent=1)
-            (folder / CARD).write_text(text, encoding="utf-8")
+            text = json.dumps({**card, "pictures": images, "config": self._config}, indent=1)
+            (folder / CAPTURE_JSON).write_text(text, encoding="utf-8")
         self._world.barrier()
         return folder
 
@@ -121,5 +121,5 @@ def _scales(history: torch.Tensor | None) -> str:
     runs = [(scale, len(list(steps))) for scale, steps in groupby(scales)]
     if not runs:
         return ""
-    told = ", ".join(f"{scale:g}" if times == 1 else f"{scale:g} ({times} steps)" for scale, times in runs)
-    return f"; loss scales of the last {len(scales)} steps: {told}"
+    message = ", ".join(f"{scale:g}" if times == 1 else f"{scale:g} ({times} steps)" for scale, times in runs)
+    return f"; loss scales of the last {len(scales)} steps: {message}"

@@ -29,7 +29,7 @@ BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # of x86 processors that multiply bflo
 MOST_SKIPPED = 20  # steps in a row that fp16 may skip: 65536 (torch's first scale) is below 1 after 17 halvings
 
 
-def quickest(device: torch.device) -> str:
+def default_dtype(device: torch.device) -> str:
     """Returns bf16 where the device has instructions for it, else fp32: by emulation steps take several times as long.
 
     torch says of every processor with AVX-512 that it supports bfloat16, also of those that emulate it (RegNetY-400MF trained
@@ -69,7 +69,7 @@ def _quicker_in_bf16() -> bool:
 
 
 class Precision:
-    """Steps an optimizer in a precision. dtype: fp32, bf16, fp16 (with loss scaling), or auto (`quickest`).
+    """Steps an optimizer in a precision. dtype: fp32, bf16, fp16 (with loss scaling), or auto (`default_dtype`).
     clip: largest gradient norm over all parameters, or None.
 
     Parameters stay float32. `history`: in fp16 [MOST_SKIPPED + 1, 2] float32, loss scale and gradient norm of the last steps,
@@ -83,14 +83,14 @@ class Precision:
                 "the same casts and loss scaling, and precision=bf16 needs no scaling"
             )
         if dtype == "auto":
-            dtype = quickest(device)
+            dtype = default_dtype(device)
         if dtype not in DTYPES:
             raise RequestError(f"precision.dtype={dtype}: one of auto, {', '.join(DTYPES)}")
         if dtype == "fp16" and device.type == "cpu":
             log.warning(
-                f"precision.dtype=fp16 on a CPU is for tests: slower than fp32; this one is quick in {quickest(device)}"
+                f"precision.dtype=fp16 on a CPU is for tests: slower than fp32; this one is quick in {default_dtype(device)}"
             )
-        if dtype == "bf16" and quickest(device) != "bf16":
+        if dtype == "bf16" and default_dtype(device) != "bf16":
             log.warning(
                 f"precision.dtype=bf16: this {'CPU' if device.type == 'cpu' else 'GPU'} has no bfloat16 instructions and takes "
                 "several times as long as in fp32; precision=auto takes what the device is quick in"
@@ -160,8 +160,8 @@ class Precision:
         skipped_in_a_row; all [] float32."""
         if self.history is None:
             return {}
-        told = (self.history[-1, 0], *self._skipped.unbind())
-        return dict(zip(("loss_scale", "skipped_steps", "skipped_in_a_row"), told, strict=True))
+        values = (self.history[-1, 0], *self._skipped.unbind())
+        return dict(zip(("loss_scale", "skipped_steps", "skipped_in_a_row"), values, strict=True))
 
     def start_at(self, scale: float) -> None:
         """Uses this loss scale for the next step (`engine.replay`)."""

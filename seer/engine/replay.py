@@ -56,7 +56,7 @@ def _looking(name: str, forward: list[str], backward: list[str]) -> Any:
 
     plain = name.removeprefix("module.")  # what a wrapper for several ranks puts in front
 
-    def look(module: nn.Module, _: Any, output: Any) -> None:
+    def check_finite(module: nn.Module, _: Any, output: Any) -> None:
         for tensor in output if isinstance(output, tuple) else (output,):
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 continue
@@ -65,4 +65,4 @@ def _looking(name: str, forward: list[str], backward: list[str]) -> Any:
             if tensor.requires_grad:
                 tensor.register_hook(lambda g: backward.append(plain) if not g.isfinite().all() else None)
 
-    return look
+    return check_finite

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seer.core.errors import RequestError, StorageError
-from seer.engine.manifest import MANIFEST, read_manifest
+from seer.engine.manifest import CHECKPOINT_MANIFEST, read_manifest
 
 NAME = re.compile(r"step-(\d{8,})$")
 
@@ -47,7 +47,7 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def passed(folder: Path, step: int, newest: int, broken: Collection[int] = ()) -> list[Path]:
+def expired(folder: Path, step: int, newest: int, broken: Collection[int] = ()) -> list[Path]:
     """Returns the checkpoints that may go now that the one of `step` is whole. broken: steps that were found damaged.
 
     Steps ahead of it were passed over when the run went on: they must not push out the whole ones, and they stay.
@@ -65,7 +65,7 @@ def _may_go(path: Path) -> bool:
         return not read_manifest(path)["kept"]
     except StorageError:
         try:
-            os.lstat(path / MANIFEST)
+            os.lstat(path / CHECKPOINT_MANIFEST)
         except OSError as error:
             return isinstance(error, FileNotFoundError)
         return False

@@ -31,7 +31,7 @@ class Stragglers:
         """Begins a window: what came before (an evaluation, a checkpoint) does not count."""
         self._since, self._waited = time.monotonic(), waited.seconds
 
-    def look(self, reading_s: float) -> None:
+    def end_window(self, reading_s: float) -> None:
         """Ends the window and judges it. reading_s: how long the loop waited for images in it. One gather of [2]."""
         busy = time.monotonic() - self._since - (waited.seconds - self._waited)
         mine = torch.tensor([busy, reading_s], dtype=torch.float64)
@@ -52,7 +52,7 @@ class Stragglers:
         if self._row[1] < WINDOWS or slowest in self._told:
             return
         self._told.add(slowest)
-        what = "reading pictures" if reading > busy / 2 else "computing"
+        what = "reading images" if reading > busy / 2 else "computing"
         log.warning(
             f"rank {slowest} on {self._hosts[slowest]} keeps the others waiting: busy {busy:.2f} s of each window, mostly {what}, "
             f"where the median of the others is busy {middle:.2f} s; look at that host's disk, load and temperature"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from seer.core.protocols import Modules
-from seer.evals.features import Pictures, extract
+from seer.evals.features import LabelledImages, extract
 
 
 class HeadTop1:
@@ -18,7 +18,7 @@ class HeadTop1:
 
     def __init__(
         self,
-        test: Pictures,
+        test: LabelledImages,
         classes: Sequence[str],
         *,
         mean: tuple[float, ...],

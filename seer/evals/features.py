@@ -14,18 +14,18 @@ from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.core.protocols import Backbone, Modules
 from seer.core.records import Labelled
-from seer.data.augment import normalise
+from seer.data.augment import normalize
 from seer.data.decode import Undecodable, decode
 from seer.data.ledger import shown
-from seer.data.shards.open import Shard, picture_of
+from seer.data.shards.open import Shard, image_of
 from seer.data.shards.tar import TarError
 from seer.data.transforms.one_view import center
 from seer.evals.labels import UNLABELLED, Labels, find, match
 
-centre = center  # as others know it
+center = center  # as others know it
 
 
-class Pictures:
+class LabelledImages:
     """Holds labelled images for evaluation. labels: member (`cls` of each sample), folder (its folder's name), or auto.
 
     size: side of the center cut; resize: length of the shorter side before it, by default size * 256 / 224, or the size
@@ -42,7 +42,7 @@ class Pictures:
         resize: int | None = None,
         labels: str = "auto",
         most: int = 0,
-        like: "Pictures | None" = None,
+        like: "LabelledImages | None" = None,
     ):
         if labels not in ("auto", "member", "folder"):
             raise RequestError(f"labels={labels}: one of auto, member, folder")
@@ -80,13 +80,13 @@ class Pictures:
     def _one(self, place: tuple[int, int]) -> tuple[torch.Tensor, int] | None:
         try:
             sample = self.shards[place[0]].read(*place)
-            picture = decode(picture_of(sample))
+            image = decode(image_of(sample))
         except (Undecodable, TarError) as error:
             if place not in self.broken:
                 log.warning(f"{self.shards[place[0]].path} row {place[1]} is left out: {error}")
             self.broken.add(place)
             return None
-        return center(picture, self.short, self.size), int(self.labels.of[place[0]][place[1]])
+        return center(image, self.short, self.size), int(self.labels.of[place[0]][place[1]])
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def backbone_of(task: Modules) -> Backbone:
 @torch.no_grad()
 def extract(
     model: Backbone,
-    pictures: Pictures,
+    images: LabelledImages,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -119,11 +119,11 @@ def extract(
     """Returns float32 [M, C] and int64 [M], on the host. The model must be in evaluation mode."""
     device = next(p.device for _, p in model.named_parameters())
     features, labels = [], []
-    for one in pictures.batches(batch, threads):
+    for one in images.batches(batch, threads):
         x = one.pixels.to(device).to(torch.float32, memory_format=torch.channels_last).div_(255)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            features.append(model(normalise(x, mean, std)).float().cpu())
+            features.append(model(normalize(x, mean, std)).float().cpu())
         labels.append(one.labels)
     if not features:
-        raise RequestError("none of the pictures for evaluation could be read")
+        raise RequestError("none of the images for evaluation could be read")
     return torch.cat(features), torch.cat(labels)

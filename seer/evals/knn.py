@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
-from seer.evals.features import Pictures, backbone_of, extract
+from seer.evals.features import LabelledImages, backbone_of, extract
 
 
 def knn_top1(
@@ -42,8 +42,8 @@ class KNN:
 
     def __init__(
         self,
-        train: Pictures,
-        test: Pictures,
+        train: LabelledImages,
+        test: LabelledImages,
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -65,22 +65,28 @@ class KNN:
 
 
 def baselines(
-    train: Pictures, test: Pictures, *, k: int = 20, temperature: float = 0.07, side: int = 32, threads: int = 2
+    train: LabelledImages,
+    test: LabelledImages,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    side: int = 32,
+    threads: int = 2,
 ) -> dict[str, float]:
     """Returns kNN on centered raw pixels (side x side) and on color histograms (8 x 8 x 8 bins): features
     without a network."""
     sets = {}
-    for name, pictures in (("train", train), ("test", test)):
-        pixels, colours, labels = [], [], []
-        for one in pictures.batches(256, threads):
+    for name, images in (("train", train), ("test", test)):
+        pixels, colors, labels = [], [], []
+        for one in images.batches(256, threads):
             small = F.interpolate(one.pixels.float(), size=(side, side), mode="bilinear", antialias=True)
             pixels.append(small.flatten(1) - small.flatten(1).mean(1, keepdim=True))
             bins = one.pixels.long() // 32  # [B, 3, S, S], 0..7
             index = (bins[:, 0] * 64 + bins[:, 1] * 8 + bins[:, 2]).flatten(1)  # [B, S*S]
             counts = torch.zeros(len(index), 512).scatter_add_(1, index, torch.ones(index.shape))
-            colours.append(counts.sqrt())  # the cosine of square roots is the Bhattacharyya coefficient
+            colors.append(counts.sqrt())  # the cosine of square roots is the Bhattacharyya coefficient
             labels.append(one.labels)
-        sets[name] = torch.cat(pixels), torch.cat(colours), torch.cat(labels)
+        sets[name] = torch.cat(pixels), torch.cat(colors), torch.cat(labels)
     return {
         figure: knn_top1(
             sets["train"][i], sets["train"][2], sets["test"][i], sets["test"][2], k=k, temperature=temperature

@@ -46,7 +46,7 @@ class Labels:
         return sum(int((of == label).sum()) for of in self.of)
 
 
-def find(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], how: str) -> Labels:
+def find(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], source: str) -> Labels:
     """Returns the labels of some (shard, row), in their order; other rows are UNLABELLED. how: member, folder, auto.
 
     Raises RequestError where there are no labels, where they are no numbers, or where some shards alone have names.
@@ -67,7 +67,7 @@ def find(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], how: str) -> 
                 continue
             folders[s][row] = names.setdefault(folder_of(key or ""), len(names))
     where = f"{shards[0].path}{f' and {len(shards) - 1} more' if shards[1:] else ''}"
-    if numbers and how != "folder":
+    if numbers and source != "folder":
         found = _of_members(members, numbers, where)
         lacking = sum(int(members[s][row] == UNLABELLED) for s, row in rows)
         if lacking:
@@ -76,7 +76,7 @@ def find(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], how: str) -> 
                 "are unlabelled and left out of the figures"
             )
         return found
-    if how == "member":
+    if source == "member":
         raise RequestError(f"{where}: no sample has a `cls` member; {REMEDY}")
     if not names.keys() - {""}:
         raise RequestError(f"{where}: no `cls` members and no class folders, so there are no labels")

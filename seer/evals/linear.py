@@ -1,6 +1,6 @@
 """Trains a linear classifier on frozen features.
 
-Features are taken once from the center cut, standardised, and a softmax regression is trained on them to convergence by
+Features are taken once from the center cut, standardized, and a softmax regression is trained on them to convergence by
 L-BFGS, so the figure has no learning rate, no epochs and no seed. (The published protocol trains with random crops; the
 two differ by a point or so, and this one takes minutes.) Legend: M train images, C features, Y classes.
 """
@@ -10,7 +10,7 @@ from torch import nn
 
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
-from seer.evals.features import Pictures, backbone_of, extract
+from seer.evals.features import LabelledImages, backbone_of, extract
 
 
 def linear_top1(
@@ -48,8 +48,8 @@ class Linear:
 
     def __init__(
         self,
-        train: Pictures,
-        test: Pictures,
+        train: LabelledImages,
+        test: LabelledImages,
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],

@@ -3,10 +3,10 @@
 from typing import Any, Protocol
 
 from seer.data.shards.open import open_shards
-from seer.evals.features import Pictures
+from seer.evals.features import LabelledImages
 
 
-class Wanted(Protocol):
+class ProbeImages(Protocol):
     """Says which images, how they are cut, and where their labels come from; attributes of a config."""
 
     @property
@@ -23,13 +23,13 @@ class Wanted(Protocol):
     def most(self) -> int: ...
 
 
-def labelled(wanted: Wanted, size: int) -> tuple[Pictures, Pictures]:
-    """Opens train and test images. Classes are matched by name. size: where `wanted` has none.
+def labelled(images: ProbeImages, size: int) -> tuple[LabelledImages, LabelledImages]:
+    """Opens train and test images. Classes are matched by name. size: where `images` has none.
 
     Raises RequestError where there are no labels, or none in common.
     """
-    assert wanted.train is not None and wanted.test is not None
-    how: dict[str, Any] = {"size": wanted.size or size, "resize": wanted.resize}
-    how |= {"labels": wanted.labels, "most": wanted.most}
-    train = Pictures(open_shards(wanted.train), **how)
-    return train, Pictures(open_shards(wanted.test), like=train, **how)
+    assert images.train is not None and images.test is not None
+    options: dict[str, Any] = {"size": images.size or size, "resize": images.resize}
+    options |= {"labels": images.labels, "most": images.most}
+    train = LabelledImages(open_shards(images.train), **options)
+    return train, LabelledImages(open_shards(images.test), like=train, **options)

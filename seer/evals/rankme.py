@@ -12,7 +12,7 @@ import torch
 
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
-from seer.evals.features import Pictures, backbone_of, extract
+from seer.evals.features import LabelledImages, backbone_of, extract
 
 SMALLEST = 1e-7  # the article's epsilon, added to every share
 
@@ -33,8 +33,8 @@ class RankMe:
 
     def __init__(
         self,
-        train: Pictures,
-        test: Pictures,
+        train: LabelledImages,
+        test: LabelledImages,
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -44,13 +44,13 @@ class RankMe:
         dtype: torch.dtype = torch.float32,
     ):
         if most < 2:
-            raise RequestError(f"eval.most={most}: a rank needs at least 2 pictures")
-        self.pictures = copy.copy(train)
+            raise RequestError(f"eval.most={most}: a rank needs at least 2 images")
+        self.images = copy.copy(train)
         count = len(train.rows)
-        self.pictures.rows = [train.rows[i * count // most] for i in range(most)] if most < count else train.rows
+        self.images.rows = [train.rows[i * count // most] for i in range(most)] if most < count else train.rows
         self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:
         model = backbone_of(task)
-        features, _ = extract(model, self.pictures, **self._how)  # type: ignore[arg-type]
+        features, _ = extract(model, self.images, **self._how)  # type: ignore[arg-type]
         return {"rankme": rankme(features)}

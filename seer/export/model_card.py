@@ -12,22 +12,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from seer.models import families
-from seer.models.bundle import DESCRIPTION, WEIGHTS
+from seer.models.bundle import BUNDLE_WEIGHTS, DESCRIPTION
 
 FILE = "README.md"
 
 
 def model_card(described: Mapping[str, Any]) -> str:
     """Returns Markdown with a YAML head, from a bundle's description (`seer.models.bundle`)."""
-    shape, colours, origin = described["architecture"], described["normalisation"], described["provenance"]
+    shape, colors, origin = described["architecture"], described["normalisation"], described["provenance"]
     family = families.of(shape)
     name = shape["name"] or family.title
     licence = origin.get("licence")
     rows = {
         "architecture": f"{name}: {family.describe(shape)}",
-        "features": f"{described['feature_dim']} numbers a picture, the last stage averaged over its positions",
+        "features": f"{described['feature_dim']} numbers an image, the last stage averaged over its positions",
         "input": f"RGB, {described['input_size']} x {described['input_size']}, values in [0, 1] less mean "
-        f"{_list(colours['mean'])}, over std {_list(colours['std'])}",
+        f"{_list(colors['mean'])}, over std {_list(colors['std'])}",
         "data": _data(origin),
         "commit of the training code": origin.get("commit") or "unknown",
         "licence of imported weights": licence or "nothing imported is recorded",
@@ -64,7 +64,7 @@ from seer.models.pretrained import load_backbone
 backbone = load_backbone("this folder")  # [B, 3, H, W] -> [B, {described["feature_dim"]}]; .forward_stages(x) for maps
 ```
 
-`{WEIGHTS}` holds the weights, `{DESCRIPTION}` this description. `seer export weights="this folder" to=torchvision` (or timm)
+`{BUNDLE_WEIGHTS}` holds the weights, `{DESCRIPTION}` this description. `seer export weights="this folder" to=torchvision` (or timm)
 writes it for other libraries and compares the features there.
 """
 
@@ -72,7 +72,7 @@ writes it for other libraries and compares the features there.
 def _data(origin: Mapping[str, Any]) -> str:
     seen = origin.get("images_seen")
     fingerprint = origin.get("data_fingerprint")
-    return f"{f'{seen:,} pictures seen' if seen else 'unknown'}, fingerprint {fingerprint or 'unknown'}"
+    return f"{f'{seen:,} images seen' if seen else 'unknown'}, fingerprint {fingerprint or 'unknown'}"
 
 
 def _recipe(recipe: Any) -> str:

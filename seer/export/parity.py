@@ -19,27 +19,27 @@ from seer.models.families.family import Network
 TOLERANCE = 1e-5
 
 
-def features(model: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+def features(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Returns [N, C] float32 of [N, 3, S, S], normalized float, by a model on the CPU that is in eval mode."""
     with torch.no_grad():
-        return model(pictures.detach().to("cpu", torch.float32))
+        return model(images.detach().to("cpu", torch.float32))
 
 
-def reference(backbone: Network, pictures: Tensor) -> Tensor:
+def reference(backbone: Network, images: Tensor) -> Tensor:
     """Returns the original's own features [N, C], from a float32 copy on the CPU. Raises ValueError without any
     image."""
-    if pictures.ndim != 4 or pictures.shape[0] < 1 or pictures.shape[1] != 3:
-        raise ValueError(f"the parity check wants pictures [N, 3, S, S] with N >= 1, got {list(pictures.shape)}")
-    return features(copy.deepcopy(backbone).to("cpu", torch.float32).eval(), pictures)
+    if images.ndim != 4 or images.shape[0] < 1 or images.shape[1] != 3:
+        raise ValueError(f"the parity check wants images [N, 3, S, S] with N >= 1, got {list(images.shape)}")
+    return features(copy.deepcopy(backbone).to("cpu", torch.float32).eval(), images)
 
 
-def relative_difference(found: Tensor, wanted: Tensor) -> float:
+def relative_difference(found: Tensor, expected: Tensor) -> float:
     """Returns the largest absolute difference over the largest absolute wanted value; nan or inf if a value is
     not finite."""
-    if found.shape != wanted.shape:
-        raise ValueError(f"features {list(found.shape)} where {list(wanted.shape)} were wanted")
-    difference = (found.double() - wanted.double()).abs().max().item()
-    largest = wanted.double().abs().max().item()
+    if found.shape != expected.shape:
+        raise ValueError(f"features {list(found.shape)} where {list(expected.shape)} were wanted")
+    difference = (found.double() - expected.double()).abs().max().item()
+    largest = expected.double().abs().max().item()
     return difference / largest if largest else difference
 
 

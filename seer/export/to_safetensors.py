@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from seer.export import model_card, parity
-from seer.models.bundle import DESCRIPTION, WEIGHTS, write_bundle
+from seer.models.bundle import BUNDLE_WEIGHTS, DESCRIPTION, write_bundle
 from seer.models.families.family import Network
 from seer.models.pretrained import load_backbone
 
 
-def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
+def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Tensor) -> dict[str, Any]:
     """Writes the bundle folder `output` and checks the features of what it reads back.
 
     Args:
@@ -31,26 +31,26 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
         output: the folder; a bundle there is replaced.
         images: [N, 3, S, S], normalized, for the comparison of features in eval mode.
 
-    Returns `file` (the weights), `bundle` (the folder, with `README.md`), `parity`, `tolerance`, `pictures`, `card`.
+    Returns `file` (the weights), `bundle` (the folder, with `README.md`), `parity`, `tolerance`, `images`, `card`.
 
     Raises ValueError for a malformed card, and for features that differ by more than 1e-5 of their largest value.
     """
-    wanted = parity.reference(backbone, pictures)
+    expected = parity.reference(backbone, images)
     folder = write_bundle(output, backbone, card=card)
-    difference = parity.relative_difference(parity.features(load_backbone(folder), pictures), wanted)
+    difference = parity.relative_difference(parity.features(load_backbone(folder), images), expected)
     try:
         parity.require(difference, tolerance=parity.TOLERANCE, what="the bundle read back")
     except ValueError:
-        (folder / WEIGHTS).unlink()
+        (folder / BUNDLE_WEIGHTS).unlink()
         (folder / DESCRIPTION).unlink()
         raise
     described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     (folder / model_card.FILE).write_text(model_card.model_card(described), encoding="utf-8")
     return {
-        "file": str(folder / WEIGHTS),
+        "file": str(folder / BUNDLE_WEIGHTS),
         "bundle": str(folder),
         "parity": difference,
         "tolerance": parity.TOLERANCE,
-        "pictures": len(pictures),
+        "pictures": len(images),
         "card": dict(card),
     }

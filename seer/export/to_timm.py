@@ -34,7 +34,7 @@ from seer.models.zoo import name_of
 CONFIG = "config.json"
 
 
-def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
+def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Tensor) -> dict[str, Any]:
     """Writes the folder `output`, checked in timm.
 
     Args:
@@ -43,7 +43,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
         output: the folder; files of these names there are replaced.
         images: [N, 3, S, S], normalized, for the comparison of features in eval mode.
 
-    Returns `file` (the weights), `timm` (the model's name there), `parity`, `tolerance`, `pictures`, `card`.
+    Returns `file` (the weights), `timm` (the model's name there), `parity`, `tolerance`, `images`, `card`.
 
     Raises RequestError where timm is not installed or has no such shape, and ValueError for features that differ by more
     than 1e-5 of their largest value.
@@ -55,7 +55,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
         raise RequestError(f"output={output}: to=timm writes a folder with {MODEL_FILE} and {CONFIG}; name a folder")
     state = {key: plain(tensor).clone() for key, tensor in theirs.rename(backbone.state_dict()).items()}
     check_weights(state, model.state_dict(), what=f"these weights under timm's names, for its {name},")
-    wanted = parity.reference(backbone, pictures)
+    expected = parity.reference(backbone, images)
 
     output.mkdir(parents=True, exist_ok=True)
     unchecked = output / f".{uuid.uuid4().hex}.tmp"
@@ -63,7 +63,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
     try:
         write_safetensors(state, unchecked / MODEL_FILE)
         (unchecked / CONFIG).write_text(_config(backbone, card, name, theirs), encoding="utf-8")
-        difference = parity.relative_difference(parity.features(timm_model(unchecked), pictures), wanted)
+        difference = parity.relative_difference(parity.features(timm_model(unchecked), images), expected)
         parity.require(difference, tolerance=parity.TOLERANCE, what=f"timm's {name} with the exported weights")
         for file in (MODEL_FILE, CONFIG):
             os.replace(unchecked / file, output / file)
@@ -74,7 +74,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
         "timm": name,
         "parity": difference,
         "tolerance": parity.TOLERANCE,
-        "pictures": len(pictures),
+        "pictures": len(images),
         "card": dict(card),
     }
 

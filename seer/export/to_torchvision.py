@@ -26,7 +26,7 @@ from seer.models.bundle import plain
 from seer.models.families.family import Network, Torchvision
 
 
-def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: Tensor) -> dict[str, Any]:
+def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Tensor) -> dict[str, Any]:
     """Writes `output` (a `.pth` or `.pt` file, else a folder that gets `torchvision.pth`), checked in torchvision.
 
     Args:
@@ -35,7 +35,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
         output: file or folder; a file there is replaced.
         images: [N, 3, S, S], normalized, for the comparison of features in eval mode.
 
-    Returns `file`, `parity` (largest difference over largest feature), `tolerance`, `pictures`, `card`, and the shape
+    Returns `file`, `parity` (largest difference over largest feature), `tolerance`, `images`, `card`, and the shape
     in torchvision's words: `block_params` (of a RegNet) or `resnet` (depths, groups, width_per_group).
 
     Raises RequestError where torchvision has no such network, ValueError for features that differ by more than 1e-5, and for
@@ -44,7 +44,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
     theirs = _theirs(backbone)
     output = Path(output)
     target = output if output.suffix in (".pth", ".pt") else output / "torchvision.pth"
-    wanted = parity.reference(backbone, pictures)
+    expected = parity.reference(backbone, images)
     state = {key: plain(tensor).clone() for key, tensor in theirs.rename(backbone.state_dict()).items()}
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,8 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        found = parity.features(torchvision_model(backbone, unchecked), pictures)
-        difference = parity.relative_difference(found, wanted)
+        found = parity.features(torchvision_model(backbone, unchecked), images)
+        difference = parity.relative_difference(found, expected)
         parity.require(difference, tolerance=parity.TOLERANCE, what="torchvision's model with the exported weights")
         os.replace(unchecked, target)
     finally:
@@ -64,8 +64,8 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, pictures: T
         "file": str(target),
         "parity": difference,
         "tolerance": parity.TOLERANCE,
-        "pictures": len(pictures),
-        **theirs.told(backbone),
+        "pictures": len(images),
+        **theirs.shown(backbone),
         "card": dict(card),
     }
 

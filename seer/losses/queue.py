@@ -33,7 +33,7 @@ class Queue:
 
     def __init__(self, length: int, group: Group | None = None):
         if length < 1:
-            raise ValueError(f"a queue of {length} pictures keeps nothing; its length is at least 1")
+            raise ValueError(f"a queue of {length} images keeps nothing; its length is at least 1")
         self.length, self.group = length, group
         self._rows: Tensor | None = None  # [A, up to L, D] float32, oldest first
 
@@ -49,7 +49,7 @@ class Queue:
         rows = newest if self._rows is None else torch.cat([self._rows.to(newest.device), newest], dim=1)
         self._rows = rows[:, -self.length :].clone()  # a copy, so that the part left out is freed
 
-    def share(self, device: torch.device) -> Tensor:
+    def local_rows(self, device: torch.device) -> Tensor:
         """Returns the rows that this rank brings to Sinkhorn: [A, L/R, D], float32. Only when the queue is full."""
         assert self._rows is not None and self.full, "the queue is not full yet"
         self._rows = self._rows.to(device)
@@ -64,5 +64,5 @@ class Queue:
         """Loads a state. Raises ValueError for rows of a longer queue."""
         rows = state.get("rows")
         if rows is not None and rows.shape[1] > self.length:
-            raise ValueError(f"the saved queue holds {rows.shape[1]} pictures, this one {self.length}; use its length")
+            raise ValueError(f"the saved queue holds {rows.shape[1]} images, this one {self.length}; use its length")
         self._rows = None if rows is None else rows.clone()

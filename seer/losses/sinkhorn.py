@@ -40,7 +40,7 @@ __all__ = ["harden", "residual", "sinkhorn"]
 # no maxima
 WIDEST = 80.0
 CACHED = 1 << 19  # entries that a processor keeps near itself between two products: 2 MB
-BLOCK = 512  # rows whose sum a product makes at once: one of 8192 rows, added up row by row, is 2e-5 off
+SUM_ROWS = 512  # rows whose sum a product makes at once: one of 8192 rows, added up row by row, is 2e-5 off
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: Group | 
     with torch.autocast(scores.device.type, enabled=False):
         codes = scores.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         plans = codes.flatten(0, -3) if codes.dim() > 2 else codes.unsqueeze(0)  # [P, B, K], views
-        rows = min(BLOCK, max(1, CACHED // plans.shape[2])) if plans.device.type == "cpu" else plans.shape[1]
+        rows = min(SUM_ROWS, max(1, CACHED // plans.shape[2])) if plans.device.type == "cpu" else plans.shape[1]
         samples = _exponentiate(plans, epsilon, rows, group)  # [P, B]
         blocks = [list(zip(e.split(rows), v.split(rows), strict=True)) for e, v in zip(plans, samples, strict=True)]
         sums = plans.new_zeros(plans.shape[0], plans.shape[2])  # [P, K]

@@ -71,8 +71,8 @@ class _SwappedPrediction(torch.autograd.Function):
             torch.mul(scores[view], sharpness, out=buffer)  # [B, K]
             highest, mass = buffer.amax(1), target.sum(1)  # [B]
             torch.softmax(buffer, dim=1, out=buffer)
-            normaliser = highest - buffer.amax(1).log()  # [B] logsumexp(x/T)
-            loss += (mass * normaliser - sharpness * agreement).sum()
+            normalizer = highest - buffer.amax(1).log()  # [B] logsumexp(x/T)
+            loss += (mass * normalizer - sharpness * agreement).sum()
             if gradient is not None:
                 buffer.mul_((mass * (sharpness / terms)).unsqueeze(1)).sub_(target, alpha=sharpness / terms)
         ctx.gradient = gradient

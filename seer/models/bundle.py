@@ -40,15 +40,15 @@ from seer.models import families, zoo
 from seer.models.families.family import Network
 from seer.models.zoo import name_of
 
-FORMAT = "seer-bundle"
+BUNDLE_FORMAT = "seer-bundle"
 VERSION = 1
-WEIGHTS = "backbone.safetensors"
+BUNDLE_WEIGHTS = "backbone.safetensors"
 DESCRIPTION = "bundle.json"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PROVENANCE = ("recipe", "data_fingerprint", "commit", "step", "images_seen", "licence", "caution", "metrics")
-CARD = ("mean", "std", "input_size", *PROVENANCE)
+CARD_FIELDS = ("mean", "std", "input_size", *PROVENANCE)
 
 
 def write_bundle(
@@ -81,13 +81,13 @@ def write_bundle(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     suffix = f".{uuid.uuid4().hex}.tmp"
-    new_weights, new_description = folder / (WEIGHTS + suffix), folder / (DESCRIPTION + suffix)
+    new_weights, new_description = folder / (BUNDLE_WEIGHTS + suffix), folder / (DESCRIPTION + suffix)
     try:
-        write_safetensors(tensors, new_weights, {FORMAT: described})
+        write_safetensors(tensors, new_weights, {BUNDLE_FORMAT: described})
         new_description.write_text(described, encoding="utf-8")
         _flush(new_weights)
         _flush(new_description)
-        os.replace(new_weights, folder / WEIGHTS)
+        os.replace(new_weights, folder / BUNDLE_WEIGHTS)
         os.replace(new_description, folder / DESCRIPTION)
         _flush(folder)
         _flush(folder.parent)
@@ -116,19 +116,19 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]
     """
     folder = Path(folder)
     _must_hold_weights(folder)
-    weights, described = read_safetensors(folder / WEIGHTS)
+    weights, described = read_safetensors(folder / BUNDLE_WEIGHTS)
     described = _which(folder, described)
     with torch.device("meta"):
         backbone = zoo.of(architecture_in(described, what=str(folder)))
-    return fill(backbone, weights, what=str(folder / WEIGHTS)), described
+    return fill(backbone, weights, what=str(folder / BUNDLE_WEIGHTS)), described
 
 
 def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns a bundle's description alone, without its tensors. Raises as `read_bundle` does."""
     folder = Path(folder)
     _must_hold_weights(folder)
-    with _opened(folder / WEIGHTS) as opened:
-        return _which(folder, _described_in(opened, folder / WEIGHTS))
+    with _opened(folder / BUNDLE_WEIGHTS) as opened:
+        return _which(folder, _described_in(opened, folder / BUNDLE_WEIGHTS))
 
 
 def step_of(description: Mapping[str, Any]) -> int | None:
@@ -143,8 +143,8 @@ def step_of(description: Mapping[str, Any]) -> int | None:
 
 def card_of(description: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the card that `write_bundle` was given, out of a bundle's description: to export or write it again."""
-    normalisation = description["normalisation"]
-    card = {"mean": normalisation["mean"], "std": normalisation["std"], "input_size": description["input_size"]}
+    normalization = description["normalisation"]
+    card = {"mean": normalization["mean"], "std": normalization["std"], "input_size": description["input_size"]}
     kept = {key: description["provenance"].get(key) for key in PROVENANCE}
     return card | kept | {"step": step_of(description)}
 
@@ -163,21 +163,21 @@ def architecture_in(description: Mapping[str, Any], *, what: str) -> dict[str, A
     return families.checked(description.get("architecture"), what=what)
 
 
-def check_weights(given: Mapping[str, Any], wanted: Mapping[str, Tensor], *, what: str) -> None:
+def check_weights(given: Mapping[str, Any], expected: Mapping[str, Tensor], *, what: str) -> None:
     """Raises one ValueError that names the first five missing, unexpected or wrong keys; nothing is changed.
 
     A key is wrong when it is no dense tensor, has another shape, or holds integers where numbers are wanted.
     """
-    problems = [f"missing {key} {list(wanted[key].shape)}" for key in wanted if key not in given]
+    problems = [f"missing {key} {list(expected[key].shape)}" for key in expected if key not in given]
     for key, value in given.items():
-        if key not in wanted:
+        if key not in expected:
             problems.append(f"unexpected {key}")
         elif not isinstance(value, Tensor) or value.layout != torch.strided:
             problems.append(f"{key} is no dense tensor but a {type(value).__name__}")
-        elif value.shape != wanted[key].shape:
-            problems.append(f"{key} is {list(value.shape)}, wanted {list(wanted[key].shape)}")
-        elif value.is_floating_point() != wanted[key].is_floating_point():
-            problems.append(f"{key} is {value.dtype}, wanted {wanted[key].dtype}")
+        elif value.shape != expected[key].shape:
+            problems.append(f"{key} is {list(value.shape)}, wanted {list(expected[key].shape)}")
+        elif value.is_floating_point() != expected[key].is_floating_point():
+            problems.append(f"{key} is {value.dtype}, wanted {expected[key].dtype}")
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{what} do not fit the architecture, nothing was loaded: {'; '.join(problems[:5])}{more}")
@@ -208,33 +208,35 @@ def plain(tensor: Tensor) -> Tensor:
 
 def _describe(architecture: dict[str, Any], feature_dim: int, card: Mapping[str, Any]) -> dict[str, Any]:
     for key in card:
-        if key not in CARD:
-            near = difflib.get_close_matches(str(key), CARD, n=1, cutoff=0.0)[0]
-            raise ValueError(f"a card has no entry {key!r}, perhaps {near!r}; it may hold {', '.join(CARD)}")
-    colours = {}
+        if key not in CARD_FIELDS:
+            near = difflib.get_close_matches(str(key), CARD_FIELDS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"a card has no entry {key!r}, perhaps {near!r}; it may hold {', '.join(CARD_FIELDS)}")
+    colors = {}
     for key, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-        colours[key] = [float(value) for value in (usual if card.get(key) is None else card[key])]
-        if len(colours[key]) != 3:
-            raise ValueError(f"the card's {key} is {colours[key]}: wanted three numbers, one a colour")
+        colors[key] = [float(value) for value in (usual if card.get(key) is None else card[key])]
+        if len(colors[key]) != 3:
+            raise ValueError(f"the card's {key} is {colors[key]}: wanted three numbers, one a color")
     metrics = dict(card.get("metrics") or {})
     unsound = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if unsound:
         raise ValueError(f"the card's metrics hold non-finite numbers, which JSON cannot: {unsound}; leave them out")
     return {
-        "format": FORMAT,
+        "format": BUNDLE_FORMAT,
         "version": VERSION,
         "written": uuid.uuid4().hex,
         "architecture": {"name": name_of(architecture), **architecture},
         "feature_dim": feature_dim,
         "input_size": 224 if card.get("input_size") is None else int(card["input_size"]),
-        "normalisation": colours,
+        "normalisation": colors,
         "provenance": {key: card.get(key) for key in PROVENANCE} | {"metrics": metrics},
     }
 
 
 def _must_hold_weights(folder: Path) -> None:
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}; a bundle is a folder with {WEIGHTS} and {DESCRIPTION}")
+    if not (folder / BUNDLE_WEIGHTS).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {BUNDLE_WEIGHTS}; a bundle is a folder with {BUNDLE_WEIGHTS} and {DESCRIPTION}"
+        )
 
 
 @contextmanager
@@ -249,7 +251,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _described_in(opened: Any, path: Path) -> dict[str, Any] | None:
     """Returns the description in the metadata of a weights file, if it has one of ours."""
-    text = (opened.metadata() or {}).get(FORMAT)
+    text = (opened.metadata() or {}).get(BUNDLE_FORMAT)
     return None if text is None else _parse(text, what=f"the metadata of {path}")
 
 
@@ -264,7 +266,7 @@ def _which(folder: Path, inside: dict[str, Any] | None) -> dict[str, Any]:
         return inside
     if beside is None:
         raise ValueError(
-            f"{folder} has no {DESCRIPTION}; load {folder / WEIGHTS} itself to infer the shape from the weights"
+            f"{folder} has no {DESCRIPTION}; load {folder / BUNDLE_WEIGHTS} itself to infer the shape from the weights"
         )
     return beside
 
@@ -274,8 +276,8 @@ def _parse(text: str, *, what: str) -> dict[str, Any]:
         described = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{what} is no JSON: {error}") from error
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
-        raise ValueError(f"{what} describes no bundle: its format is not {FORMAT!r}")
+    if not isinstance(described, dict) or described.get("format") != BUNDLE_FORMAT:
+        raise ValueError(f"{what} describes no bundle: its format is not {BUNDLE_FORMAT!r}")
     if described.get("version") != VERSION:
         raise ValueError(f"{what} has version {described.get('version')!r}; this program reads {VERSION}: upgrade it")
     return described

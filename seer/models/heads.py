@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from seer.core.errors import RequestError
 
-UNIT = 1e-6  # how far from 1 the length of a row may round
+UNIT_TOLERANCE = 1e-6  # how far from 1 the length of a row may round
 
 
 class SwAVHead(nn.Module):
@@ -56,7 +56,7 @@ class SwAVHead(nn.Module):
         last = [nn.BatchNorm1d(embedding, affine=False)] if last_batch_norm else []
         self.projector = nn.Sequential(*layers, nn.Linear(features, embedding), *last)
         self.prototypes = nn.Linear(embedding, heads * prototypes, bias=False)
-        self.normalise_prototypes()
+        self.normalize_prototypes()
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns, for [N, C], embeddings [N, D] of unit length and scores [N, H*K] in [-1, 1], head by head,
@@ -75,9 +75,9 @@ class SwAVHead(nn.Module):
             return F.linear(embeddings, weight.float())
 
     @torch.no_grad()
-    def normalise_prototypes(self) -> None:
+    def normalize_prototypes(self) -> None:
         """Brings every row back to length 1; momentum is left alone, as in SwAV. Rows that are of length 1 to
         rounding stay to the last bit, so that a step that was masked can be repeated."""
         weight = self.prototypes.weight
         lengths = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
-        weight.copy_(torch.where((lengths - 1).abs() < UNIT, weight, F.normalize(weight, dim=1)))
+        weight.copy_(torch.where((lengths - 1).abs() < UNIT_TOLERANCE, weight, F.normalize(weight, dim=1)))

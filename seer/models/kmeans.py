@@ -24,18 +24,18 @@ def spherical_kmeans(rows: Tensor, k: int, *, seed: int, rounds: int = 20) -> Te
         raise ValueError(f"{len(rows)} embeddings cannot give {k} prototypes: at least as many are needed")
     generator = torch.Generator().manual_seed(seed)
     rows = rows.cpu()
-    centres = rows.new_empty(k, rows.shape[1])
+    centers = rows.new_empty(k, rows.shape[1])
     far = rows.new_ones(len(rows))  # [N] squared distance to the nearest center
     candidates = 2 + int(math.log(k))
     for i in range(k):
         drawn = rows[torch.multinomial(far + 1e-12, candidates, replacement=True, generator=generator)]
         left = torch.minimum(far[:, None], (1 - rows @ drawn.t()).clamp(min=0))  # [N, candidates]
         best = left.sum(0).argmin()
-        centres[i], far = drawn[best], left[:, best]
+        centers[i], far = drawn[best], left[:, best]
     for _ in range(rounds):
-        fit, owner = (rows @ centres.t()).max(dim=1)  # [N]
-        sums = torch.zeros_like(centres).index_add_(0, owner, rows)
+        fit, owner = (rows @ centers.t()).max(dim=1)  # [N]
+        sums = torch.zeros_like(centers).index_add_(0, owner, rows)
         empty = torch.bincount(owner, minlength=k) == 0
         sums[empty] = rows[fit.argsort()[: int(empty.sum())]]
-        centres = F.normalize(sums, dim=1)
-    return centres
+        centers = F.normalize(sums, dim=1)
+    return centers

@@ -23,8 +23,8 @@ from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.models import zoo
 from seer.models.bundle import (
+    BUNDLE_WEIGHTS,
     DESCRIPTION,
-    WEIGHTS,
     architecture_in,
     check_weights,
     fill,
@@ -72,13 +72,13 @@ def load_with_origin(path_or_run: str | os.PathLike[str]) -> tuple[Backbone, Ori
     path = Path(path_or_run)
     if path.is_dir():
         for folder in (path, path / "bundle"):
-            if (folder / WEIGHTS).is_file():
+            if (folder / BUNDLE_WEIGHTS).is_file():
                 backbone, card = read_bundle(folder)
                 tell_age(folder, card)
                 return backbone, Origin(OURS.library, "bundle")
         if not (path / MODEL_FILE).is_file():
             raise FileNotFoundError(
-                f"{path} is neither a bundle ({WEIGHTS} with {DESCRIPTION}) nor a run that holds bundle/. Of a run without one, "
+                f"{path} is neither a bundle ({BUNDLE_WEIGHTS} with {DESCRIPTION}) nor a run that holds bundle/. Of a run without one, "
                 f"`seer export to=safetensors weights={path} output=…` makes it from the newest checkpoint. A model folder "
                 f"of timm or Hugging Face would hold {MODEL_FILE}"
             )
@@ -125,6 +125,6 @@ def _from_state(
     with torch.device("meta"):
         backbone = family.build(found.architecture)
     # Checked under the file's own names, so that the message speaks of keys its owner can find.
-    wanted = {found.spell(ours): tensor for ours, tensor in backbone.state_dict().items()}
-    check_weights(found.trunk, wanted, what=f"the weights in {what}")
+    expected = {found.spell(ours): tensor for ours, tensor in backbone.state_dict().items()}
+    check_weights(found.trunk, expected, what=f"the weights in {what}")
     return fill(backbone, found.known, what=what), Origin(found.library, container, found.left_out, found.caution)

@@ -241,7 +241,7 @@ class RegNet(nn.Module):
             if width % group_width:
                 raise ValueError(f"width {width} is no multiple of its group width {group_width} ({shape})")
         if self.stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride={self.stem_stride}: wanted 1 (small pictures) or 2")
+            raise ValueError(f"stem_stride={self.stem_stride}: wanted 1 (small images) or 2")
         narrowest = min(self.stem_width, *self.widths)
         if round(self.se_ratio * narrowest) < 1:
             raise ValueError(f"se_ratio={self.se_ratio} squeezes {narrowest} channels to none: raise it")

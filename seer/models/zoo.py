@@ -44,7 +44,7 @@ def build(name: str, *, stem_stride: int = 2, device: torch.device | str | None 
     if STRIDE in family.keys:
         return family.build({**family.zoo[name], STRIDE: stem_stride}, device)
     if stem_stride != 2:
-        raise ValueError(f"stem_stride={stem_stride}: the stem of {name} is fixed; take a RegNetY for small pictures")
+        raise ValueError(f"stem_stride={stem_stride}: the stem of {name} is fixed; take a RegNetY for small images")
     return family.build(family.zoo[name], device)
 
 

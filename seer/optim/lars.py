@@ -114,8 +114,8 @@ def _on_cpu(
     if found is not None and found.item():
         return
     for p, buffer, ratio in zip(parameters, buffers, ratios.tolist(), strict=True):
-        how = {"weight_decay": group["weight_decay"], "dampening": 1.0 - ratio}
-        _fused([_local(p)], [_local(p.grad)], [_local(buffer)], group, **how)  # type: ignore[arg-type]
+        options = {"weight_decay": group["weight_decay"], "dampening": 1.0 - ratio}
+        _fused([_local(p)], [_local(p.grad)], [_local(buffer)], group, **options)  # type: ignore[arg-type]
 
 
 def _on_device(
@@ -131,7 +131,7 @@ def _on_device(
 
 
 def _fused(
-    weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any], **how: Any
+    weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any], **options: Any
 ) -> None:
     """Updates by m = momentum m + (1 - dampening) (g + weight_decay p), p = p - lr m. The kernel wants equal
     strides of the three; they differ for a momentum that was saved in another memory format, and where a side
@@ -148,7 +148,7 @@ def _fused(
         nesterov=False,
         maximize=False,
         is_first_step=False,
-        **how,
+        **options,
     )
     for buffer, used in zip(buffers, alike[1], strict=True):
         if used is not buffer:

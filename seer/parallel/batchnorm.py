@@ -27,7 +27,7 @@ _PART = 2048  # pixels that are added up at a time
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # how names of running statistics end
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """Normalizes x -> y of its dtype; mean and biased variance float32 [C]. Differentiable once.
 
     On a CPU what adds up over rows is done by the kernels of torch's own batch norm: for channels_last torch.var_mean takes 10 to 15
@@ -142,7 +142,7 @@ class _GroupStatistics(_BatchNorm):
         if not self.training:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps, self.group)
+            y, mean, variance = _Normalize.apply(x, self.weight, self.bias, self.eps, self.group)
         ranks = 1 if self.group is None else self.group.size()
         self._track(mean, variance, ranks * x.numel() // x.shape[1])
         return y

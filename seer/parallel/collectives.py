@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 Group = dist.ProcessGroup
 
 __all__ = [
-    *("Group", "all_gather_stack", "all_reduce_max", "all_reduce_mean", "all_reduce_sum", "any_true", "broadcast"),
-    *("assign_whole", "gather_text", "highest", "share_text", "waited", "whole_on_first"),
+    *("Group", "all_gather_stack", "all_reduce_max", "all_reduce_mean", "all_reduce_sum", "any_rank", "broadcast"),
+    *("copy_full_tensor_", "gather_text", "highest", "broadcast_text", "waited", "gather_to_rank0"),
 ]
 
 
@@ -148,7 +148,7 @@ def broadcast(tensor: Tensor, group: Group | None, source: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def assign_whole(tensor: Tensor, whole: Tensor) -> None:
+def copy_full_tensor_(tensor: Tensor, whole: Tensor) -> None:
     """Overwrites a tensor [..], which may be sharded, with a whole one [..] that every rank holds alike."""
     if isinstance(tensor, DTensor):
         whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements)
@@ -156,7 +156,7 @@ def assign_whole(tensor: Tensor, whole: Tensor) -> None:
 
 
 @torch.no_grad()
-def whole_on_first(tensors: Mapping[str, Tensor], group: Group | None) -> dict[str, Tensor]:
+def gather_to_rank0(tensors: Mapping[str, Tensor], group: Group | None) -> dict[str, Tensor]:
     """Gathers the tensors, whole, on the CPU of the group's first rank; {} on the others. One after the other,
     so that no device holds more than one of them whole."""
     first = group is None or group.rank() == 0
@@ -168,12 +168,12 @@ def whole_on_first(tensors: Mapping[str, Tensor], group: Group | None) -> dict[s
     return found
 
 
-def any_true(flag: bool, group: Group | None) -> bool:
+def any_rank(flag: bool, group: Group | None) -> bool:
     """Returns True on every rank as soon as `flag` is true on one; waits for the answer, so not for every step."""
-    return bool(highest(int(bool(flag)), group))
+    return bool(max_over_ranks(int(bool(flag)), group))
 
 
-def highest(value: int, group: Group | None) -> int:
+def max_over_ranks(value: int, group: Group | None) -> int:
     """Returns the highest of all ranks' values (below 2^31), on every rank; waits for the answer."""
     if group is None:
         return value
@@ -188,7 +188,7 @@ def gather_text(text: str, group: Group | None) -> list[str]:
     if group is None:
         return [text]
     data = text.encode()
-    room = highest(len(data), group)
+    room = max_over_ranks(len(data), group)
     mine = torch.zeros(room + 4, dtype=torch.uint8)  # four bytes of length, then the text
     mine[:4] = torch.tensor(list(len(data).to_bytes(4, "little")), dtype=torch.uint8)
     if data:
@@ -198,7 +198,7 @@ def gather_text(text: str, group: Group | None) -> list[str]:
     return [part[4 : 4 + int.from_bytes(part[:4], "little")].decode() for part in parts]
 
 
-def share_text(text: str, group: Group | None) -> str:
+def broadcast_text(text: str, group: Group | None) -> str:
     """Returns the text of the group's first rank, on every rank; what others pass is ignored."""
     return gather_text(text if group is None or group.rank() == 0 else "", group)[0]
 

@@ -12,7 +12,7 @@ from seer.parallel.collectives import gather_text
 from seer.parallel.world import World
 
 
-def own_cores(world: World) -> int:
+def cores_per_rank(world: World) -> int:
     """Returns this rank's part of the cores it may run on, at least 1. One collective."""
     mask = sum(1 << core for core in os.sched_getaffinity(0))
     return part_of(world.rank, [word.split() for word in gather_text(f"{socket.gethostname()} {mask:x}", world.group)])

@@ -40,7 +40,7 @@ GRACE_S = 10.0  # from the news that a peer is gone to the end of this process, 
 ECHOES = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 
 
-class Watch:
+class Heartbeat:
     """Beats for this rank and watches the others, as a context around all that a rank does. limit_s: a peer
     silent for so long is given up."""
 
@@ -54,14 +54,14 @@ class Watch:
         self._lock = threading.Lock()  # one store connection, two threads
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Heartbeat":
         self._beat(0)
         _end_soon_on_sigterm()
         _end_with_the_launcher()
         self._thread.start()
         return self
 
-    def note(self, step: int, phase: str) -> None:
+    def set_phase(self, step: int, phase: str) -> None:
         """Notes what the main thread is at, for the message that names it when it hangs."""
         self._doing = (step, phase)
 
@@ -85,7 +85,7 @@ class Watch:
             end = time.monotonic() + LOST_S + 2 * BEAT_S
             while time.monotonic() < end and self._told is None:
                 time.sleep(BEAT_S / 4)
-                self._look(LOST_S)
+                self._poll_peers(LOST_S)
             if self._told is None:
                 self._told = self._latest(str(error))
         return self._parting(
@@ -96,14 +96,14 @@ class Watch:
         """Returns the end of a rank that was asked to stop. SIGTERM may come since another rank is gone or has
         failed: waits for that news, or for a beat of each."""
         with suppress(RuntimeError):  # the store is gone
-            self._look(LOST_S)
+            self._poll_peers(LOST_S)
             before = {rank: text for rank, (text, _) in self._seen.items()}
             end = time.monotonic() + LOST_S + 2 * BEAT_S
             while asked.args == ("SIGTERM",) and self._told is None and time.monotonic() < end:
                 if all(self._seen[r][0] != b or self._hear("left", str(r)) is not None for r, b in before.items()):
                     break
                 time.sleep(BEAT_S / 4)
-                self._look(LOST_S)
+                self._poll_peers(LOST_S)
         return self._parting(asked, 75)
 
     def _parting(self, error: BaseException, status: int) -> BaseException:
@@ -113,7 +113,7 @@ class Watch:
             self._say("ended", "first", "true")  # for a rank that hangs, whose thread still listens
             return self._told
         words = json.dumps({"rank": self.rank, "exit": status, "error": str(error)[:2000]})
-        error.tells = self._say("failed", "first", words) == words.encode()  # type: ignore[attr-defined]
+        error.reports = self._say("failed", "first", words) == words.encode()  # type: ignore[attr-defined]
         return error
 
     # the thread
@@ -124,7 +124,7 @@ class Watch:
             count += 1
             try:
                 self._beat(count)
-                self._look(self.limit_s)
+                self._poll_peers(self.limit_s)
                 ended = self._hear("ended", "first")
             except RuntimeError as error:  # the store is gone, and with it the first rank or the launcher
                 if not self._ended.is_set():
@@ -134,7 +134,7 @@ class Watch:
             if self._told is not None:
                 self._end(self._told)
             elif ended:
-                self._end(LostPeer("the other ranks have ended", tells=False))
+                self._end(LostPeer("the other ranks have ended", reports=False))
 
     def _end(self, why: LostPeer | Interrupted) -> None:
         """Ends the process once the main thread has had GRACE_S to find out by itself."""
@@ -152,7 +152,7 @@ class Watch:
         """Returns [count, step, phase, host, process, collectives entered]."""
         return [count, *self._doing, socket.gethostname(), os.getpid(), waited.entered]
 
-    def _look(self, limit_s: float) -> None:
+    def _poll_peers(self, limit_s: float) -> None:
         """Reads the others' beats and words; sets `_told`. Raises RuntimeError when the store is gone."""
         now = time.monotonic()
         if (failed := self._hear("failed", "first")) and failed["rank"] != self.rank:
@@ -172,7 +172,7 @@ class Watch:
                 silent[rank] = now - self._seen[rank][1]
         if silent:
             self._end_stopped(silent)
-            self._told = LostPeer(self._named(silent), tells=self._lowest(set(silent)))
+            self._told = LostPeer(self._named(silent), reports=self._lowest(set(silent)))
 
     def _end_stopped(self, silent: Iterable[int]) -> None:
         """Kills the silent ranks on this host: one that is stopped hears no SIGTERM and would stay as an orphan."""
@@ -206,10 +206,10 @@ class Watch:
         behind = [rank for rank, beat in sorted(beats.items()) if beat[-1] == least]
         if len(behind) == len(beats):
             step, words = self._doing[0], error.splitlines()[0]
-            return LostPeer(f"the ranks lost each other at step {step} ({words})", tells=self.rank == 0)
+            return LostPeer(f"the ranks lost each other at step {step} ({words})", reports=self.rank == 0)
         step, phase, host, pid, _ = beats[behind[0]][1:]
         words = f"rank {behind[0]} (pid {pid} on {host}) keeps the others waiting at step {step}, {phase}"
-        return LostPeer(words, tells=self._lowest(set(behind)))
+        return LostPeer(words, reports=self._lowest(set(behind)))
 
     # the store
 
@@ -239,9 +239,9 @@ def _news_of(failed: dict[str, Any]) -> LostPeer | Interrupted:
     a request."""
     if failed["exit"] == 75:
         asked = Interrupted(f"rank {failed['rank']} was told to end: {failed['error']}", 0)
-        asked.tells = False  # type: ignore[attr-defined]
+        asked.reports = False  # type: ignore[attr-defined]
         return asked
-    return LostPeer(f"rank {failed['rank']} failed: {failed['error']}", failed["exit"], tells=False)
+    return LostPeer(f"rank {failed['rank']} failed: {failed['error']}", failed["exit"], reports=False)
 
 
 def _end_soon_on_sigterm() -> None:

@@ -34,7 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from seer.core.errors import RequestError
-from seer.parallel.allocator import give_back
+from seer.parallel.allocator import trim_heap
 from seer.parallel.blocks import stages_by_tower, stages_of
 
 POLICIES = ("none", "block", "stage", "selective")
@@ -170,7 +170,7 @@ def _contexts(
 
 @contextmanager
 def _trimmed() -> Iterator[None]:
-    give_back()
+    trim_heap()
     yield
 
 

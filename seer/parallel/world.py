@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from seer.core.errors import RequestError
 from seer.core.signals import listener
-from seer.parallel.heartbeat import Watch
+from seer.parallel.heartbeat import Heartbeat
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class World:
     device: torch.device
     group: dist.ProcessGroup | None = None  # all ranks; None for one process
     side: dist.ProcessGroup | None = None  # the same ranks over gloo, for the thread of a checkpoint alone
-    watch: Watch | None = None
+    watch: Heartbeat | None = None
 
     def barrier(self) -> None:
         if self.group is not None:
@@ -38,10 +38,10 @@ class World:
         assert self.group is not None
         return DeviceMesh.from_group(self.group, self.device.type)
 
-    def note(self, step: int, phase: str) -> None:
+    def set_phase(self, step: int, phase: str) -> None:
         """Notes what this rank is at: said of it should it keep the others waiting, or be lost."""
         if self.watch is not None:
-            self.watch.note(step, phase)
+            self.watch.set_phase(step, phase)
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
         # a connection of its own: that of the process group may be waiting for something
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
-    with Watch(rank, size, store, timeout_s) as watch:
+    with Heartbeat(rank, size, store, timeout_s) as watch:
         try:
             with listener.heard_in_calls():
                 side = dist.new_group(backend="gloo", timeout=limit)

@@ -21,25 +21,25 @@ from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.order import Plan, choose_lanes
 from seer.data.quarantine import known_as, read_exclude
-from seer.data.shards.open import MANIFEST, Shard, open_shards, write_shards
+from seer.data.shards.open import SHARDS_MANIFEST, Shard, open_shards, write_shards
 from seer.engine.control import Every
 from seer.engine.precision import Precision
 from seer.optim.groups import build_groups
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
 from seer.parallel import fairscale_backend
-from seer.parallel.allocator import give_back_at_once
-from seer.parallel.cores import own_cores
+from seer.parallel.allocator import mmap_large_blocks
+from seer.parallel.cores import cores_per_rank
 from seer.parallel.memory import Loss, mean_square, recomputed_within, step_memory
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from seer.run.config import RunConfig
-from seer.run.schedule import Lengths, schedule
-from seer.run.skipped import lists
+from seer.run.schedule import Durations, schedule
+from seer.run.skipped import exclude_files
 from seer.run.weights import start_from
 
 # of the time that ranks wait for each other: the words of the one that waits for storage come first
-STORAGE_SHARE = 0.8
+READ_TIMEOUT_FRACTION = 0.8
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Training:
     licence: str | None = None
 
 
-def task(config: RunConfig, transform: Transform, lengths: Lengths, world: World) -> tuple[Task, str | None]:
+def task(config: RunConfig, transform: Transform, lengths: Durations, world: World) -> tuple[Task, str | None]:
     """Makes the task on a backbone, from the seed or from `weights`, and tells the licence of these. Raises RequestError."""
     torch.manual_seed(rng.key(config.seed, "weights") & 0x7FFFFFFFFFFFFFFF)
     durations = getattr(find("task", config.task.get("_target_", "")), "durations", ())
@@ -88,9 +88,9 @@ def drawn(config: RunConfig, folder: Path, world: World) -> list[Shard]:
     first = 0
     for part, count in (("train", config.data.drawn), ("test", config.data.drawn_test)):
         target = folder / "pictures" / part
-        if world.rank == 0 and count and not (target / MANIFEST).exists():
+        if world.rank == 0 and count and not (target / SHARDS_MANIFEST).exists():
             log.info(f"drawing {count} images into {target}")
-            card = {"classes": list(sample.KINDS)}
+            card = {"classes": list(sample.SHAPE_CLASSES)}
             write_shards(sample.samples(count, config.seed, first), target, total=count, per_shard=1000, card=card)
         first += count
     world.barrier()
@@ -99,11 +99,11 @@ def drawn(config: RunConfig, folder: Path, world: World) -> list[Shard]:
 
 def data(config: RunConfig, shards: list[Shard], transform: Transform, world: World) -> Data:
     """Makes the order and the loader of this rank. Raises RequestError."""
-    how, batch, seed = config.data, config.batch, config.seed
-    lanes = how.lanes or choose_lanes(batch, sum(len(s) for s in shards))
-    plan = Plan([len(s) for s in shards], seed=rng.key(seed, "order"), lanes=lanes, block=how.block)
-    threads = own_cores(world) if how.threads is None else how.threads
-    exclude = read_exclude(lists(how.exclude), shards)
+    options, batch, seed = config.data, config.batch, config.seed
+    lanes = options.lanes or choose_lanes(batch, sum(len(s) for s in shards))
+    plan = Plan([len(s) for s in shards], seed=rng.key(seed, "order"), lanes=lanes, block=options.block)
+    threads = cores_per_rank(world) if options.threads is None else options.threads
+    exclude = read_exclude(exclude_files(options.exclude), shards)
     reader = Reader(shards, plan, rng.key(seed, "views"), exclude)
     loader = Loader(
         reader,
@@ -112,11 +112,11 @@ def data(config: RunConfig, shards: list[Shard], transform: Transform, world: Wo
         rank=world.rank,
         ranks=world.size,
         threads=threads,
-        prefetch=how.prefetch,
-        most_bytes=how.prefetch_gb * 1e9,
+        prefetch=options.prefetch,
+        most_bytes=options.prefetch_gb * 1e9,
         pin=world.device.type == "cuda",
         painted=getattr(transform, "device", "auto") == "cpu" or world.device.type == "cpu",
-        patience_s=STORAGE_SHARE * config.parallel.timeout_s,
+        patience_s=READ_TIMEOUT_FRACTION * config.parallel.timeout_s,
     )
     return Data(shards, plan, loader, threads, partial(exclude.holds, known_as(shards)))
 
@@ -172,7 +172,7 @@ def budget(policy: str | Sequence[str]) -> float | None:
     return most
 
 
-def intervals(config: RunConfig, lengths: Lengths) -> Every:
+def intervals(config: RunConfig, lengths: Durations) -> Every:
     """Turns `every` into steps. Raises RequestError and ValueError."""
     names = ("log", "evaluate", "checkpoint", "compare")
     every = Every(
@@ -184,7 +184,7 @@ def intervals(config: RunConfig, lengths: Lengths) -> Every:
     return every
 
 
-def groups(config: RunConfig, task: Task, lengths: Lengths) -> list[dict[str, Any]]:
+def groups(config: RunConfig, task: Task, lengths: Durations) -> list[dict[str, Any]]:
     """Makes parameter groups by the rules, of the names MODULE.PARAMETER. Raises ValueError."""
     rules = [
         {**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0), "groups: frozen_steps")}
@@ -198,30 +198,30 @@ def groups(config: RunConfig, task: Task, lengths: Lengths) -> list[dict[str, An
     return build_groups(names, rules, weight_decay=config.optim.get("weight_decay", 0.0))
 
 
-def training(config: RunConfig, task: Task, lengths: Lengths, world: World, precision: Precision) -> Training:
+def training(config: RunConfig, task: Task, lengths: Durations, world: World, precision: Precision) -> Training:
     """Makes model, optimizer, schedule: everything that depends on the length of the run and on the world."""
-    every, how = intervals(config, lengths), config.parallel
-    if str(how.remat).startswith("budget=") and world.device.type == "cpu":
-        give_back_at_once()  # a promise of memory is worth more time than a policy
+    every, options = intervals(config, lengths), config.parallel
+    if str(options.remat).startswith("budget=") and world.device.type == "cpu":
+        mmap_large_blocks()  # a promise of memory is worth more time than a policy
     here = config.batch // world.size
     task.model = parallelize(
         task.model,
         world,
-        mode=how.mode,
-        batch_norm_group=how.batch_norm_group,
-        channels_last=how.channels_last,
+        mode=options.mode,
+        batch_norm_group=options.batch_norm_group,
+        channels_last=options.channels_last,
         remat=recomputed(
-            how.remat,
+            options.remat,
             task.model,
             view_shapes(task.transform, here),
             precision.dtype,
             counted_loss(task, here, world.size),
         ),
-        compiled=how.compile,
+        compiled=options.compile,
         dtype=precision.dtype,
     )
     parts = groups(config, task, lengths)
-    if how.mode == "fairscale" and world.group is not None:
+    if options.mode == "fairscale" and world.group is not None:
         make = partial(build, "optim", config.optim)
         task.model, optimizer = fairscale_backend.shard(task.model, parts, make, world)
     else:

@@ -22,7 +22,7 @@ def with_classes(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[Run
     if not getattr(target, "learns_classes", False):
         return config, False
     if shards is None:
-        return _named(config, sample.KINDS), False
+        return _named(config, sample.SHAPE_CLASSES), False
     if config.task.get("several"):
         names = list(dict.fromkeys(name for shard in shards for name in shard.classes or ()))
         if not names and not config.task.get("classes"):

@@ -22,7 +22,7 @@ from seer.engine.alarms import FlightRecorder
 from seer.engine.step_timer import peak_memory_gb
 from seer.models.bundle import write_bundle
 from seer.parallel.batchnorm import mean_statistics
-from seer.parallel.collectives import whole_on_first
+from seer.parallel.collectives import gather_to_rank0
 from seer.parallel.world import World
 from seer.run.assemble import Training
 from seer.run.config import RunConfig
@@ -84,7 +84,7 @@ class Bundles:
         """Returns the whole backbone on the first rank; {} on the others, which help to gather what is sharded."""
         state = self.backbone.state_dict()
         state |= mean_statistics(state, self.world.group, self.statistics)
-        return whole_on_first(state, self.world.group)
+        return gather_to_rank0(state, self.world.group)
 
     def write(self, weights: Mapping[str, torch.Tensor], step: int, metrics: Mapping[str, Any]) -> None:
         transform = self.training.task.transform

@@ -18,11 +18,11 @@ from seer.core.errors import RequestError, StorageError
 from seer.core.log import keep_copy, log
 from seer.engine.lock import NAME as LOCK
 from seer.engine.lock import RunLock
-from seer.parallel.collectives import share_text
+from seer.parallel.collectives import broadcast_text
 from seer.parallel.consistency import same_request
 from seer.parallel.world import World
 from seer.run.older import renewed
-from seer.run.skipped import gather
+from seer.run.skipped import merge_skipped
 
 CONFIG = "config.yaml"
 # Keys that may differ when a run goes on: how it is watched, how fast it goes, where its data lies; never what it learns.
@@ -45,7 +45,7 @@ BEFORE_TRAINING = (*MAKING, CONFIG, "train.log", "result.json", ".result.json.wr
 
 
 @contextmanager
-def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[None]:
+def claim(folder: Path, settings: Mapping[str, Any], world: World) -> Iterator[None]:
     """Makes the folder ours, or finds that it is, and keeps other jobs out. Raises RequestError when it belongs
     to another run, to something else, or to a job that runs now.
 
@@ -55,7 +55,7 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
     kept = folder / CONFIG
     if kept.exists():
         before = flat(renewed(read_config(folder)))
-        now = flat(renewed(wanted))
+        now = flat(renewed(settings))
         differ = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
         if differ and any(path.name not in BEFORE_TRAINING for path in folder.iterdir()):
             changes = ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in differ[:5])
@@ -76,23 +76,23 @@ def claim(folder: Path, wanted: Mapping[str, Any], world: World) -> Iterator[Non
                 held.enter_context(RunLock(folder))
                 temporary = folder / f".{CONFIG}.writing"
                 temporary.write_text(
-                    yaml.safe_dump(dict(wanted), sort_keys=False, allow_unicode=True), encoding="utf-8"
+                    yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8"
                 )
                 temporary.replace(kept)
                 keep_copy(folder / "train.log")
-                gather(folder)
+                merge_skipped(folder)
             except RequestError as error:
                 problem = str(error)
             except OSError as error:
                 raise StorageError(f"output={folder} cannot be written: {error.strerror}") from error
-        if problem := share_text(problem, world.group):
+        if problem := broadcast_text(problem, world.group):
             raise RequestError(problem)
         try:
             yield
         finally:
             if world.rank == 0:
                 with suppress(OSError):  # what ended the run is told; the next start gathers
-                    gather(folder)
+                    merge_skipped(folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -114,11 +114,11 @@ def begun_with(folder: Path, key: str) -> Any:
         return None
 
 
-def same_everywhere(wanted: Mapping[str, Any], data: str, world: World) -> None:
+def check_same_on_ranks(settings: Mapping[str, Any], data: str, world: World) -> None:
     """Raises RequestError when ranks were started with other words, code, libraries or images."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(path.read_bytes())
     libraries = {"torch": torch.__version__, "Python": platform.python_version()}
-    words = {key: str(value) for key, value in flat(dict(wanted)).items()}
+    words = {key: str(value) for key, value in flat(dict(settings)).items()}
     same_request({**words, "the code": code.hexdigest()[:12], **libraries, "the data": data}, world.group)

@@ -23,10 +23,10 @@ from seer.core.config import flat
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.engine.checkpoint_files import read_part
-from seer.engine.manifest import MANIFEST
+from seer.engine.manifest import CHECKPOINT_MANIFEST
 from seer.engine.retention import NAME, steps_in
 from seer.models import zoo
-from seer.models.bundle import PROVENANCE, WEIGHTS, card_of, fill, read_bundle, read_description, step_of
+from seer.models.bundle import BUNDLE_WEIGHTS, PROVENANCE, card_of, fill, read_bundle, read_description, step_of
 from seer.models.regnet import RegNet
 from seer.run.config import RunConfig
 from seer.run.folder import CONFIG, read_config
@@ -48,7 +48,7 @@ class State:
     kind: str = "file"
 
     @property
-    def told(self) -> dict[str, Any]:
+    def origin(self) -> dict[str, Any]:
         """Returns what the result of a verb says of it."""
         return {"weights_step": self.step, "weights_from": self.kind}
 
@@ -59,13 +59,15 @@ def of(path: Path) -> State | None:
 
     Raises RequestError for a step that is not there and for a config that is refused, StorageError where nothing is whole.
     """
-    if path.is_file() and (path.parent / MANIFEST).is_file() and NAME.match(path.parent.resolve().name):
+    if path.is_file() and (path.parent / CHECKPOINT_MANIFEST).is_file() and NAME.match(path.parent.resolve().name):
         path = path.parent
     among = path.absolute().parent.name == CHECKPOINTS
-    if (among and path.name == "last") or (NAME.match(path.resolve().name) and (among or (path / MANIFEST).is_file())):
+    if (among and path.name == "last") or (
+        NAME.match(path.resolve().name) and (among or (path / CHECKPOINT_MANIFEST).is_file())
+    ):
         return _one(path)
     run = path.absolute().parent if path.name == CHECKPOINTS else path
-    if (run / CHECKPOINTS).is_dir() or ((run / CONFIG).is_file() and not (run / WEIGHTS).is_file()):
+    if (run / CHECKPOINTS).is_dir() or ((run / CONFIG).is_file() and not (run / BUNDLE_WEIGHTS).is_file()):
         return _newest(run)
     return None
 
@@ -83,13 +85,13 @@ def _newest(run: Path) -> State:
             passed[place] = str(error)
             log.warning(f"weights={run}: {place.name} is passed over: {error}")
             continue
-        told = f"{state.kind} of step {'?' if state.step is None else state.step}"
+        origin = f"{state.kind} of step {'?' if state.step is None else state.step}"
         for step, other in there:
             if other.name == BUNDLE and other != place:
-                told += (
+                origin += (
                     f"; the bundle is of step {step}" if step >= 0 else "; which step the bundle is of cannot be told"
                 )
-        log.info(f"weights={run}: {told}")
+        log.info(f"weights={run}: {origin}")
         return state
     if passed:
         first = next(f"{place.name}: {problem}" for place, problem in passed.items())
@@ -106,7 +108,7 @@ def _states(run: Path) -> Iterator[tuple[int, Path]]:
     """Yields (step, folder) of what a run has saved, whole or not; -1 for a bundle that does not say its step."""
     for step in steps_in(run / CHECKPOINTS):
         yield step, run / CHECKPOINTS / f"step-{step:08d}"
-    if (run / BUNDLE / WEIGHTS).is_file():
+    if (run / BUNDLE / BUNDLE_WEIGHTS).is_file():
         try:
             of_bundle = step_of(read_description(run / BUNDLE))
         except (OSError, ValueError):  # told when it is its turn to be read

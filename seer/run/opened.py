@@ -21,7 +21,7 @@ from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.folder import read_config
 from seer.run.older import renewed
-from seer.run.schedule import Lengths
+from seer.run.schedule import Durations
 
 TASK = "task/"  # how names of its tensors begin in a checkpoint
 
@@ -39,15 +39,15 @@ class Run:
     @cached_property
     def shards(self) -> list[Shard]:
         """Returns what the run trains on. Raises RequestError where it has moved."""
-        how = self.config.data
-        source = how.source or str(self.folder / "pictures" / "train")
-        return open_shards(source, check_crc=how.check_crc, image=how.image, fields=how.fields)
+        options = self.config.data
+        source = options.source or str(self.folder / "pictures" / "train")
+        return open_shards(source, check_crc=options.check_crc, image=options.image, fields=options.fields)
 
     @cached_property
     def task(self) -> Task:
         """Returns the task on the CPU, plain, with the weights of `step`, or as it began where there is none."""
         transform = build("augment", self.config.augment)
-        lengths = Lengths(self.config.steps, self.config.batch, sum(map(len, self.shards)))
+        lengths = Durations(self.config.steps, self.config.batch, sum(map(len, self.shards)))
         alone = World(0, 1, 0, torch.device("cpu"))
         task, _ = assemble.task(self.config.replace(weights=None), transform, lengths, alone)
         give_targets(task, self.shards, with_classes(self.config, self.shards)[1])

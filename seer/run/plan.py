@@ -6,7 +6,7 @@ without data. Of a GPU a tenth of the memory is left for what libraries take for
 
 With `parallel.device=cpu` it is the memory of one training process, beyond that of the program before its first step. There
 `allocator` is what holes between the C library's blocks add and `libraries` what these keep, measured allowances
-(`parallel/allocator.py`), and `pictures` has the ring of batches in it; the reader process beside it is not counted.
+(`parallel/allocator.py`), and `images` has the ring of batches in it; the reader process beside it is not counted.
 """
 
 import math
@@ -24,7 +24,7 @@ from seer.core.protocols import Task
 from seer.data import augment
 from seer.data.loading.batch_buffer import BatchLayout
 from seer.data.loading.loader import HELD
-from seer.engine.precision import DTYPES, quickest
+from seer.engine.precision import DTYPES, default_dtype
 from seer.parallel.allocator import LIBRARIES, wasted
 from seer.parallel.blocks import towers
 from seer.parallel.memory import Live, Shapes, step_memory
@@ -32,26 +32,26 @@ from seer.parallel.world import World
 from seer.run import assemble
 from seer.run.config import RunConfig
 from seer.run.resume import moments
-from seer.run.schedule import Lengths
+from seer.run.schedule import Durations
 
-LEFT = 0.1  # of the memory, for libraries and allocators
+HEADROOM = 0.1  # of the memory, for libraries and allocators
 IMAGES = 10**9  # durations are given meaning by these; they change no byte
 
 
 def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
     """Returns the sum and its parts, in GB of each GPU. Raises RequestError."""
-    batch, how = config.batch, config.parallel
+    batch, options = config.batch, config.parallel
     if gpus < 1:
         raise RequestError(f"gpus={gpus}: at least one")
     if batch % gpus:
         raise RequestError(f"batch={batch} over gpus={gpus}: the batch is a multiple of the GPUs; give batch=…")
     task = _task(config)
-    host = how.device == "cpu"
+    host = options.device == "cpu"
     dtype = _dtype(config, host)
-    sharded = how.mode == "fsdp" and gpus > 1
+    sharded = options.mode == "fsdp" and gpus > 1
     shapes = assemble.view_shapes(task.transform, batch // gpus)
     loss = assemble.counted_loss(task, batch // gpus, gpus)
-    policy = assemble.recomputed(how.remat, task.model, shapes, dtype, loss)
+    policy = assemble.recomputed(options.remat, task.model, shapes, dtype, loss)
 
     units = _units(task.model)
     _print_units(units, dtype, sharded, policy)
@@ -69,16 +69,16 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
         "momentum": 4 * moments(config.optim) * parameters / share,
         "gathered": torch.finfo(dtype).bits // 8 * sum(largest) if sharded else 0,
         "buffers": 4 * largest[-1] if sharded else 4 * parameters if gpus > 1 else 0,
-        "pictures": _pictures(config, task, batch // gpus, shapes, host),
+        "pictures": _images(config, task, batch // gpus, shapes, host),
         "step": step,
     }
     if host:
-        at_once = assemble.budget(how.remat) is not None
+        at_once = assemble.budget(options.remat) is not None
         held["libraries"] = LIBRARIES
         held["allocator"] = wasted(round(step), policy, at_once=at_once)
     total = _print_parts(held, gpu_memory)
     parts = {name: round(size / 1e9, 2) for name, size in held.items()}
-    fits = total <= gpu_memory * (1 - LEFT)
+    fits = total <= gpu_memory * (1 - HEADROOM)
     return {
         **{"device": "cpu" if host else "gpu", "gpus": gpus, "parameters": parameters},
         **parts,
@@ -89,7 +89,7 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
 def _task(config: RunConfig) -> Task:
     """Makes the task without memory for its weights."""
     transform = build("augment", config.augment)
-    lengths = Lengths(config.steps, config.batch, IMAGES)
+    lengths = Durations(config.steps, config.batch, IMAGES)
     with torch.device("meta"):
         alone = World(0, 1, 0, torch.device("cpu"))
         return assemble.task(config.replace(weights=None), transform, lengths, alone)[0]
@@ -99,14 +99,14 @@ def _dtype(config: RunConfig, host: bool) -> torch.dtype:
     asked = config.precision.get("dtype", "auto")
     if asked not in (*DTYPES, "auto"):
         build("precision", config.precision, torch.device("cpu"))  # says which there are
-    auto = DTYPES[quickest(torch.device("cpu"))] if host else torch.bfloat16  # that of a GPU of such a size
+    auto = DTYPES[default_dtype(torch.device("cpu"))] if host else torch.bfloat16  # that of a GPU of such a size
     return DTYPES.get(asked, auto)
 
 
 def _print_parts(held: Mapping[str, float], memory: float) -> float:
     """Returns the sum of the parts, in GB."""
     total = sum(held.values()) / 1e9
-    room = memory * (1 - LEFT)
+    room = memory * (1 - HEADROOM)
     for name, size in held.items():
         log.info(f"  {name:10} {size / 1e9:8.2f} GB")
     remedy = "does not fit; lower batch, or give parallel.mode=fsdp, parallel.remat=block, or more gpus"
@@ -116,16 +116,16 @@ def _print_parts(held: Mapping[str, float], memory: float) -> float:
     return total
 
 
-def _pictures(config: RunConfig, task: Task, images: int, shapes: Shapes, host: bool) -> float:
+def _images(config: RunConfig, task: Task, images: int, shapes: Shapes, host: bool) -> float:
     """Returns the bytes of the float32 views of a step, and of uint8 batches: on a GPU one more step of both, on a CPU the
     ring."""
     pixels = sum(3 * n * side * side for n, _, side, _ in shapes)
     if not host:
         return 2 * 5 * pixels
     block = BatchLayout(task.transform.layout(images, painted=True), images).bytes
-    how = config.data
-    ahead = max(1, int(min(how.prefetch, how.prefetch_gb * 1e9 // block - HELD)))  # as `Loader` chooses
-    return 4 * pixels + (HELD if how.threads == 0 else ahead + HELD) * block
+    options = config.data
+    ahead = max(1, int(min(options.prefetch, options.prefetch_gb * 1e9 // block - HELD)))  # as `Loader` chooses
+    return 4 * pixels + (HELD if options.threads == 0 else ahead + HELD) * block
 
 
 def _scratch(optim: Mapping[str, Any], model: nn.Module, host: bool) -> float:

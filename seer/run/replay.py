@@ -17,20 +17,20 @@ from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.shards.open import open_shards
 from seer.engine import replay as engine
-from seer.engine.nan_guard import CARD, WEIGHTS
+from seer.engine.nan_guard import CAPTURE_JSON, CAPTURE_WEIGHTS
 from seer.parallel.world import World, open_world
 from seer.run import assemble
 from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.older import renewed
-from seer.run.schedule import Lengths
+from seer.run.schedule import Durations
 
 
 def replay(folder: Path, source: str | list[str] | None = None, device: str = "auto") -> dict[str, Any]:
     """Returns what the step gives now beside what it gave then. Raises RequestError for what is no whole capture."""
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        weights = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+        card = json.loads((folder / CAPTURE_JSON).read_text(encoding="utf-8"))
+        weights = torch.load(folder / CAPTURE_WEIGHTS, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RequestError(f"replay={folder} is no capture: {error.filename} is missing; give RUN/capture-…") from error
     except (ValueError, pickle.UnpicklingError, RuntimeError) as error:
@@ -61,7 +61,7 @@ def _repeated(
     named: dict[str, Any] = {"image": config.data.image, "fields": config.data.fields}
     shards = open_shards(source or config.data.source or folder.parent / "pictures" / "train", **named)
     transform = build("augment", config.augment)
-    lengths = Lengths(config.steps, config.batch, sum(map(len, shards)))
+    lengths = Durations(config.steps, config.batch, sum(map(len, shards)))
     task, _ = assemble.task(config, transform, lengths, world)
     give_targets(task, shards, with_classes(config, shards)[1])
     precision = build("precision", config.precision, world.device)

@@ -11,15 +11,15 @@ from seer.engine.retention import steps_in
 from seer.run.skipped import SKIPPED, counted, parts_of
 
 
-def kept(folder: Path, lost: LostPeer) -> LostPeer:
+def describe_lost_peer(folder: Path, lost: LostPeer) -> LostPeer:
     """Returns the error with what is left of the run: exit 75 where running again goes on."""
     if lost.exit_status != 75:
         return lost
     steps = steps_in(folder / "checkpoints")
     if steps:
         words = f"step {steps[-1]} is saved: run the same command again to go on from it"
-        return LostPeer(f"{lost}; {words}", tells=lost.tells)
-    return LostPeer(f"{lost}; nothing was saved yet, the run starts anew", 70, tells=lost.tells)
+        return LostPeer(f"{lost}; {words}", reports=lost.reports)
+    return LostPeer(f"{lost}; nothing was saved yet, the run starts anew", 70, reports=lost.reports)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

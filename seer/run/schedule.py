@@ -16,13 +16,13 @@ from seer.optim.schedules import Schedule, scaled_peak
 from seer.run.config import PlateauConfig
 
 
-class Lengths:
+class Durations:
     """Holds the length of a run in steps, and turns other durations into steps by it. Raises RequestError for a
     run of no step."""
 
-    def __init__(self, steps: Any, batch: int, pictures: int):
-        self.batch, self.pictures = batch, pictures
-        self.total = durations.steps(steps, batch=batch, pictures=pictures)
+    def __init__(self, steps: Any, batch: int, images: int):
+        self.batch, self.images = batch, images
+        self.total = durations.steps(steps, batch=batch, images=images)
         if self.total < 1:
             raise RequestError(f"steps={steps} is no step at all; a run has at least one")
 
@@ -30,12 +30,12 @@ class Lengths:
         """Returns optimizer steps for 20, "50k", "600kimg", "15ep" or "3%". Raises RequestError, with the key,
         for anything else."""
         try:
-            return durations.steps(duration, batch=self.batch, pictures=self.pictures, total=self.total)
+            return durations.steps(duration, batch=self.batch, images=self.images, total=self.total)
         except ValueError as error:
             raise RequestError(f"{key}: {error}") from error
 
 
-def schedule(node: Mapping[str, Any], plateau: PlateauConfig, lengths: Lengths) -> tuple[Schedule, Plateau | None]:
+def schedule(node: Mapping[str, Any], plateau: PlateauConfig, lengths: Durations) -> tuple[Schedule, Plateau | None]:
     """Returns the learning rate's schedule with its words turned into numbers; called once so that wrong ones fail now.
 
     With it, for a schedule that takes `halved_at`, the watcher that appends to that list.

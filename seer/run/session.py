@@ -20,28 +20,28 @@ from seer.engine.determinism import cost, use_deterministic
 from seer.engine.loop import fit
 from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
 from seer.engine.monitor import Monitor
-from seer.engine.nan_guard import Guard
-from seer.engine.precision import quickest
+from seer.engine.nan_guard import NaNGuard
+from seer.engine.precision import default_dtype
 from seer.engine.retention import steps_in
 from seer.engine.stop_request import StopRequest
 from seer.evals.classification import HeadTop1
-from seer.evals.features import Pictures
+from seer.evals.features import LabelledImages
 from seer.evals.knn import KNN, baselines
 from seer.evals.probe import labelled
 from seer.evals.rankme import RankMe
-from seer.parallel.collectives import any_true
+from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
 from seer.run import assemble, resume, validate
 from seer.run.assemble import Data, Training
 from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.finish import Bundles, Ending
-from seer.run.folder import begun_with, claim, same_everywhere
-from seer.run.result import finished, kept, summary
-from seer.run.schedule import Lengths, rate
+from seer.run.folder import begun_with, check_same_on_ranks, claim
+from seer.run.result import describe_lost_peer, finished, summary
+from seer.run.schedule import Durations, rate
 from seer.run.skipped import SkippedLines, over_ranks
 
-Probed = tuple[Pictures, Pictures]  # labelled images that are known, and that are asked for
+Probed = tuple[LabelledImages, LabelledImages]  # labelled images that are known, and that are asked for
 
 
 @dataclass
@@ -78,7 +78,7 @@ def train(
         with open_world(config.parallel.device, config.parallel.timeout_s) as world, StopRequest() as stop:
             return _train(config, world, stop, output, sinks, evaluators)
     except LostPeer as lost:
-        raise kept(Path(config.output), lost) from lost
+        raise describe_lost_peer(Path(config.output), lost) from lost
     except KeyboardInterrupt as asked:
         raise _interrupted(asked, output) from None
 
@@ -90,7 +90,7 @@ def _interrupted(asked: KeyboardInterrupt, output: Sequence[Path]) -> Interrupte
     saved = f"with step {step} saved" if step else "before anything had to be saved"
     error = Interrupted(f"stopped on {name} {saved}; run the same command again{' to go on' if step else ''}", step)
     if hasattr(asked, "tells"):
-        error.tells = asked.tells  # type: ignore[attr-defined]
+        error.reports = asked.reports  # type: ignore[attr-defined]
     return error
 
 
@@ -108,13 +108,13 @@ def _train(
     transform, precision = build("augment", config.augment), build("precision", config.precision, world.device)
     validate.check_batch(config, world)
     source = config.data.source
-    how = {"check_crc": config.data.check_crc, "image": config.data.image, "fields": config.data.fields}
-    shards = open_shards(source, **how) if source else None  # type: ignore[arg-type]  # a wrong path must leave no folder
+    options = {"check_crc": config.data.check_crc, "image": config.data.image, "fields": config.data.fields}
+    shards = open_shards(source, **options) if source else None  # type: ignore[arg-type]  # a wrong path must leave no folder
     config, by_folder = with_classes(config, shards)
     draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
     probed = None if draws_probe else _probed(config, transform)
     images = sum(map(len, shards)) if shards is not None else config.data.drawn
-    lengths = Lengths(config.steps, config.batch, images)
+    lengths = Durations(config.steps, config.batch, images)
     task, licence = assemble.task(config, transform, lengths, world)
     validate.check_parts(config, task, lengths, precision, world, images)
     with claim(folder, config.plain(), world):
@@ -122,7 +122,7 @@ def _train(
         shards = assemble.drawn(config, folder, world) if shards is None else shards
         probed = _probed(config, transform) if draws_probe else probed
         give_targets(task, shards, by_folder)
-        same_everywhere(config.plain(), fingerprint(shards), world)
+        check_same_on_ranks(config.plain(), fingerprint(shards), world)
         data = assemble.data(config, shards, transform, world)
         training = assemble.training(config, task, lengths, world, precision)
         training.licence = licence
@@ -132,7 +132,9 @@ def _train(
 def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:
     """Returns the config with what the machine, the task and the folder decide: precision, groups, the images of the probe."""
     if config.precision.get("dtype") == "auto":
-        config = config.replace(precision={"dtype": begun_with(folder, "precision.dtype") or quickest(world.device)})
+        config = config.replace(
+            precision={"dtype": begun_with(folder, "precision.dtype") or default_dtype(world.device)}
+        )
     if config.groups is None:
         own = getattr(find("task", config.task.get("_target_", "")), "groups", ())
         config = config.replace(groups=[dict(rule) for rule in own])
@@ -167,8 +169,8 @@ def _run(session: Session) -> dict[str, Any]:
     recorder = FlightRecorder(training.task.alarms, summary(folder).get("knn_top1_untrained") if first else None)
     metrics = Metrics([*_sinks(session, first), *(session.sinks if world.rank == 0 else ()), recorder])
     if probe and first == 0:
-        how = {"k": probe.k, "temperature": probe.temperature}
-        metrics.add(0, baselines(probe.train, probe.test, **how, threads=max(1, session.data.threads)))  # type: ignore[arg-type]
+        options = {"k": probe.k, "temperature": probe.temperature}
+        metrics.add(0, baselines(probe.train, probe.test, **options, threads=max(1, session.data.threads)))  # type: ignore[arg-type]
     ending = Ending(folder, bundles, world, config.batch, recorder)
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
     lines = SkippedLines(folder, world, first, limits, config.batch, session.data.excluded)
@@ -219,7 +221,7 @@ def _fit(session: Session, monitor: Monitor, control: Control, lines: SkippedLin
         monitor.metrics.close()
         lines.close()
         # a bundle of many GB must not stand between the save and exit 75, without which no scheduler goes on
-        bundle = not any_true(session.stop.hurried, session.world.group)
+        bundle = not any_rank(session.stop.hurried, session.world.group)
         try:
             interrupted.result = ending.result(interrupted.step, bundle=bundle)
         except (OSError, StorageError) as error:
@@ -242,19 +244,19 @@ def _facts(session: Session) -> dict[str, Any]:
     return facts | {"batch_norm_images": config.batch // groups, "licence": session.training.licence}
 
 
-def _guard(session: Session) -> Guard:
+def _guard(session: Session) -> NaNGuard:
     data, world, batch, task = session.data, session.world, session.config.batch, session.training.task
 
-    def pictures(step: int) -> list[dict[str, Any]]:
+    def images(step: int) -> list[dict[str, Any]]:
         """Returns where this rank's images of a step lie."""
         places = data.plan.places(step * batch, batch, world.rank, world.size)
         rows = zip(places.epoch.tolist(), places.shard.tolist(), places.row.tolist(), strict=True)
         return [{"epoch": e, "shard": str(data.shards[s].path), "row": r} for e, s, r in rows]
 
-    return Guard(
+    return NaNGuard(
         session.folder,
         world,
-        pictures=pictures,
+        images=images,
         explain=task.explain,
         weights=task.state_dict,
         config=session.config.plain(),
@@ -299,16 +301,16 @@ def _evaluators(session: Session, probe: KNN | None) -> list[Evaluator]:
         return []
     task = session.training.task
     found: list[Evaluator] = [probe]
-    how: Mapping[str, Any] = {
+    options: Mapping[str, Any] = {
         "mean": tuple(task.transform.mean),
         "std": tuple(task.transform.std),
         "threads": max(1, session.data.threads),
         "dtype": session.training.precision.dtype,
     }
     if task.learns_classes:
-        found.append(HeadTop1(probe.test, task.classes, **how))  # type: ignore[attr-defined]
+        found.append(HeadTop1(probe.test, task.classes, **options))  # type: ignore[attr-defined]
     most = min(1024, (len(probe.train) + len(probe.test)) // 10)
-    return [*found, RankMe(probe.train, probe.test, most=most, **how)] if most >= 256 else found
+    return [*found, RankMe(probe.train, probe.test, most=most, **options)] if most >= 256 else found
 
 
 def _announce(session: Session, first: int) -> None:

@@ -31,7 +31,7 @@ class SkippedLines:
     """Appends what a step skipped to `skipped.jsonl`; a call returns the count so far (of this rank), and the counts by reason
     (of all ranks, as of the last look at the limits), or raises BadDataError (limits).
 
-    Ranks above 0 keep files of their own, `skipped-00001.jsonl`, which `gather` joins to `skipped.jsonl`. excluded(shard, row):
+    Ranks above 0 keep files of their own, `skipped-00001.jsonl`, which `merge_skipped` joins to `skipped.jsonl`. excluded(shard, row):
     whether it is never read any more; then it counts by its reason alone.
     """
 
@@ -98,7 +98,7 @@ def over_ranks(world: World) -> Callable[[np.ndarray], np.ndarray]:
     return total
 
 
-def lists(exclude: str | Sequence[str] | None) -> list[str]:
+def exclude_files(exclude: str | Sequence[str] | None) -> list[str]:
     """Returns the files of `data.exclude`: beside the list of a run that was killed there may be those of its
     other ranks."""
     files = [exclude] if isinstance(exclude, str) else [*(exclude or [])]
@@ -106,7 +106,7 @@ def lists(exclude: str | Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys([*files, *parts]))
 
 
-def gather(folder: Path) -> None:
+def merge_skipped(folder: Path) -> None:
     """Gathers all ranks' lines into skipped.jsonl, a last line that a kill cut short left out: by rank 0,
     before the list is read and at every end.
 

@@ -12,7 +12,7 @@ from torch import nn
 from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
-from seer.data.ledger import share
+from seer.data.ledger import parse_fraction
 from seer.data.order import Plan, choose_lanes
 from seer.engine.precision import Precision
 from seer.engine.retention import Keep
@@ -21,16 +21,16 @@ from seer.parallel.world import World
 from seer.parallel.wrap import check_mode
 from seer.run import assemble
 from seer.run.config import RunConfig
-from seer.run.schedule import Lengths, schedule
-from seer.run.skipped import lists
+from seer.run.schedule import Durations, schedule
+from seer.run.skipped import exclude_files
 
 
 def check_config(config: RunConfig) -> None:
     """Raises RequestError for what is wrong before anything is opened."""
     if not config.data.source and not config.data.drawn:
         raise RequestError("pretrain needs data.source=…: a folder of images or of tars, a tar, a glob, {000..009}")
-    share(config.data.max_bad)
-    for file in lists(config.data.exclude):
+    parse_fraction(config.data.max_bad)
+    for file in exclude_files(config.data.exclude):
         if not Path(file).is_file():
             raise RequestError(f"data.exclude={file} cannot be read: there is no such file; check the path")
     if Path(config.output).exists() and not Path(config.output).is_dir():
@@ -47,7 +47,7 @@ def check_batch(config: RunConfig, world: World) -> None:
 
 
 def check_parts(
-    config: RunConfig, task: Task, lengths: Lengths, precision: Precision, world: World, images: int
+    config: RunConfig, task: Task, lengths: Durations, precision: Precision, world: World, images: int
 ) -> None:
     """Raises RequestError and ValueError before the folder is claimed."""
     assemble.intervals(config, lengths)
@@ -66,14 +66,14 @@ def check_parts(
 
 
 def _check_parallel(config: RunConfig, task: Task, precision: Precision, world: World) -> None:
-    how = config.parallel
-    if assemble.budget(how.remat) is None:
-        chosen(task.model, how.remat)
-    check_mode(how.mode, how.remat, how.compile)
-    if how.mode == "fairscale" and world.group is not None and precision.scaler.is_enabled():
+    options = config.parallel
+    if assemble.budget(options.remat) is None:
+        chosen(task.model, options.remat)
+    check_mode(options.mode, options.remat, options.compile)
+    if options.mode == "fairscale" and world.group is not None and precision.scaler.is_enabled():
         raise RequestError(
             "parallel.mode=fairscale with precision=fp16: its ranks would scale apart; use bf16, or parallel.mode=fsdp"
         )
-    group = how.batch_norm_group
+    group = options.batch_norm_group
     if group < 0 or (group and world.size % group):
         raise RequestError(f"parallel.batch_norm_group={group} does not divide {world.size} ranks; 0 means all")

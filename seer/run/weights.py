@@ -6,7 +6,7 @@ from typing import Any
 
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, card_of, read_bundle, step_of
+from seer.models.bundle import BUNDLE_WEIGHTS, IMAGENET_MEAN, IMAGENET_STD, card_of, read_bundle, step_of
 from seer.models.key_maps import VISSL
 from seer.models.pretrained import load_with_origin, tell_age
 from seer.models.regnet import RegNet
@@ -32,7 +32,7 @@ def state(path: str) -> State:
     if found := run_weights.of(place):
         return found
     for folder in (place, place / BUNDLE):
-        if (folder / WEIGHTS).is_file():
+        if (folder / BUNDLE_WEIGHTS).is_file():
             backbone, described = read_bundle(folder)
             tell_age(folder, described)
             return State(backbone, card_of(described), step_of(described), "bundle")  # type: ignore[arg-type]
@@ -65,8 +65,8 @@ def start_from(
         )
     shapes = [{key: value for key, value in b.architecture.items() if key != "stem_stride"} for b in (loaded, backbone)]
     if shapes[0] != shapes[1]:
-        held, wanted = (name_of(b.architecture) or b.architecture for b in (loaded, backbone))
-        raise RequestError(f"weights={path} holds {held}, the model is {wanted}: give model= of the weights' shape")
+        held, expected = (name_of(b.architecture) or b.architecture for b in (loaded, backbone))
+        raise RequestError(f"weights={path} holds {held}, the model is {expected}: give model= of the weights' shape")
     if [list(card["mean"]), list(card["std"])] != [list(mean), list(std)]:
         log.warning(
             f"{path} was trained with mean {card['mean']} and std {card['std']}, this run has mean {list(mean)} and std "

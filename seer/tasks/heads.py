@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
 from seer.core.records import Batch, StepOutput
-from seer.data.augment import finish
+from seer.data.augment import augment_batch
 from seer.data.transforms.one_view import OneView
 from seer.models.classifier import Classifier
 from seer.parallel.collectives import Group
@@ -64,7 +64,7 @@ class HeadsTask(Task):
     def loss(self, batch: Batch) -> StepOutput:
         size, target = self.transform.input_size, batch.fields[self.targets[0]]
         with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
-            view = finish(batch.fields, size, self.transform.mean, self.transform.std)  # [B, 3, S, S]
+            view = augment_batch(batch.fields, size, self.transform.mean, self.transform.std)  # [B, 3, S, S]
         scores = self.model(view).float()  # [B, Y]
         if self.several:
             soft = target * (1 - self.smoothing) + self.smoothing / 2

@@ -15,7 +15,7 @@ from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.core.protocols import Task
 from seer.core.records import Batch, StepOutput
-from seer.data.augment import finish
+from seer.data.augment import augment_batch
 from seer.data.multicrop import MultiCrop
 from seer.losses.queue import Queue
 from seer.losses.sinkhorn import harden, residual, sinkhorn
@@ -23,7 +23,7 @@ from seer.losses.swav import code_entropy, embedding_spread, swav_loss, used_pro
 from seer.models.heads import SwAVHead
 from seer.models.kmeans import spherical_kmeans
 from seer.models.multicrop import MultiCropModel
-from seer.parallel.collectives import Group, all_gather_stack, assign_whole
+from seer.parallel.collectives import Group, all_gather_stack, copy_full_tensor_
 from seer.tasks.swav_alarms import alarms
 
 
@@ -111,7 +111,8 @@ class SwAVTask(Task):
         device = batch.fields[f"views/{self.transform.sizes[0]}"].device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             views = [
-                finish(batch.fields, size, self.transform.mean, self.transform.std) for size in self.transform.sizes
+                augment_batch(batch.fields, size, self.transform.mean, self.transform.std)
+                for size in self.transform.sizes
             ]
         every_view, scores = self.model(views)  # [V*B, D], [V*B, H*K]
         embeddings = every_view.detach().unflatten(0, (self.transform.views, -1))[list(self.assign)]  # [A, B, D]
@@ -156,15 +157,15 @@ class SwAVTask(Task):
         while sum(map(len, rows)) < self.kmeans:
             batch = next(batches).to(device)
             with torch.autocast(device.type, enabled=False):
-                views = finish(
+                views = augment_batch(
                     batch.fields, self.transform.sizes[0], self.transform.mean, self.transform.std
                 )  # [v*B, 3, S, S]
             embeddings = self.model([views])[0].unflatten(0, (self.transform.counts[0], -1))[0]  # [B, D]
             rows.append(all_gather_stack(embeddings.contiguous(), self.group).flatten(0, 1))  # [R*B, D]
         joined = torch.cat(rows)[: self.kmeans].float()
         with torch.autocast(device.type, enabled=False):
-            centres = [spherical_kmeans(joined, self.prototypes, seed=seed + head) for head in range(self.heads)]
-        assign_whole(self.head.prototypes.weight, torch.cat(centres).to(device))
+            centers = [spherical_kmeans(joined, self.prototypes, seed=seed + head) for head in range(self.heads)]
+        copy_full_tensor_(self.head.prototypes.weight, torch.cat(centers).to(device))
         for name, buffer in self.model.named_buffers():
             buffer.copy_(before[name])
 
@@ -180,7 +181,7 @@ class SwAVTask(Task):
         saw the queue."""
         images = scores.shape[2]
         if self.queue is not None and self.queue.full:
-            kept = self.head.scores(self.queue.share(scores.device))  # [A, Q, H*K], by today's prototypes
+            kept = self.head.scores(self.queue.local_rows(scores.device))  # [A, Q, H*K], by today's prototypes
             scores = torch.cat([torch.stack(kept.split(self.prototypes, dim=2)), scores], dim=2)  # [H, A, Q+B, K]
         codes = sinkhorn(scores, epsilon=self.epsilon, iterations=self.iterations, group=self.group)
         deviation, codes = residual(codes, self.group), codes[:, :, -images:]
@@ -192,7 +193,7 @@ class SwAVTask(Task):
         self.step = step
 
     def after_step(self, step: int) -> None:
-        self.head.normalise_prototypes()
+        self.head.normalize_prototypes()
 
     def counted(self, model: nn.Module, ranks: int) -> "SwAVTask":
         """Returns a copy with a full queue and, where codes are ever one-hot, with those."""

@@ -14,7 +14,7 @@ PINNED = 0.005  # of ln K: distance of the loss from it
 UNUSED = 0.1  # of K: prototypes that are anybody's first choice
 UNBALANCED = 2.5  # relative excess of a prototype after Sinkhorn's last round; runs that learnt: up to 1.2
 POINT = 0.2  # spread of embeddings, 1 = all around the sphere, 0 = one point
-UNIT = 1.01  # largest score; cosines end at 1
+MOST_COSINE = 1.01  # largest score; cosines end at 1
 
 
 def alarms(chance: float, prototypes: int) -> tuple[Alarm, ...]:
@@ -58,7 +58,7 @@ def alarms(chance: float, prototypes: int) -> tuple[Alarm, ...]:
         Alarm(
             "scores above 1",
             "scores/largest",
-            lambda rows: rows[-1]["scores/largest"] > UNIT,
+            lambda rows: rows[-1]["scores/largest"] > MOST_COSINE,
             "a score is {scores/largest:.3f}, but cosines end at 1: prototypes or embeddings have lost unit length, and "
             "Sinkhorn will overflow; task.after_step has to normalize prototypes",
             rows=1,  # a few steps later every number is nan

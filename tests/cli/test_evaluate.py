@@ -1,4 +1,4 @@
-"""`seer evaluate` on labels of two folders and of strangers' shards, as people run it; the pictures of classes differ in color."""
+"""`seer evaluate` on labels of two folders and of strangers' shards, as people run it; the images of classes differ in color."""
 
 import pytest
 

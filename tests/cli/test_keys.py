@@ -92,8 +92,8 @@ def test_a_recipe_that_sets_a_key_takes_no_kind_of_word_away(recipe, word, value
         *("groups=[{pattern: prototpyes}]", "groups=[{name: head}]", "weights=[a,b]", "model.widths=[a,b,c]"),
     ],
 )
-def test_a_wrong_word_is_refused_by_name_before_there_is_a_run_folder(word, capfd, tmp_path, pictures):
-    source = "data=drawn" if word.startswith("parallel.mode") else f"data.source={pictures}"
+def test_a_wrong_word_is_refused_by_name_before_there_is_a_run_folder(word, capfd, tmp_path, images):
+    source = "data=drawn" if word.startswith("parallel.mode") else f"data.source={images}"
     ended = seer(capfd, "pretrain", *TINY, source, f"output={tmp_path / 'run'}", word)
     assert ended.status == 78, ended.words
     named = (word.partition("=")[0].rsplit(".", 1)[-1].rstrip("s"), "rule", "_target_")
@@ -102,10 +102,10 @@ def test_a_wrong_word_is_refused_by_name_before_there_is_a_run_folder(word, capf
 
 
 @pytest.mark.long
-def test_no_value_of_any_key_is_a_defect_of_ours(capfd, tmp_path, monkeypatch, pictures):
+def test_no_value_of_any_key_is_a_defect_of_ours(capfd, tmp_path, monkeypatch, images):
     read, left = config.read, []
     for key, other in keys():
-        base = read("pretrain", [*TINY, f"data.source={pictures}", *[other][: bool(other)]])
+        base = read("pretrain", [*TINY, f"data.source={images}", *[other][: bool(other)]])
         for number, value in enumerate(STRANGE):
             full = with_value(base, key, value)
             run = tmp_path / f"{key}-{number}"

@@ -81,7 +81,7 @@ def test_the_true_loss_is_counted(capfd):
 
 @pytest.mark.slow
 def test_adamw_takes_scratch_of_all_tensors_at_once_on_a_gpu(capfd):
-    """A wide head and one small picture: the update is the worst moment."""
+    """A wide head and one small image: the update is the worst moment."""
     words = ("plan", "model=regnety_200mf", "augment=small", "batch=2", "gpus=1", "task.hidden=[32768,4096]")
     lars, adamw = (seer(capfd, *words, f"optim={name}").result for name in ("lars", "adamw"))
     assert adamw["step"] == pytest.approx(8 * adamw["parameters"] / 1e9, abs=0.01)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from seer.core.errors import RequestError, StorageError
 from seer.data.decode import decode
-from seer.data.shards.open import build_index, open_shards, picture_of
+from seer.data.shards.open import build_index, image_of, open_shards
 from tests.data.image_files import encoded, jpeg, pixels, png, write_tar
 from tests.messages import naming, says
 from tests.program import alive, seer, start
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def test_any_number_of_processes_writes_the_same_bytes_and_tarfile_finds_every_picture(loose, tmp_path, capfd):
+def test_any_number_of_processes_writes_the_same_bytes_and_tarfile_finds_every_image(loose, tmp_path, capfd):
     for n in (1, 3):
         ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path / str(n)}", "per_shard=7", f"processes={n}")
         assert ended.status == 0 and ended.result["pictures"] == N and ended.result["skipped"] == 0, ended.words
@@ -64,7 +64,7 @@ def test_the_manifest_holds_what_sha256sum_and_the_files_say(loose, tmp_path, ca
             np.load(tmp_path / f"{entry['name']}.index.npy"), build_index(tmp_path / entry["name"])
         )
     rows = [(s.read(0, r)) for s in open_shards(tmp_path) for r in range(len(s))]
-    assert {(picture_of(s), s.fields["cls"]) for s in rows} == {
+    assert {(image_of(s), s.fields["cls"]) for s in rows} == {
         (p.read_bytes(), p.parent.name[1:].encode()) for p in loose.rglob("*.jpg")
     }
 
@@ -198,7 +198,7 @@ def test_a_finished_run_is_not_called_done_when_its_files_are_not_there(loose, t
     assert ended.status == 74 and says(ended.result["error"], 1, 9, path)
 
 
-def test_pictures_that_cannot_be_used_are_left_out_named_and_counted(loose, tmp_path, capfd):
+def test_images_that_cannot_be_used_are_left_out_named_and_counted(loose, tmp_path, capfd):
     source = tmp_path / "source"
     source.mkdir()
     members = [(f"{i:02d}.jpg", jpeg(i) if i % 5 else jpeg(i)[:99]) for i in range(20)]
@@ -210,7 +210,7 @@ def test_pictures_that_cannot_be_used_are_left_out_named_and_counted(loose, tmp_
     assert {one["kind"] for one in lost} == {"truncated"} and sum(len(s) for s in open_shards(tmp_path / "o")) == 16
 
 
-def test_too_many_pictures_that_cannot_be_used_end_it_with_exit_65(tmp_path, capfd):
+def test_too_many_images_that_cannot_be_used_end_it_with_exit_65(tmp_path, capfd):
     members = [(f"{i:03d}.jpg", jpeg(i) if i < 300 else b"x") for i in range(400)]
     write_tar(tmp_path / "x.tar", members)
     words = ("shard", f"source={tmp_path / 'x.tar'}", f"output={tmp_path / 'o'}", "quality=80", "processes=1")
@@ -227,12 +227,12 @@ def test_too_many_pictures_that_cannot_be_used_end_it_with_exit_65(tmp_path, cap
         (("quality=75",), lambda h, w: w == 80),
     ],
 )
-def test_pictures_are_stored_smaller_once_as_pillow_would(loose, tmp_path, capfd, words, sides):
+def test_images_are_stored_smaller_once_as_pillow_would(loose, tmp_path, capfd, words, sides):
     assert seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "shuffle=false", *words).status == 0
     (shard,) = open_shards(tmp_path)
     files = sorted(loose.rglob("*.jpg"))
     for row, path in enumerate(files):
-        stored = decode(picture_of(shard.read(0, row)))
+        stored = decode(image_of(shard.read(0, row)))
         whole = Image.open(path)
         assert sides(*stored.shape[:2]) and abs(stored.shape[0] / stored.shape[1] - whole.height / whole.width) < 0.03
         expected = np.asarray(whole.resize((stored.shape[1], stored.shape[0]), Image.Resampling.LANCZOS))
@@ -240,10 +240,10 @@ def test_pictures_are_stored_smaller_once_as_pillow_would(loose, tmp_path, capfd
     assert sum(p.stat().st_size for p in tmp_path.glob("*.tar")) < sum(p.stat().st_size for p in files) + N * 1200
 
 
-def test_small_enough_pictures_stay_as_they_are_to_the_byte(loose, tmp_path, capfd):
+def test_small_enough_images_stay_as_they_are_to_the_byte(loose, tmp_path, capfd):
     assert seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "shuffle=false", "max_side=500").status == 0
     (shard,) = open_shards(tmp_path)
-    kept = [picture_of(shard.read(0, r)) for r in range(N)]
+    kept = [image_of(shard.read(0, r)) for r in range(N)]
     assert kept == [p.read_bytes() for p in sorted(loose.rglob("*.jpg"))]
 
 
@@ -286,13 +286,13 @@ def test_words_say_which_ending_is_the_image_and_which_its_mask(tmp_path, capfd)
     fields = open_shards(tmp_path / "o")[0].read(0, 2).fields
     assert fields == {"jpg": jpeg(2), "mask.png": png(9), "cls": b"1"}
     assert seer(capfd, *words, f"output={tmp_path / 'q'}", "image=png").result["pictures"] == 4
-    assert picture_of(open_shards(tmp_path / "q")[0].read(0, 2)) == png(9)
+    assert image_of(open_shards(tmp_path / "q")[0].read(0, 2)) == png(9)
     for wrong in ("fields={mask: 3}", "fields=png", "image=3", "fields.mask.x=png"):
         assert seer(capfd, *words, f"output={tmp_path / 'r'}", wrong).status == 78
 
 
 def test_shards_go_on_where_one_of_them_would_be_empty(tmp_path, capfd):
-    write_tar(tmp_path / "x.tar", [(f"{i}.jpg", jpeg(i) if i != 2 else b"no picture") for i in range(5)])
+    write_tar(tmp_path / "x.tar", [(f"{i}.jpg", jpeg(i) if i != 2 else b"no image") for i in range(5)])
     words = ("shard", f"source={tmp_path / 'x.tar'}", f"output={tmp_path / 'o'}", "quality=80", "processes=1")
     ended = seer(capfd, *words, "per_shard=1", "shuffle=false")
     assert ended.status == 0 and ended.result["pictures"] == 4 and ended.result["skipped"] == 1, ended.words
@@ -301,8 +301,8 @@ def test_shards_go_on_where_one_of_them_would_be_empty(tmp_path, capfd):
     assert seer(capfd, *words, "per_shard=1", "shuffle=false").status == 0
 
 
-def test_shards_of_no_picture_at_all_are_bad_data(tmp_path, capfd):
-    write_tar(tmp_path / "x.tar", [(f"{i}.jpg", b"no picture") for i in range(5)])
+def test_shards_of_no_image_at_all_are_bad_data(tmp_path, capfd):
+    write_tar(tmp_path / "x.tar", [(f"{i}.jpg", b"no image") for i in range(5)])
     words = ("shard", f"source={tmp_path / 'x.tar'}", f"output={tmp_path / 'o'}", "quality=80", "processes=1")
     ended = seer(capfd, *words, "per_shard=2", "max_bad=100%")
     assert ended.status == 65 and says(ended.result["error"], "5 of 5", "format 5")
@@ -342,7 +342,7 @@ def test_a_file_that_cannot_be_read_is_left_out_and_a_folder_that_is_gone_stops(
     assert ended.status == 0 and ended.result["pictures"] == 8 and ended.result["skipped"] == 0
 
 
-def test_pictures_that_were_too_many_to_lose_are_tried_again(tmp_path, capfd, monkeypatch):
+def test_images_that_were_too_many_to_lose_are_tried_again(tmp_path, capfd, monkeypatch):
     import seer.data.shards.folder as folder
 
     (tmp_path / "in").mkdir()
@@ -365,8 +365,8 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(loose, tmp_path, c
     words = ("shard", f"source={loose}", "per_shard=7", "processes=1")
     ended = seer(capfd, *words, f"output={tmp_path / 'o'}")
     lines = [line for line in ended.words.splitlines() if line.startswith("shards all: ")]
-    assert lines[0].startswith(f"shards all: 0 of {N} pictures, 0.0/s, none yet")
-    assert lines[-1].startswith(f"shards all: {N} of {N} pictures, ") and lines[-1].endswith("/s, 0 min left")
+    assert lines[0].startswith(f"shards all: 0 of {N} images, 0.0/s, none yet")
+    assert lines[-1].startswith(f"shards all: {N} of {N} images, ") and lines[-1].endswith("/s, 0 min left")
     (tmp_path / "o" / "manifest.json").rename(tmp_path / "manifest.json")
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     done = [{"number": n, **entry, "skipped": []} for n, entry in enumerate(manifest["shards"][:4])]
@@ -374,10 +374,10 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(loose, tmp_path, c
     (tmp_path / "o" / ".unfinished.jsonl").write_text("".join(json.dumps(row) + "\n" for row in journal))
     ended = seer(capfd, *words, f"output={tmp_path / 'o'}")
     first = next(line for line in ended.words.splitlines() if line.startswith("shards all: "))
-    assert first.startswith(f"shards all: {sum(one['count'] for one in done)} of {N} pictures")
+    assert first.startswith(f"shards all: {sum(one['count'] for one in done)} of {N} images")
 
 
-def test_a_list_of_pictures_becomes_shards(loose, tmp_path, capfd):
+def test_a_list_of_images_becomes_shards(loose, tmp_path, capfd):
     paths = sorted(loose.rglob("*.jpg"))
     (tmp_path / "list.txt").write_text("".join(f"{p}\n" for p in paths[::2]))
     words = ("shard", "per_shard=20", "processes=1", "labels=folder")
@@ -386,7 +386,7 @@ def test_a_list_of_pictures_becomes_shards(loose, tmp_path, capfd):
     ended = seer(capfd, *words, f"source={','.join(map(str, paths[::2]))}", f"output={tmp_path / 'b'}")
     assert ended.status == 0 and ended.result["pictures"] == 30, ended.words
     stored = [
-        {picture_of(s.read(0, r)) for s in open_shards(tmp_path / name) for r in range(len(s))} for name in ("a", "b")
+        {image_of(s.read(0, r)) for s in open_shards(tmp_path / name) for r in range(len(s))} for name in ("a", "b")
     ]
     assert stored[0] == stored[1] == {p.read_bytes() for p in paths[::2]}
     ended = seer(capfd, "shard", f"source={tmp_path / 'list.txt'}", f"output={tmp_path / 'c'}", "index_only=true")
@@ -538,11 +538,11 @@ def test_wrong_words_are_refused_before_anything_is_written(loose, tmp_path, cap
     assert ended.status == 78 and says(ended.result["error"], *complaint) and not (tmp_path / "o").exists()
 
 
-def test_a_holdout_and_the_rest_share_no_picture(loose, tmp_path, capfd):
+def test_a_holdout_and_the_rest_share_no_image(loose, tmp_path, capfd):
     ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "holdout=13", "labels=folder", "processes=2")
     assert ended.status == 0 and ended.result["parts"]["test"]["pictures"] == 13
     parts = [
-        {picture_of(s.read(0, r)) for s in open_shards(tmp_path / part) for r in range(len(s))}
+        {image_of(s.read(0, r)) for s in open_shards(tmp_path / part) for r in range(len(s))}
         for part in ("test", "train")
     ]
     assert len(parts[0]) == 13 and len(parts[1]) == 47 and not parts[0] & parts[1]

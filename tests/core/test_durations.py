@@ -6,7 +6,7 @@ import pytest
 
 from seer.core.durations import steps
 
-# a batch of 32, a million pictures, a run of 5000 steps
+# a batch of 32, a million images, a run of 5000 steps
 TABLE = [
     (20, 20),
     ("20", 20),
@@ -39,28 +39,28 @@ REFUSED = ["", "ten", "-5", "-1ep", "0.5", "1.0005k", "5 epochs", "5eps", "5K", 
 
 @pytest.mark.parametrize(("duration", "expected"), TABLE)
 def test_duration_is_so_many_steps(duration, expected):
-    found = steps(duration, batch=32, pictures=1_000_000, total=5000)
+    found = steps(duration, batch=32, images=1_000_000, total=5000)
     assert found == expected and isinstance(found, int)
 
 
 @pytest.mark.parametrize("duration", REFUSED)
 def test_duration_is_refused_and_named(duration):
     with pytest.raises(ValueError, match="duration") as caught:
-        steps(duration, batch=32, pictures=1_000_000, total=5000)
+        steps(duration, batch=32, images=1_000_000, total=5000)
     assert repr(duration) in str(caught.value)
 
 
 def test_a_share_of_the_run_cannot_be_the_length_of_the_run():
     with pytest.raises(ValueError, match="share of the run"):
-        steps("10%", batch=32, pictures=1000)
+        steps("10%", batch=32, images=1000)
 
 
 def test_what_comes_every_quarter_of_the_run_comes_four_times_and_not_five():
     for total in range(5, 500):
-        every = steps("25%", batch=32, pictures=1000, total=total)
+        every = steps("25%", batch=32, images=1000, total=total)
         assert math.ceil(total / every) <= 4
 
 
 def test_epochs_that_come_out_whole_are_not_rounded_up():
     # 0.07 * 100 is 7.000000000000001 in floating point
-    assert [steps(f"{n / 100:g}ep", batch=1, pictures=100) for n in range(1, 101)] == list(range(1, 101))
+    assert [steps(f"{n / 100:g}ep", batch=1, images=100) for n in range(1, 101)] == list(range(1, 101))

@@ -1,4 +1,4 @@
-"""Small pictures and archives for the tests of this folder and others."""
+"""Small images and archives for the tests of this folder and others."""
 
 import io
 import tarfile
@@ -10,14 +10,14 @@ from PIL import Image
 
 
 def pixels(seed: int, height: int = 24, width: int = 20) -> np.ndarray:
-    """uint8 [h, w, 3]: a smooth picture that no other seed gives."""
+    """uint8 [h, w, 3]: a smooth image that no other seed gives."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def encoded(picture: np.ndarray | Image.Image, form: str = "JPEG", **how: object) -> bytes:
+def encoded(image: np.ndarray | Image.Image, form: str = "JPEG", **how: object) -> bytes:
     buffer = io.BytesIO()
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(buffer, form, **how)
     return buffer.getvalue()
 
@@ -31,7 +31,7 @@ def png(seed: int, height: int = 24, width: int = 20) -> bytes:
 
 
 def many_scans(side: int, scans: int, mode: str = "RGB") -> bytes:
-    """A progressive JPEG of one colour whose last scan, a few bytes, comes again and again."""
+    """A progressive JPEG of one color whose last scan, a few bytes, comes again and again."""
     data = encoded(
         Image.new(mode, (side, side), 120 if mode == "L" else (120, 60, 30, 9)[: len(mode)]), progressive=True
     )

@@ -1,4 +1,4 @@
-"""Seeded damage to pictures and archives. Mutant i is a function of (seed, i), so a failure can be made again alone."""
+"""Seeded damage to images and archives. Mutant i is a function of (seed, i), so a failure can be made again alone."""
 
 import io
 import tarfile
@@ -7,15 +7,15 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from seer.data.shards.tar import BLOCK, walk
+from seer.data.shards.tar import TAR_BLOCK, walk
 from tests.data.image_files import encoded, pixels
 
 Random = np.random.Generator
 
 
 def bases() -> dict[str, list[bytes]]:
-    """Small good pictures by format; of the last three none may ever be opened."""
-    rgb, grey = pixels(1), Image.fromarray(pixels(2)).convert("L")
+    """Small good images by format; of the last three none may ever be opened."""
+    rgb, gray = pixels(1), Image.fromarray(pixels(2)).convert("L")
     exif = Image.Exif()
     exif[0x0112] = 6
     alpha = Image.fromarray(pixels(3)).convert("RGBA")
@@ -28,12 +28,12 @@ def bases() -> dict[str, list[bytes]]:
         "JPEG": [
             encoded(rgb),
             encoded(rgb, progressive=True),
-            encoded(grey),
+            encoded(gray),
             encoded(Image.fromarray(rgb).convert("CMYK")),
             encoded(rgb, exif=exif),
         ],
         "PNG": [
-            *(encoded(im, "PNG") for im in (rgb, grey, alpha, deep, grey.convert("1"))),
+            *(encoded(im, "PNG") for im in (rgb, gray, alpha, deep, gray.convert("1"))),
             encoded(palette, "PNG", transparency=bytes([0, 128] + [255] * 14)),
             encoded(rgb, "PNG", exif=exif),
             encoded(frames[0], "PNG", **moving),
@@ -44,13 +44,13 @@ def bases() -> dict[str, list[bytes]]:
             encoded(rgb, "WEBP", exif=exif),
         ],
         "GIF": [encoded(palette, "GIF"), encoded(frames[0], "GIF", **moving)],
-        "BMP": [encoded(rgb, "BMP"), encoded(grey, "BMP")],
+        "BMP": [encoded(rgb, "BMP"), encoded(gray, "BMP")],
         "TIFF": [encoded(rgb, "TIFF"), encoded(rgb, "TIFF", compression="tiff_lzw")],
     }
 
 
 def mutant(sources: dict[str, list[bytes]], seed: int, i: int) -> tuple[str, bytes]:
-    """Format of the picture and what became of it, after one to three wounds."""
+    """Format of the image and what became of it, after one to three wounds."""
     random = np.random.default_rng((seed, i))
     form = list(sources)[i % len(sources)]
     data = bytearray(sources[form][int(random.integers(len(sources[form])))])
@@ -157,20 +157,22 @@ def _bit(data: bytes, at: int, random: Random) -> bytes:
 
 
 def _anywhere(data: bytes, random: Random) -> int:
-    return int(random.integers(len(data) // BLOCK)) * BLOCK
+    return int(random.integers(len(data) // TAR_BLOCK)) * TAR_BLOCK
 
 
 TAR_DAMAGE: dict[str, Callable[[bytes, Random], bytes]] = {
     "cut anywhere": lambda d, r: d[: int(r.integers(len(d)))],
     "cut at a block": lambda d, r: d[: _anywhere(d, r)],
     "cut at a member": lambda d, r: d[: _one(d, r).start],
-    "cut inside a header": lambda d, r: d[: _one(d, r).start + int(r.integers(1, BLOCK))],
-    "bit of a header": lambda d, r: _bit(d, _one(d, r).data - BLOCK + int(r.integers(BLOCK)), r),
-    "bit of an extended header or of the first one": lambda d, r: _bit(d, _one(d, r).start + int(r.integers(BLOCK)), r),
-    "zeroed header": lambda d, r: _set(d, _one(d, r).data - BLOCK, bytes(BLOCK)),
+    "cut inside a header": lambda d, r: d[: _one(d, r).start + int(r.integers(1, TAR_BLOCK))],
+    "bit of a header": lambda d, r: _bit(d, _one(d, r).data - TAR_BLOCK + int(r.integers(TAR_BLOCK)), r),
+    "bit of an extended header or of the first one": lambda d, r: _bit(
+        d, _one(d, r).start + int(r.integers(TAR_BLOCK)), r
+    ),
+    "zeroed header": lambda d, r: _set(d, _one(d, r).data - TAR_BLOCK, bytes(TAR_BLOCK)),
     "bytes put in": lambda d, r: d[: (at := int(r.integers(len(d))))] + r.bytes(int(r.integers(1, 2000))) + d[at:],
-    "bytes gone": lambda d, r: d[: (at := int(r.integers(len(d))))] + d[at + 1 + int(r.integers(4)) * BLOCK // 2 :],
-    "a header twice": lambda d, r: d[: (m := _one(d, r)).data] + d[m.data - BLOCK :],
+    "bytes gone": lambda d, r: d[: (at := int(r.integers(len(d))))] + d[at + 1 + int(r.integers(4)) * TAR_BLOCK // 2 :],
+    "a header twice": lambda d, r: d[: (m := _one(d, r)).data] + d[m.data - TAR_BLOCK :],
     "a member twice": lambda d, r: d[: (m := _one(d, r)).end] + d[m.start :],
     "noise behind the end": lambda d, r: d + r.bytes(int(r.integers(1, 3000))),
     "another archive behind the end": lambda d, r: d + d,

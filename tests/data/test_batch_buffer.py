@@ -16,7 +16,7 @@ def test_colors_are_laid_view_by_view_like_the_crops():
     buffer = layout.buffer(torch.empty(layout.bytes, dtype=torch.uint8))
     draws = [CROP.draw(50, 50, key) for key in range(4)]
     for b in (2, 0, 3, 1):
-        CROP.note(draws[b], buffer.arrays, b)
+        CROP.store_params(draws[b], buffer.arrays, b)
     for size, first, count in ((24, 0, 2), (16, 2, 3)):
         for name in NAMES:
             found = buffer.tensors[f"color/{size}/{name}"]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from seer.core.records import Color
-from seer.data.augment import finish
+from seer.data.augment import augment_batch
 from seer.data.loading.batch_buffer import BatchLayout
 from seer.data.multicrop import MultiCrop
 from seer.data.transforms import color
@@ -20,7 +20,7 @@ NAMES = list(FACTORS)
 
 
 def views(side: int = 32) -> list[np.ndarray]:
-    """uint8 [S, S, 3]: smooth pictures, and noise, which has every hue and some greys."""
+    """uint8 [S, S, 3]: smooth images, and noise, which has every hue and some grays."""
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     noise[:4] = noise[:4, :, :1]
     noise[-2], noise[-1] = 0, 255
@@ -43,7 +43,7 @@ def test_an_operation_is_that_of_torchvision_within_a_level_on_the_mean(name):
             x = torch.from_numpy(view).permute(2, 0, 1).double() / 255
             expected = theirs(x, factor).permute(1, 2, 0).numpy() * 255
             difference = np.abs(one(view, name, factor) - expected)
-            # hue and its shift are held in 256 levels a turn: a level off shows as 6 of a colour of full strength, and value
+            # hue and its shift are held in 256 levels a turn: a level off shows as 6 of a color of full strength, and value
             # and saturation are rounded, too
             assert difference.mean() <= 0.7 and difference.max() <= (10 if name == "hue" else 1.5)
 
@@ -71,7 +71,7 @@ def test_operations_follow_the_order_that_was_drawn():
     assert len(results) == 3
 
 
-def test_neutral_factors_leave_pictures_alone_but_for_the_rounding_of_hue():
+def test_neutral_factors_leave_images_alone_but_for_the_rounding_of_hue():
     for view in views():
         found = view.copy()
         color.jitter(found, [0, 1, 2], [1.0, 1.0, 1.0, 0.0])
@@ -106,19 +106,19 @@ def test_blur_is_the_gaussian_sum_with_edges_repeated(side, sigma):
 def test_the_loader_paints_what_a_gpu_would_paint_within_a_level_on_the_mean():
     """The whole chain, drawn parameters and all, in both ways; and each of its parts is met."""
     crop = MultiCrop((48, 24), (2, 3), ((0.3, 1), (0.1, 0.3)), jitter=0.7, grayscale=0.3, blur=0.5)
-    pictures, layout = 40, BatchLayout(crop.layout(40), 40)
+    images, layout = 40, BatchLayout(crop.layout(40), 40)
     plain, painted = (layout.buffer(torch.empty(layout.bytes, dtype=torch.uint8)) for _ in range(2))
-    for b in range(pictures):
-        picture = pixels(b, 60, 70)
+    for b in range(images):
+        image = pixels(b, 60, 70)
         draw = crop.draw(60, 70, b)
         for one in (plain, painted):
-            crop.cut(picture, draw, one.arrays, b)
-        crop.note(draw, plain.arrays, b)
-        crop.paint(draw, painted.arrays, b)
+            crop.crop(image, draw, one.arrays, b)
+        crop.store_params(draw, plain.arrays, b)
+        crop.apply_color(draw, painted.arrays, b)
     for size in crop.sizes:
         a, b = plain.tensors[f"views/{size}"], painted.tensors[f"views/{size}"]
-        on_device = finish(plain.tensors, size, crop.mean, crop.std)
-        here = finish({f"views/{size}": b}, size, crop.mean, crop.std)
+        on_device = augment_batch(plain.tensors, size, crop.mean, crop.std)
+        here = augment_batch({f"views/{size}": b}, size, crop.mean, crop.std)
         drawn = Color.of(plain.tensors, size)
         assert here.dtype == torch.float32 and here.is_contiguous(memory_format=torch.channels_last)
         levels = (here - on_device).abs() * 255 * torch.tensor(crop.std)[:, None, None]

@@ -1,6 +1,6 @@
-"""Mutated pictures and damaged tars by the thousand, seeded: no crash, no hang, and every loss counted and named.
+"""Mutated images and damaged tars by the thousand, seeded: no crash, no hang, and every loss counted and named.
 
-The decoder is native code that may take the process with it, so pictures are fed to it in a child whose death or silence
+The decoder is native code that may take the process with it, so images are fed to it in a child whose death or silence
 names the mutant. `make test` runs 5,000 and 1,000; `make test-long` 100,000 and 10,000.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from seer.core.errors import BadDataError, RequestError, StorageError
-from seer.core.records import KINDS
+from seer.core.records import SKIP_REASONS
 from seer.data.decode import LEAST_SIDE, MOST_PIXELS, Undecodable, decode
 from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
@@ -29,7 +29,7 @@ from seer.data.shards.tar import TarError
 from tests.data.image_files import jpeg, png
 from tests.data.mutations import TAR_DAMAGE, UNSEEN, archives, bases, mutant
 
-MOST_SECONDS = 2.0  # of processor time for one picture
+MOST_SECONDS = 2.0  # of processor time for one image
 SILENCE = 60.0  # of wall clock, for a machine that is busy with other things
 ROWS = 8
 SHIFTED = ("bytes gone", "bytes put in")  # in the last member they change its data alone
@@ -44,13 +44,13 @@ def fates(seed: int, count: int) -> dict[str, dict[str, int]]:
         os.write(_progress, struct.pack("<q", i))
         start = time.process_time()
         try:
-            picture = decode(data)
+            image = decode(data)
         except Undecodable as error:
-            assert error.kind in KINDS and str(error) and "\n" not in str(error), (i, error)
+            assert error.kind in SKIP_REASONS and str(error) and "\n" not in str(error), (i, error)
             found[form][error.kind] += 1
         else:
-            height, width, channels = picture.shape
-            assert picture.dtype == np.uint8 and channels == 3, i
+            height, width, channels = image.shape
+            assert image.dtype == np.uint8 and channels == 3, i
             assert min(height, width) >= LEAST_SIDE and height * width <= MOST_PIXELS, i
             found[form]["decoded"] += 1
         spent = time.process_time() - start
@@ -100,7 +100,7 @@ def in_a_child(seed: int, count: int, folder: Path) -> dict[str, dict[str, int]]
         *(pytest.param(seed, 10_000, marks=pytest.mark.long) for seed in range(2, 12)),
     ],
 )
-def test_mutated_pictures_neither_crash_nor_hang_and_each_is_decoded_or_named(seed, count, tmp_path):
+def test_mutated_images_neither_crash_nor_hang_and_each_is_decoded_or_named(seed, count, tmp_path):
     found = in_a_child(seed, count, tmp_path)
     assert sum(sum(kinds.values()) for kinds in found.values()) == count
     for form in ("JPEG", "PNG", "WEBP"):
@@ -147,9 +147,9 @@ def verdict(path: Path, exact: bool) -> str:
     lost = {s.row for s in skipped if s.attempt == 0}
     assert rows == ROWS, f"{rows} of {ROWS} rows"
     assert len(good) == ROWS - len(lost), (len(good), lost)
-    assert all(s.kind in KINDS and s.reason and "\n" not in s.reason and s.shard == str(path) for s in skipped)
+    assert all(s.kind in SKIP_REASONS and s.reason and "\n" not in s.reason and s.shard == str(path) for s in skipped)
     if exact:
-        assert all(np.array_equal(picture, PIXELS[row]) for row, picture in good.items())
+        assert all(np.array_equal(image, PIXELS[row]) for row, image in good.items())
     return "counted" if lost else "harmless"
 
 

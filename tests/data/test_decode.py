@@ -1,4 +1,4 @@
-"""Bytes to pixels, fault by fault (`facts/reliability.md` 2.1), against Pillow where a picture is good."""
+"""Bytes to pixels, fault by fault (`facts/reliability.md` 2.1), against Pillow where an image is good."""
 
 import io
 import struct
@@ -31,10 +31,10 @@ def header_of_png(width: int, height: int) -> bytes:
     )
 
 
-def test_good_pictures_of_the_three_formats_decode_as_pillow_decodes_them():
-    picture = pixels(0)
+def test_good_images_of_the_three_formats_decode_as_pillow_decodes_them():
+    image = pixels(0)
     for form, how in (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {"lossless": True})):
-        data = encoded(picture, form, **how)
+        data = encoded(image, form, **how)
         found = decode(data)
         assert found.dtype == np.uint8 and found.shape == (24, 20, 3) and found.flags.writeable and found.flags.owndata
         np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
@@ -63,7 +63,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_bad_picture_is_undecodable_and_the_reason_is_told(fault):
+def test_a_bad_image_is_undecodable_and_the_reason_is_told(fault):
     data, reason = BAD[fault]
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # as on import, which pytest undoes
@@ -71,11 +71,11 @@ def test_a_bad_picture_is_undecodable_and_the_reason_is_told(fault):
             decode(data)
 
 
-def test_the_least_and_the_thinnest_pictures_allowed_decode():
+def test_the_least_and_the_thinnest_images_allowed_decode():
     assert decode(png(0, 8, 8)).shape == (8, 8, 3) and decode(png(0, 8, 800)).shape == (8, 800, 3)
 
 
-def test_a_picture_cut_short_is_refused_wherever_it_is_cut():
+def test_an_image_cut_short_is_refused_wherever_it_is_cut():
     for whole in (jpeg(1, 64, 64), encoded(pixels(1, 64, 64), progressive=True), png(1), encoded(pixels(1), "WEBP")):
         for length in range(1, len(whole) - 12, 23):
             with pytest.raises(Undecodable):
@@ -84,7 +84,7 @@ def test_a_picture_cut_short_is_refused_wherever_it_is_cut():
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright_as_pillow_turns_them(orientation, form):
+def test_images_are_turned_upright_as_pillow_turns_them(orientation, form):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(pixels(2), form, exif=exif)
@@ -98,14 +98,14 @@ def test_pictures_are_turned_upright_as_pillow_turns_them(orientation, form):
     "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\x05\0", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff"]
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_broken_exif_block_does_not_cost_the_picture(form, exif):
+def test_a_broken_exif_block_does_not_cost_the_image(form, exif):
     data = encoded(pixels(3), form, exif=exif)
     plain = encoded(pixels(3), form)
     np.testing.assert_array_equal(decode(data), decode(plain))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_turned_picture_with_any_damaged_exif_byte_still_decodes():
+def test_a_turned_image_with_any_damaged_exif_byte_still_decodes():
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description that is long enough"
     whole = exif.tobytes()
@@ -130,11 +130,11 @@ def test_a_ramp_of_16_bits_keeps_256_levels():
     assert len(np.unique(found)) == 256 and (found[..., 0] == found[..., 2]).all()
 
 
-def test_one_bit_grey_and_grey_with_alpha_decode():
-    grey = Image.fromarray(pixels(5)).convert("L")
-    assert set(np.unique(decode(encoded(grey.convert("1"), "PNG")))) == {0, 255}
-    np.testing.assert_array_equal(decode(encoded(grey, "PNG"))[..., 1], np.asarray(grey))
-    clear = grey.copy()
+def test_one_bit_gray_and_gray_with_alpha_decode():
+    gray = Image.fromarray(pixels(5)).convert("L")
+    assert set(np.unique(decode(encoded(gray.convert("1"), "PNG")))) == {0, 255}
+    np.testing.assert_array_equal(decode(encoded(gray, "PNG"))[..., 1], np.asarray(gray))
+    clear = gray.copy()
     clear.putalpha(0)
     assert decode(encoded(clear, "PNG")).max() == 0
 
@@ -163,7 +163,7 @@ def test_transparency_is_laid_on_black(form):
     assert np.abs(found[4:] - rgba[4:, :, :3] * 0.2).max() <= 1
 
 
-def test_only_the_first_picture_of_an_animation_is_decoded():
+def test_only_the_first_image_of_an_animation_is_decoded():
     frames = [Image.fromarray(pixels(i)) for i in range(3)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
@@ -171,10 +171,10 @@ def test_only_the_first_picture_of_an_animation_is_decoded():
 
 
 def test_a_png_called_jpg_is_known_by_its_bytes(tmp_path):
-    from seer.data.shards.open import open_shards, picture_of
+    from seer.data.shards.open import image_of, open_shards
 
     (tmp_path / "wrong.jpg").write_bytes(png(8))
-    np.testing.assert_array_equal(decode(picture_of(open_shards(tmp_path)[0].read(0, 0))), pixels(8))
+    np.testing.assert_array_equal(decode(image_of(open_shards(tmp_path)[0].read(0, 0))), pixels(8))
 
 
 def test_encode_jpeg_is_read_back_close_to_what_it_was():
@@ -305,7 +305,7 @@ def test_a_jpeg_with_more_scans_than_any_encoder_writes_is_refused_before_it_is_
         decode(many_scans(64, 101, mode))
 
 
-def test_scans_of_a_large_picture_are_bounded_by_their_pixels():
+def test_scans_of_a_large_image_are_bounded_by_their_pixels():
     with pytest.raises(Undecodable, match="42 scans of 7000 x 7000"):
         decode(many_scans(7000, 42, "L"))
 
@@ -331,7 +331,7 @@ def test_kinds_of_pixels_are_turned_in_strips_to_what_they_are_as_wholes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA"])
-def test_a_large_picture_of_odd_pixels_takes_its_own_size_and_that_of_its_rgb(mode):
+def test_a_large_image_of_odd_pixels_takes_its_own_size_and_that_of_its_rgb(mode):
     side = 4000
     data = encoded(Image.new(mode, (side, side)), "PNG", compress_level=1)
     words = "import sys; from seer.data.decode import decode; decode(open(sys.argv[1], 'rb').read())"

@@ -1,4 +1,4 @@
-"""Ranks and threads may change in the middle of an epoch: each picture once, and the same pixels as if nothing had."""
+"""Ranks and threads may change in the middle of an epoch: each image once, and the same pixels as if nothing had."""
 
 import hashlib
 from collections import Counter
@@ -66,7 +66,7 @@ def test_8_4_2_8_ranks_and_0_3_1_threads_at_random_steps_give_the_pixels_of_one_
 
 
 @pytest.mark.parametrize("lanes", [24, 48])
-def test_each_picture_comes_once_an_epoch_when_the_number_of_ranks_is_drawn_anew_at_every_step(lanes):
+def test_each_image_comes_once_an_epoch_when_the_number_of_ranks_is_drawn_anew_at_every_step(lanes):
     random = np.random.default_rng(lanes)
     counts = random.integers(0, 90, 20).tolist()
     p, batch = plan(counts, seed=1, lanes=lanes, block=7), 48
@@ -81,7 +81,7 @@ def test_each_picture_comes_once_an_epoch_when_the_number_of_ranks_is_drawn_anew
         assert set(rows.values()) == {1} and len(rows) == sum(counts)
 
 
-def test_pixels_of_one_picture_differ_between_epochs_and_not_between_ways_to_it(reader):
+def test_pixels_of_one_image_differ_between_epochs_and_not_between_ways_to_it(reader):
     def of(batch: int, ranks: int) -> str:
         return hashlib.sha256(steps(reader, batch * BATCH, 1, ranks, 0)[0][0][0].numpy().tobytes()).hexdigest()
 

@@ -44,8 +44,8 @@ def beside(name: str, payload: Callable[[Path], bytes]) -> Callable[[Path], Path
     return lambda d: write_tar(d / "x.tar", [*GOOD, (f"g11.{name}", payload(d))])
 
 
-def picture(payload: Callable[[Path], bytes] | bytes, name: str = "evil.jpg") -> Callable[[Path], Path]:
-    """A picture among good ones."""
+def image(payload: Callable[[Path], bytes] | bytes, name: str = "evil.jpg") -> Callable[[Path], Path]:
+    """An image among good ones."""
     return lambda d: write_tar(d / "x.tar", [*GOOD, (name, payload if isinstance(payload, bytes) else payload(d))])
 
 
@@ -169,7 +169,7 @@ PAYLOADS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "an array of objects": (beside("npy", lambda d: evil(d)), "reads"),
     "a Python module": (beside("py", lambda d: f"import os; os.mkdir('{d}/ran')".encode()), "reads"),
     "a label that is a pickle": (beside("cls", evil), "reads"),
-    "a picture that is a pickle": (picture(evil), "not a JPEG, PNG or WebP"),
+    "an image that is a pickle": (image(evil), "not a JPEG, PNG or WebP"),
     "an index that is a pickle": (index_of(lambda d: np.array([Evil(d)], dtype=object)), "unreadable index"),
     # words for a shell
     "a pipe URL": (shell("pipe:touch {d}/ran"), "scheme 'pipe' is not read"),
@@ -185,7 +185,7 @@ PAYLOADS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     # names
     "names that climb": (named("../../ran/a.jpg", "../ran.jpg", "b/../../ran.jpg"), "reads"),
     "absolute names": (named("{d}/ran/a.jpg", "{d}/ran.jpg"), "reads"),
-    "names that steer a terminal": (picture(b"no picture", "\x1b[2J\r\n\x07evil.jpg"), "not a JPEG, PNG or WebP"),
+    "names that steer a terminal": (image(b"no image", "\x1b[2J\r\n\x07evil.jpg"), "not a JPEG, PNG or WebP"),
     "a name of a mebibyte": (lambda d: write_tar(d / "x.tar", [("n" * (1 << 21) + ".jpg", jpeg(0))], 1), "extended header of"),
     "one key twice in a row": (named("a.jpg", "a.jpg"), "occurs again"),
     "one key twice with others between": (named("a.jpg", "b.jpg", "a.jpg"), "occurs again"),
@@ -216,23 +216,23 @@ PAYLOADS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
         "points outside",
     ),
     "zeros packed by gzip": (file("x.tar", lambda d: gzip.compress(bytes(8 << 20))), "compressed with gzip"),
-    "a picture that claims 65,000 x 65,000": (picture(png_of(65_000, 65_000), "evil.png"), "65000|exceeds limit"),
-    "a picture that claims a little too much": (picture(png_of(8_000, 7_000), "evil.png"), "56000000|more than 50000000"),
-    "a JPEG of 65,500 x 65,500": (picture(huge_jpeg()), "65500|exceeds limit"),
-    "a WebP of 16,384 x 16,384": (picture(huge_webp(), "evil.webp"), "16384|exceeds limit|Error"),
-    "a picture with a text that unpacks to 8 MiB": (picture(text_bomb(), "evil.png"), "Decompressed data too large|too large"),
-    "a JPEG that scans its pixels 20,000 times": (picture(many_scans(2_000, 20_000)), "20000 scans of 2000 x 2000"),
-    "a grey one of 49 megapixels, 90 times": (picture(many_scans(7_000, 90, "L")), "90 scans of 7000 x 7000"),
+    "an image that claims 65,000 x 65,000": (image(png_of(65_000, 65_000), "evil.png"), "65000|exceeds limit"),
+    "an image that claims a little too much": (image(png_of(8_000, 7_000), "evil.png"), "56000000|more than 50000000"),
+    "a JPEG of 65,500 x 65,500": (image(huge_jpeg()), "65500|exceeds limit"),
+    "a WebP of 16,384 x 16,384": (image(huge_webp(), "evil.webp"), "16384|exceeds limit|Error"),
+    "an image with a text that unpacks to 8 MiB": (image(text_bomb(), "evil.png"), "Decompressed data too large|too large"),
+    "a JPEG that scans its pixels 20,000 times": (image(many_scans(2_000, 20_000)), "20000 scans of 2000 x 2000"),
+    "a gray one of 49 megapixels, 90 times": (image(many_scans(7_000, 90, "L")), "90 scans of 7000 x 7000"),
     # other kinds of files
     "PostScript with a command": (
-        picture(lambda d: f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch {d}/ran) (w) file\n".encode()),
+        image(lambda d: f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch {d}/ran) (w) file\n".encode()),
         "not a JPEG, PNG or WebP",
     ),
-    "a drawing with a script": (picture(b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>"), "not a JPEG"),
-    "a page of HTML": (picture(b"<!DOCTYPE html><script>1</script>"), "not a JPEG, PNG or WebP"),
-    "an animation of another format": (picture(encoded(Image.fromarray(pixels(0)), "GIF")), "not a JPEG, PNG or WebP"),
-    "a picture that never ends": (link("/dev/zero"), "not a plain file"),
-    "a picture that nobody writes": (pipe, "not a plain file"),
+    "a drawing with a script": (image(b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>"), "not a JPEG"),
+    "a page of HTML": (image(b"<!DOCTYPE html><script>1</script>"), "not a JPEG, PNG or WebP"),
+    "an animation of another format": (image(encoded(Image.fromarray(pixels(0)), "GIF")), "not a JPEG, PNG or WebP"),
+    "an image that never ends": (link("/dev/zero"), "not a plain file"),
+    "an image that nobody writes": (pipe, "not a plain file"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""When a run has seen too many bad pictures, and when it has not; the counts are those of a plain recount."""
+"""When a run has seen too many bad images, and when it has not; the counts are those of a plain recount."""
 
 import threading
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from seer.core.errors import BadDataError, RequestError
-from seer.core.records import KINDS, Skipped
-from seer.data.ledger import WINDOW, Ledger, share, shown
+from seer.core.records import SKIP_REASONS, Skipped
+from seer.data.ledger import WINDOW, Ledger, parse_fraction, shown
 from tests.messages import naming
 
 
@@ -22,7 +22,7 @@ def bad(shard: int, row: int, kind: str = "truncated", attempt: int = 0) -> Skip
 
 
 def feed(ledger: Ledger, steps: int, each: int, batch: int = 1000, first: int = 0) -> None:
-    """`each` bad pictures a step, spread over a thousand shards."""
+    """`each` bad images a step, spread over a thousand shards."""
     for step in range(first, first + steps):
         ledger.add(batch, [bad((step * each + i) % 1000, i) for i in range(each)])
         ledger.check()
@@ -48,7 +48,7 @@ def test_ninety_nine_bad_ones_never_stop_and_the_hundredth_does():
         ledger.check()
 
 
-def test_what_lies_behind_the_last_100000_pictures_is_forgotten():
+def test_what_lies_behind_the_last_100000_images_is_forgotten():
     ledger = Ledger(MANY, "1%")
     feed(ledger, 100, 10)  # at the limit
     feed(ledger, 100, 0)
@@ -65,7 +65,7 @@ def test_more_than_half_of_one_shard_stops_and_half_does_not():
         ledger.check()
 
 
-def test_a_shard_of_a_few_pictures_does_not_stop_a_run_by_itself():
+def test_a_shard_of_a_few_images_does_not_stop_a_run_by_itself():
     ledger = Ledger(shards(100_000, 9), "1%")
     ledger.add(1000, [bad(1, r) for r in range(9)])
     ledger.check()
@@ -145,7 +145,7 @@ def test_stand_ins_that_fail_are_counted_by_reason_and_not_against_the_limits():
     ledger = Ledger(MANY, "1%")
     ledger.add(1000, [bad(1, r, "checksum", attempt=1 + r % 8) for r in range(6000)])
     ledger.check()
-    assert ledger.by_kind == {**dict.fromkeys(KINDS, 0), "checksum": 6000}
+    assert ledger.by_kind == {**dict.fromkeys(SKIP_REASONS, 0), "checksum": 6000}
 
 
 def test_the_message_counts_by_reason():
@@ -226,13 +226,13 @@ def test_restoring_counts_the_bad_of_the_epoch_begun_alone(start, same_epoch):
 
 @pytest.mark.parametrize(("text", "value"), [("1%", 0.01), (0.01, 0.01), ("100%", 1.0), (0, 0.0), (" 2.5% ", 0.025)])
 def test_a_share_is_a_number_or_a_percentage(text, value):
-    assert share(text) == pytest.approx(value)
+    assert parse_fraction(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["many", "-1%", "101%", 2, "", None, "nan"])
 def test_what_is_no_share_is_refused_with_the_value(text):
     with pytest.raises(RequestError, match=naming(f"data.max_bad={text}", "1%")):
-        share(text)
+        parse_fraction(text)
 
 
 def test_names_of_strangers_are_shown_on_one_short_line():

@@ -1,4 +1,4 @@
-"""Batches do not depend on threads, prefetch, ranks or restarts; a broken picture costs itself alone and is told."""
+"""Batches do not depend on threads, prefetch, ranks or restarts; a broken image costs itself alone and is told."""
 
 from contextlib import closing
 
@@ -42,10 +42,10 @@ def tensors(batch) -> list[torch.Tensor]:
     return list(batch.fields.values())
 
 
-def cut(picture, draw) -> dict[str, np.ndarray]:
-    """The views of one picture, as a batch of its own."""
+def cut(image, draw) -> dict[str, np.ndarray]:
+    """The views of one image, as a batch of its own."""
     out = {f"views/{s}": np.zeros((v, s, s, 3), np.uint8) for v, s in zip(CROP.counts, CROP.sizes, strict=True)}
-    CROP.cut(picture, draw, out, 0)
+    CROP.crop(image, draw, out, 0)
     return out
 
 
@@ -58,8 +58,8 @@ def same(a, b) -> bool:
 
 
 def write(folder, broken=(), total=N, per_shard=20):
-    """Pictures of which some are garbage under the name of a picture."""
-    make = ((f"k{i:03d}", {"png": b"not a picture" if i in broken else png(i)}) for i in range(total))
+    """Images of which some are garbage under the name of an image."""
+    make = ((f"k{i:03d}", {"png": b"not an image" if i in broken else png(i)}) for i in range(total))
     write_shards(make, folder, total=total, per_shard=per_shard)
     return folder
 
@@ -89,17 +89,17 @@ def test_batches_are_uint8_channels_last_view_major_and_tell_how_many_images_wer
     assert [b.images_seen for b in expected] == [16 * (i + 1) for i in range(12)]
 
 
-def test_pictures_are_those_of_the_plan_cut_with_the_draws_of_their_own_key(folder, expected):
+def test_images_are_those_of_the_plan_cut_with_the_draws_of_their_own_key(folder, expected):
     one = loader(folder)
     places = one.reader.plan.places(16, 16)
     for i in (0, 7, 15):
         decoded, key, skipped = one.reader.read(places, i, CROP.decode)
         assert not skipped and key is None
         number = int(open_shards(folder)[places.shard[i]].read(0, int(places.row[i])).key[1:])
-        picture = decoded["image"]
-        assert (picture == pixels(number)).all()
+        image = decoded["image"]
+        assert (image == pixels(number)).all()
         draw = CROP.draw(24, 20, int(one.reader.keys(places)[i]))
-        out = cut(picture, draw)
+        out = cut(image, draw)
         large, small = (expected[1].fields[f"views/{size}"].permute(0, 2, 3, 1).numpy() for size in (16, 8))
         assert (large.reshape(2, 16, *large.shape[1:])[:, i] == out["views/16"]).all()
         assert (small[i] == out["views/8"][0]).all()
@@ -112,7 +112,7 @@ def test_going_on_from_a_position_gives_the_same_batches_bit_by_bit(folder, expe
     assert all(same(a, b) for a, b in zip(found, expected[step:], strict=False))
 
 
-def test_a_picture_gets_other_views_in_its_next_epoch_and_with_another_seed(folder, expected):
+def test_an_image_gets_other_views_in_its_next_epoch_and_with_another_seed(folder, expected):
     other = take(loader(folder, seed=1), 1)[0]
     assert not torch.equal(other.fields["views/16"], expected[0].fields["views/16"])
     seen = {bytes(c.numpy().tobytes()) for b in expected for c in b.fields["views/16"]}
@@ -132,7 +132,7 @@ def test_batches_of_all_ranks_joined_are_the_batch_of_one(folder, expected, rank
             assert torch.equal(joined, tensor)
 
 
-def test_a_broken_picture_is_replaced_and_named_and_all_others_stay_as_they_were(tmp_path, expected):
+def test_a_broken_image_is_replaced_and_named_and_all_others_stay_as_they_were(tmp_path, expected):
     found = take(loader(write(tmp_path, broken={33}), threads=3), 12)
     skipped = [s for b in found for s in b.skipped]
     assert {s.member for s in skipped} == {"k033"} and len(skipped) >= 2  # once in each epoch begun
@@ -170,7 +170,7 @@ def test_stand_ins_are_the_same_for_two_ranks_and_after_a_restart(tmp_path):
         assert parts[0][step].skipped + parts[1][step].skipped == whole[step].skipped
 
 
-def test_twelve_bad_pictures_of_500_are_all_counted_once_an_epoch(tmp_path):
+def test_twelve_bad_images_of_500_are_all_counted_once_an_epoch(tmp_path):
     bad = {3, 50, 51, 52, 99, 100, 250, 251, 300, 444, 498, 499}
     write(tmp_path, broken=bad, total=500, per_shard=120)
     one = loader(tmp_path, batch=50, lanes=50, block=100)
@@ -192,16 +192,16 @@ def test_a_flipped_byte_in_a_shard_is_skipped_with_the_reason(tmp_path):
     assert skipped and all(s.row == 4 and "checksum differs" in s.reason and s.shard == str(path) for s in skipped)
 
 
-def test_32_bad_pictures_in_a_row_stop_the_run_and_all_are_named(tmp_path):
+def test_32_bad_images_in_a_row_stop_the_run_and_all_are_named(tmp_path):
     assert MOST_BAD == 32
     write(tmp_path, broken=range(70))
-    with pytest.raises(BadDataError, match=r"32 pictures in a row.*k0\d\d in .*shard-.*not a JPEG") as error:
+    with pytest.raises(BadDataError, match=r"32 images in a row.*k0\d\d in .*shard-.*not a JPEG") as error:
         take(loader(tmp_path), 1)
     assert [s.attempt for s in error.value.skipped] == list(range(32))
 
 
 @pytest.mark.parametrize(("total", "batch", "lanes"), [(3, 2, 1), (3, 6, 3), (5, 4, 4)])
-def test_one_good_picture_among_bad_ones_stands_in_for_all_and_each_bad_one_is_told_once_a_place(
+def test_one_good_image_among_bad_ones_stands_in_for_all_and_each_bad_one_is_told_once_a_place(
     tmp_path, total, batch, lanes
 ):
     write(tmp_path, broken=range(1, total), total=total)
@@ -215,7 +215,7 @@ def test_one_good_picture_among_bad_ones_stands_in_for_all_and_each_bad_one_is_t
             assert {s.member for s in skipped} <= due and [s.attempt for s in skipped] == list(range(len(skipped)))
 
 
-def test_a_few_pictures_that_are_all_bad_are_each_told_once_and_end_with_65(tmp_path):
+def test_a_few_images_that_are_all_bad_are_each_told_once_and_end_with_65(tmp_path):
     write(tmp_path, broken=range(3), total=3)
     with pytest.raises(BadDataError, match="none of the 3") as error:
         take(loader(tmp_path, batch=2, lanes=1), 1)
@@ -224,13 +224,13 @@ def test_a_few_pictures_that_are_all_bad_are_each_told_once_and_end_with_65(tmp_
 
 
 @pytest.mark.slow
-def test_half_of_all_pictures_bad_is_no_reason_to_stop_before_the_limits_say_so(tmp_path):
+def test_half_of_all_images_bad_is_no_reason_to_stop_before_the_limits_say_so(tmp_path):
     write(tmp_path, broken=[i for i in range(700) if i // 20 % 2], total=700)  # every other shard: whole blocks
     batches = take(loader(tmp_path), 200)
     assert max(s.attempt for b in batches for s in b.skipped) > 8
 
 
-def test_a_shard_that_is_bad_as_a_whole_meets_the_limit_for_shards_and_each_picture_is_told(tmp_path):
+def test_a_shard_that_is_bad_as_a_whole_meets_the_limit_for_shards_and_each_image_is_told(tmp_path):
     write(tmp_path, broken=range(40, 60), total=2020)  # a block holds little more than this shard
     one = loader(tmp_path, block=8)
     ledger, told = Ledger(one.reader.shards, "5%"), []
@@ -245,7 +245,7 @@ def test_a_shard_that_is_bad_as_a_whole_meets_the_limit_for_shards_and_each_pict
     assert sum(s.attempt == 0 for s in told) > 10 and {s.shard[-8:] for s in told} == {"0002.tar"}
 
 
-def test_storage_that_fails_is_no_bad_picture_and_stops_the_run(tmp_path):
+def test_storage_that_fails_is_no_bad_image_and_stops_the_run(tmp_path):
     for i in range(20):
         (tmp_path / f"{i:02d}.jpg").write_bytes(jpeg(i))
     one = loader(tmp_path, batch=8, lanes=4)

@@ -1,4 +1,4 @@
-"""Memory of the loader stays flat over a hundred thousand pictures of which one in a hundred is damaged."""
+"""Memory of the loader stays flat over a hundred thousand images of which one in a hundred is damaged."""
 
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +15,7 @@ from seer.data.shards.open import open_shards, write_shards
 from tests.data.children import children
 
 SMALL = dict(sizes=[32, 24], counts=[2, 2], scales=[[0.3, 1.0], [0.1, 0.4]], aspect=[0.75, 4 / 3], flip=0.5, jitter=0.8)
-COLOUR = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2, blur=0.0, blur_sigma=[0.1, 2.0])
+COLOR = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2, blur=0.0, blur_sigma=[0.1, 2.0])
 
 
 def resident() -> int:
@@ -25,13 +25,13 @@ def resident() -> int:
 
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_memory_grows_less_than_fifty_megabytes_over_a_hundred_thousand_pictures(tmp_path):
-    pictures = [(k, {"jpg": f["jpg"]}) for k, f in sample.samples(5000, seed=1)]
-    damaged = [(k, {"jpg": f["jpg"][:200]}) if i % 100 == 7 else (k, f) for i, (k, f) in enumerate(pictures)]
+def test_memory_grows_less_than_fifty_megabytes_over_a_hundred_thousand_images(tmp_path):
+    images = [(k, {"jpg": f["jpg"]}) for k, f in sample.samples(5000, seed=1)]
+    damaged = [(k, {"jpg": f["jpg"][:200]}) if i % 100 == 7 else (k, f) for i, (k, f) in enumerate(images)]
     write_shards(damaged, tmp_path, total=5000, per_shard=250)
     shards = open_shards(tmp_path)
     plan = Plan([len(s) for s in shards], seed=3, lanes=100)
-    crop = MultiCrop(**SMALL, **COLOUR, mean=[0.5] * 3, std=[0.5] * 3)
+    crop = MultiCrop(**SMALL, **COLOR, mean=[0.5] * 3, std=[0.5] * 3)
     loader = Loader(Reader(shards, plan, 5), crop, batch=100, threads=2)
     ledger = Ledger(shards, "5%", lambda counts: counts, 1)
     taken = skipped = 0

@@ -48,7 +48,7 @@ def test_boxes_are_spread_like_those_of_torchvision(height, width, scale, aspect
         lambda b: (b[:, 2] * b[:, 3] / (height * width)) ** 2,
         lambda b: np.log(b[:, 3] / b[:, 2]),  # aspect
         lambda b: np.log(b[:, 3] / b[:, 2]) ** 2,
-        lambda b: b[:, 0] + b[:, 2] / 2,  # centre
+        lambda b: b[:, 0] + b[:, 2] / 2,  # center
         lambda b: b[:, 1] + b[:, 3] / 2,
         lambda b: (b[:, 0] == 0).astype(float),  # touches the edges
         lambda b: (b[:, 1] + b[:, 3] == width).astype(float),
@@ -67,29 +67,29 @@ def test_where_no_box_fits_the_central_one_of_torchvision_is_taken(height, width
     assert (boxes == expected).all()
 
 
-def test_a_picture_of_fitting_shape_at_full_scale_and_aspect_one_is_taken_whole():
+def test_an_image_of_fitting_shape_at_full_scale_and_aspect_one_is_taken_whole():
     crop = MultiCrop((32,), (2,), ((1.0, 1.0),), aspect=(1.0, 1.0))
     assert (drawn(crop, 50, 50, 1)[0].boxes == [0, 0, 50, 50]).all()
 
 
 @pytest.mark.parametrize("size", [16, 33, 96])
 def test_views_are_the_boxes_resized_as_pillow_resizes_them(size):
-    picture = np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
     crop = MultiCrop((size,), (8,), ((0.05, 1.0),))
     draw = crop.draw(120, 90, 5)
     out = {f"views/{size}": np.empty((8, size, size, 3), np.uint8)}
-    crop.cut(picture, draw, out, 0)
+    crop.crop(image, draw, out, 0)
     assert 0 < draw.flip.sum() < 8  # both kinds are compared
     for view, (top, left, height, width), flip in zip(
         out[f"views/{size}"], draw.boxes.tolist(), draw.flip, strict=True
     ):
-        cut = Image.fromarray(picture[top : top + height, left : left + width])
+        cut = Image.fromarray(image[top : top + height, left : left + width])
         expected = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
         found = view.astype(int)
         assert np.abs((found[:, ::-1] if flip else found) - expected).max() <= 1
 
 
-def test_resize_takes_two_sides_and_leaves_a_picture_of_that_size_alone():
+def test_resize_takes_two_sides_and_leaves_an_image_of_that_size_alone():
     x = torch.from_numpy(pixels(0, 40, 30))[None].permute(0, 3, 1, 2)
     assert resize(x, 40, 30) is x
     expected = np.asarray(Image.fromarray(pixels(0, 40, 30)).resize((17, 23), Image.Resampling.BILINEAR)).astype(int)
@@ -98,8 +98,8 @@ def test_resize_takes_two_sides_and_leaves_a_picture_of_that_size_alone():
 
 @pytest.mark.parametrize("sides", [(1100, 300), (600, 900), (292, 292), (300, 20)])
 @pytest.mark.parametrize("kind", ["photo", "noise", "checks"])
-def test_pictures_resized_columns_first_are_within_a_level_of_pillows_that_takes_rows_first(kind, sides, monkeypatch):
-    picture = {
+def test_images_resized_columns_first_are_within_a_level_of_pillows_that_takes_rows_first(kind, sides, monkeypatch):
+    image = {
         "photo": pixels(0, *sides),
         "noise": np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8),
         "checks": 255
@@ -107,9 +107,9 @@ def test_pictures_resized_columns_first_are_within_a_level_of_pillows_that_takes
     }[kind]
     calls, interpolate = [], multi_crop._interpolate
     monkeypatch.setattr(multi_crop, "_interpolate", lambda x, size: calls.append(size) or interpolate(x, size))
-    found = resize(torch.from_numpy(picture)[None].permute(0, 3, 1, 2), 224)[0].permute(1, 2, 0).numpy().astype(int)
+    found = resize(torch.from_numpy(image)[None].permute(0, 3, 1, 2), 224)[0].permute(1, 2, 0).numpy().astype(int)
     assert calls == [(224, sides[1]), (224, 224)]
-    expected = np.asarray(Image.fromarray(picture).resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
+    expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(found - expected).max() <= 1
 
 
@@ -118,11 +118,11 @@ def test_draws_depend_on_key_and_size_alone_and_pixels_not_on_the_place_in_the_b
         MultiCrop((24, 16), (2, 3), ((0.3, 1), (0.1, 0.3))),
         MultiCrop((24, 16), (2, 3), ((0.3, 1), (0.1, 0.3))),
     )
-    picture, results = pixels(1, 70, 50), []
+    image, results = pixels(1, 70, 50), []
     for b, place, maker in ((1, 0, crop), (5, 3, again)):
         maker.draw(20, 20, 999)  # an earlier draw moves nothing
         out = {f"views/{s}": np.zeros((v * b, s, s, 3), np.uint8) for v, s in zip((2, 3), (24, 16), strict=True)}
-        maker.cut(picture, maker.draw(70, 50, 12), out, place)
+        maker.crop(image, maker.draw(70, 50, 12), out, place)
         results.append([o[place::b] for o in out.values()])
         assert sum(int(o.sum()) for o in out.values()) == sum(
             int(r.sum()) for r in results[-1]
@@ -150,11 +150,11 @@ def test_every_crop_goes_to_the_resizing_that_is_three_times_as_fast(monkeypatch
     monkeypatch.setattr(multi_crop, "resize", resized)
     crop = MultiCrop((24, 16), (2, 3), ((0.3, 1), (0.1, 0.3)))
     out = {f"views/{s}": np.zeros((v, s, s, 3), np.uint8) for v, s in ((2, 24), (3, 16))}
-    crop.cut(pixels(1, 70, 50), crop.draw(70, 50, 3), out, 0)
+    crop.crop(pixels(1, 70, 50), crop.draw(70, 50, 3), out, 0)
     assert seen == [True] * 5
 
 
-def test_views_of_one_picture_and_draws_of_two_keys_differ():
+def test_views_of_one_image_and_draws_of_two_keys_differ():
     crop = MultiCrop((24,), (6,), ((0.1, 1),))
     a, b = crop.draw(200, 200, 1), crop.draw(200, 200, 2)
     for name in ("boxes", "factors"):

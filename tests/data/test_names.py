@@ -16,7 +16,7 @@ from seer.data.loading.reader import Reader
 from seer.data.order import plan
 from seer.data.quarantine import read_exclude
 from seer.data.shards.index import INDEX, INDEX_SUFFIX, KEEPS_ENDING, MARK, VERSION, build_index, write_index
-from seer.data.shards.names import COMPANIONS, PICTURES, WITH_COMPANIONS, split
+from seer.data.shards.names import COMPANIONS, IMAGE_ENDINGS, WITH_COMPANIONS, split
 from seer.data.shards.open import fingerprint, open_shards, write_shards
 from seer.data.transforms.one_view import OneView
 from tests.data.image_files import encoded, jpeg, pixels, png, write_tar
@@ -183,7 +183,7 @@ def older(path: Path) -> np.ndarray:
     records = []
     with tarfile.open(path) as archive:
         for member in archive.getmembers():
-            if member.name.rpartition(".")[2] in PICTURES:
+            if member.name.rpartition(".")[2] in IMAGE_ENDINGS:
                 size = 512 + -(-member.size // 512) * 512
                 records.append((member.offset, size, 0))
     return np.array([*records, (path.stat().st_size, 0, 0)], dtype=INDEX)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from seer.core.errors import RequestError
-from seer.core.records import KINDS, Sample, SampleRef
-from seer.data.augment import finish
+from seer.core.records import SKIP_REASONS, Sample, SampleRef
+from seer.data.augment import augment_batch
 from seer.data.decode import Undecodable, decode_mask
 from seer.data.loading.batch_buffer import BatchBuffer, BatchLayout
 from seer.data.loading.loader import Loader
@@ -197,7 +197,7 @@ def test_a_sample_whose_target_is_bad_is_replaced_and_told_as_that(name):
     view = OneView(16, mask=True, boxes=2, label=ClassLabel(shards, ["bee", "ant"]))
     loader = Loader(Reader(shards, plan([3], seed=0, lanes=1), 0), view, batch=3, threads=0)
     batch = next(loader.batches(0))
-    assert [(s.row, s.kind, s.attempt) for s in batch.skipped] == [(1, "target", 0)] and KINDS[-1] == "target"
+    assert [(s.row, s.kind, s.attempt) for s in batch.skipped] == [(1, "target", 0)] and SKIP_REASONS[-1] == "target"
     assert batch.fields["label"].tolist() == [0, 0, 0] and batch.fields["box_count"].max() <= 1
 
 
@@ -234,11 +234,11 @@ def test_color_is_drawn_only_where_it_is_asked_for_and_painted_where_it_is_asked
     assert len(strong.layout(2)) == 6 and list(strong.layout(2, painted=True)) == ["views/16"]
     later, here = filled(strong, [one] * 8), filled(strong, [one] * 8, painted=True)
     np.testing.assert_array_equal(later.arrays["views/16"], filled(plain, [one] * 8).arrays["views/16"])
-    a, b = (finish(x.tensors, 16, strong.mean, strong.std) for x in (later, here))
+    a, b = (augment_batch(x.tensors, 16, strong.mean, strong.std) for x in (later, here))
     assert (
         (a - b).abs().mean()
         < 0.03
-        < (a - finish(filled(plain, [one] * 8).tensors, 16, plain.mean, plain.std)).abs().mean()
+        < (a - augment_batch(filled(plain, [one] * 8).tensors, 16, plain.mean, plain.std)).abs().mean()
     )
 
 

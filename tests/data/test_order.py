@@ -9,17 +9,17 @@ import pytest
 
 from seer.core import rng
 from seer.core.errors import RequestError
-from seer.data.order import TRIES, choose_lanes, permute, plan
+from seer.data.order import STAND_IN_TRIES, choose_lanes, permute, plan
 
 # counts of the shards, batch, lanes, block
 CASES = {
     "uneven shards": ([1, 50, 7, 0, 33, 9], 20, 10, 8),
     "no lane of equal length": ([37], 12, 12, 5),
     "one lane": ([10, 11], 4, 1, 8192),
-    "as many lanes as pictures": ([6], 6, 6, 4),
-    "one picture more than a batch": ([17], 16, 16, 8192),
-    "one picture less than twice a batch": ([16, 15], 16, 8, 3),
-    "one picture": ([1], 8, 1, 1),
+    "as many lanes as images": ([6], 6, 6, 4),
+    "one image more than a batch": ([17], 16, 16, 8192),
+    "one image less than twice a batch": ([16, 15], 16, 8, 3),
+    "one image": ([1], 8, 1, 1),
     "a batch of many epochs": ([3, 2], 40, 4, 2),
     "blocks of one": ([9, 8], 4, 4, 1),
 }
@@ -42,7 +42,7 @@ def test_each_row_comes_exactly_once_in_every_epoch(case):
         assert sorted((s, r) for e, s, r in found if e == epoch) == wanted
 
 
-def test_an_epoch_is_over_when_all_its_pictures_are_consumed_where_lanes_divide_them():
+def test_an_epoch_is_over_when_all_its_images_are_consumed_where_lanes_divide_them():
     p = plan([40, 24], seed=0, lanes=16, block=4)
     assert {e for e, _, _ in taken(p, 16, 4)} == {0} and {e for e, _, _ in taken(p, 16, 4, first=4)} == {1}
 
@@ -153,7 +153,7 @@ def test_stand_ins_are_the_same_each_time_and_come_from_the_block_of_the_positio
             inside = {due_at(p, lane, start + first + i) for i in range(size)}
             found, due = stand_ins(p, lane, position, 30), due_at(p, lane, position)
             assert found == stand_ins(again, lane, position, 30)
-            near = min(TRIES, size - 1)
+            near = min(STAND_IN_TRIES, size - 1)
             assert set(found[:near]) <= inside - {due} and len(set(found[:near])) == near
 
 
@@ -177,18 +177,21 @@ def test_far_stand_ins_are_as_likely_from_anywhere():
     found = np.array([stand_ins(p, 5, position, 2) for position in range(times)])[..., 1]
     due = np.array([due_at(p, 5, position)[1] for position in range(times)])
     for nth in range(2):
-        share = np.bincount((found[:, nth] - due) % n, minlength=n)[1:] / times * (n - 1)
-        assert np.abs(share - 1).max() < 0.25  # 4 deviations of 273 are 0.24
+        parse_fraction = np.bincount((found[:, nth] - due) % n, minlength=n)[1:] / times * (n - 1)
+        assert np.abs(parse_fraction - 1).max() < 0.25  # 4 deviations of 273 are 0.24
 
 
 def test_what_stood_in_in_a_large_block_when_draws_were_with_replacement_still_does():
     p, changed = plan([20_000], seed=4, lanes=2, block=8192), 0
     for position in range(60):
         keys = [
-            rng.sub_keys(rng.key(4, "stand-in", a), np.array([1]), np.array([position])) for a in range(1, TRIES + 1)
+            rng.sub_keys(rng.key(4, "stand-in", a), np.array([1]), np.array([position]))
+            for a in range(1, STAND_IN_TRIES + 1)
         ]
         inside = [int(rng.uniforms(key, 1)[0, 0] * (8192 if position < 8192 else 1808)) for key in keys]
-        changed += sum(a != (0, 10_000 + b) for a, b in zip(stand_ins(p, 1, position, TRIES), inside, strict=True))
+        changed += sum(
+            a != (0, 10_000 + b) for a, b in zip(stand_ins(p, 1, position, STAND_IN_TRIES), inside, strict=True)
+        )
     assert changed <= 2
 
 
@@ -198,7 +201,7 @@ def test_stand_ins_differ_by_attempt_and_position():
     assert len(set(rows)) > 75
 
 
-def test_a_plan_of_a_billion_pictures_in_100000_shards_is_cheap():
+def test_a_plan_of_a_billion_images_in_100000_shards_is_cheap():
     counts, batch = np.full(100_000, 10_000), 4096
 
     def seconds_of(make) -> float:
@@ -224,7 +227,7 @@ def test_a_plan_of_a_billion_pictures_in_100000_shards_is_cheap():
 
 
 def distinct_and_pairs(batches: list[np.ndarray]) -> tuple[float, float]:
-    """Of a batch, on average: how many shards it has pictures of, and pairs of its pictures that share one."""
+    """Of a batch, on average: how many shards it has images of, and pairs of its images that share one."""
     counts = [np.unique(shards, return_counts=True)[1] for shards in batches]
     return float(np.mean([len(c) for c in counts])), float(np.mean([(c * (c - 1) // 2).sum() for c in counts]))
 
@@ -267,11 +270,11 @@ def test_memory_of_a_plan_does_not_grow_with_epochs():
 
 
 @pytest.mark.parametrize(
-    ("batch", "pictures", "lanes"),
+    ("batch", "images", "lanes"),
     [(256, 10**6, 256), (4096, 10**9, 2048), (96, 50, 48), (7, 3, 1), (1000, 10**4, 1000)],
 )
-def test_the_most_lanes_that_divide_the_batch_are_chosen(batch, pictures, lanes):
-    assert choose_lanes(batch, pictures) == lanes
+def test_the_most_lanes_that_divide_the_batch_are_chosen(batch, images, lanes):
+    assert choose_lanes(batch, images) == lanes
 
 
 BATCHES = (96, 1000, 2500, 3000, 3072, 5000, 6000, 7000, 7936, 10_000, 12_288, 30_030)
@@ -326,7 +329,7 @@ def test_a_plan_asked_batch_after_batch_says_what_one_asked_once_says():
             assert np.array_equal(getattr(found, name), getattr(alone, name)), call
 
 
-def test_a_pool_of_a_few_pictures_is_not_located_for_hundreds_of_epochs_to_come(monkeypatch):
+def test_a_pool_of_a_few_images_is_not_located_for_hundreds_of_epochs_to_come(monkeypatch):
     few, epochs = plan([12, 8], seed=0, lanes=4), set()
     line = few._line
     monkeypatch.setattr(few, "_line", lambda epoch: epochs.add(epoch) or line(epoch))

@@ -1,4 +1,4 @@
-"""Excluded pictures are never read, whatever form names them, and all other pictures stay where they were."""
+"""Excluded images are never read, whatever form names them, and all other images stay where they were."""
 
 import json
 from dataclasses import asdict
@@ -21,7 +21,7 @@ N = 60
 
 
 def write(folder, broken=()):
-    make = ((f"k{i:03d}", {"png": b"not a picture" if i in broken else png(i)}) for i in range(N))
+    make = ((f"k{i:03d}", {"png": b"not an image" if i in broken else png(i)}) for i in range(N))
     write_shards(make, folder, total=N, per_shard=20)
     return folder
 
@@ -58,7 +58,7 @@ def same(a, b):
     return all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(views(p), views(q), strict=True))
 
 
-def test_a_run_with_its_own_skipped_list_sees_the_same_pictures_and_skips_nothing(tmp_path):
+def test_a_run_with_its_own_skipped_list_sees_the_same_images_and_skips_nothing(tmp_path):
     folder = write(tmp_path / "d", broken={3, 7, 21, 22, 59})
     batches, read = epoch(folder)
     skipped = [s for b in batches for s in b.skipped]
@@ -70,7 +70,7 @@ def test_a_run_with_its_own_skipped_list_sees_the_same_pictures_and_skips_nothin
     assert read_now == read - {(0, 3), (0, 7), (1, 1), (1, 2), (2, 19)}
 
 
-def test_an_excluded_good_picture_is_replaced_alone(tmp_path):
+def test_an_excluded_good_image_is_replaced_alone(tmp_path):
     folder = write(tmp_path)
     before, _ = epoch(folder, steps=3)
     after, read = epoch(folder, Excluded([(1, 4)]), steps=3)
@@ -84,7 +84,7 @@ def test_an_excluded_good_picture_is_replaced_alone(tmp_path):
 @pytest.mark.parametrize(
     "form", ["path", "name", "with extension", "jsonl without row of ours", "two files", "comments"]
 )
-def test_a_list_may_name_pictures_in_these_ways(tmp_path, form):
+def test_a_list_may_name_images_in_these_ways(tmp_path, form):
     folder = write(tmp_path / "d")
     path = folder / "shard-000001.tar"
     lines = {

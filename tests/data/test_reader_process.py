@@ -100,7 +100,7 @@ def deadly_decode(data: bytes, scratch=None):
     return decode(data)
 
 
-def test_pictures_that_crash_their_reader_are_skipped_by_name_like_other_bad_ones(folder, monkeypatch, caplog):
+def test_images_that_crash_their_reader_are_skipped_by_name_like_other_bad_ones(folder, monkeypatch, caplog):
     def broken_decode(data: bytes, scratch=None):
         if data.endswith(b"deadly"):
             raise reading.Undecodable("broken")
@@ -125,7 +125,7 @@ def test_pictures_that_crash_their_reader_are_skipped_by_name_like_other_bad_one
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_many_pictures_that_crash_readers_at_once_are_each_found(tmp_path, monkeypatch, seed):
+def test_many_images_that_crash_readers_at_once_are_each_found(tmp_path, monkeypatch, seed):
     """Several parts a block and several threads: which of the deadly ones is met first is a matter of chance."""
     deadly = set(np.random.default_rng(seed).choice(512, 8, replace=False).tolist())
     made = ((f"k{i:03d}", {"png": png(i) + (b"deadly" if i in deadly else b"")}) for i in range(512))
@@ -171,7 +171,7 @@ def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(
         return [][1]
 
     monkeypatch.setattr(multi_crop, "decode", undecodable)
-    with closing(loader(folder).batches(0)) as stream, pytest.raises(BadDataError, match="32 pictures in a row"):
+    with closing(loader(folder).batches(0)) as stream, pytest.raises(BadDataError, match="32 images in a row"):
         next(stream)
     monkeypatch.setattr(multi_crop, "decode", defect)
     with closing(loader(folder).batches(0)) as stream, pytest.raises(IndexError) as error:
@@ -305,7 +305,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(process, "STUCK_S", 1.0)
 
 
-def test_a_picture_whose_decoding_does_not_end_is_skipped_by_name(folder, monkeypatch, quick, caplog):
+def test_an_image_whose_decoding_does_not_end_is_skipped_by_name(folder, monkeypatch, quick, caplog):
     monkeypatch.setattr(multi_crop, "decode", deadly_slow)
     reasons = {}
     with closing(loader(folder, threads=2, prefetch=2).batches(0)) as stream:
@@ -342,7 +342,7 @@ def test_a_reader_that_is_slow_but_gets_on_is_left_alone(folder, monkeypatch, qu
     with closing(loader(folder, threads=1, prefetch=1).batches(0)) as stream:
         next(stream)  # 2.4 s
     words = [r.getMessage() for r in caplog.records]
-    assert any("waiting for pictures for 0.3 s" in w or "waiting for pictures for 0 s" in w for w in words)
+    assert any("waiting for images for 0.3 s" in w or "waiting for images for 0 s" in w for w in words)
     assert not any("no further" in w for w in words)
 
 
@@ -360,8 +360,8 @@ def test_storage_that_does_not_answer_is_told_with_the_place_and_ends_the_run_in
         ):
             next(stream)
         words = [r.getMessage() for r in caplog.records]
-        assert any(re.match(f"rank 0: waiting for pictures for . s: {place}", w) for w in words)
-        assert not any("no further" in w for w in words)  # no picture is blamed for its storage
+        assert any(re.match(f"rank 0: waiting for images for . s: {place}", w) for w in words)
+        assert not any("no further" in w for w in words)  # no image is blamed for its storage
 
 
 def test_a_death_is_told_on_every_rank(folder, capfd):
@@ -381,20 +381,20 @@ def test_a_death_is_told_on_every_rank(folder, capfd):
     assert "rank 1: the reader process ended by signal SIGKILL while" in capfd.readouterr().err
 
 
-def test_what_was_skipped_before_a_run_of_bad_pictures_comes_with_the_error(tmp_path):
+def test_what_was_skipped_before_a_run_of_bad_images_comes_with_the_error(tmp_path):
     bad = {f"k{i:03d}" for i in range(63)}
-    made = ((f"k{i:03d}", {"png": b"no picture" if f"k{i:03d}" in bad else png(i)}) for i in range(66))
+    made = ((f"k{i:03d}", {"png": b"no image" if f"k{i:03d}" in bad else png(i)}) for i in range(66))
     write_shards(made, tmp_path, total=66, per_shard=66)
     shards, found = open_shards(tmp_path), []
     for threads in (0, 2):
         reader = Reader(shards, plan([66], seed=0, lanes=1), 0)
         stream = Loader(reader, CROP, batch=8 * CHUNK, threads=threads).batches(0)
-        with closing(stream), pytest.raises(BadDataError, match=f"{MOST_BAD} pictures in a row") as error:
+        with closing(stream), pytest.raises(BadDataError, match=f"{MOST_BAD} images in a row") as error:
             next(stream)
         found.append([(s.member, s.attempt) for s in error.value.skipped])
     alone, in_parts = found
     assert {name for name, _ in in_parts} == bad and (alone[-1][1], alone[-MOST_BAD][1]) == (MOST_BAD - 1, 0)
-    assert len(alone) > 2 * MOST_BAD  # those of the pictures before it, too
+    assert len(alone) > 2 * MOST_BAD  # those of the images before it, too
     assert in_parts[: len(alone)] == alone and len(in_parts) > len(alone)  # other threads may have got further
 
 

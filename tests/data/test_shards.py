@@ -24,8 +24,8 @@ from seer.data.shards.open import (
     build_index,
     class_names,
     fingerprint,
+    image_of,
     open_shards,
-    picture_of,
     write_shards,
 )
 from seer.data.shards.tar import TarError
@@ -238,7 +238,7 @@ def test_as_many_archives_may_be_open_as_half_of_what_the_system_allows_at_most(
             print("skip")
         else:
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))
-            from seer.data.shards import open as shards
+            from seer.data.shards.open import open as shards
             print(shards.Opened()._most, resource.getrlimit(resource.RLIMIT_NOFILE)[0])"""
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     if said == ["skip"]:
@@ -291,7 +291,7 @@ def test_many_shards_with_a_manifest_open_in_the_time_of_ten_looks_and_five_hund
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_a_pipe_or_device_under_the_name_of_a_picture_costs_its_row_and_is_not_waited_for(tmp_path, kind):
+def test_a_pipe_or_device_under_the_name_of_an_image_costs_its_row_and_is_not_waited_for(tmp_path, kind):
     (tmp_path / "b.jpg").write_bytes(jpeg(1))
     if kind == "pipe":
         os.mkfifo(tmp_path / "a.jpg")
@@ -390,7 +390,7 @@ def test_shards_that_are_not_all_written_are_refused_with_the_remedy(tmp_path, s
         open_shards(source.format(d=tmp_path))
 
 
-def test_tars_and_loose_pictures_in_one_folder_are_refused_as_one_kind_would_be_left_out(tmp_path):
+def test_tars_and_loose_images_in_one_folder_are_refused_as_one_kind_would_be_left_out(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "b.JPG").write_bytes(jpeg(0))
     write_tar(tmp_path / "x.tar", [("a.jpg", jpeg(0))])
@@ -436,17 +436,17 @@ def test_an_index_that_is_a_pickle_runs_nothing(written, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_folder_of_pictures_is_one_shard_in_the_order_of_names_nested_or_not(tmp_path):
+def test_a_folder_of_images_is_one_shard_in_the_order_of_names_nested_or_not(tmp_path):
     for i, name in enumerate(["b/2.jpg", "a/1.PNG", "a/x/3.webp", "top.jpeg", "a/notes.txt", ".hidden.jpg"]):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes([i]))
     (shard,) = open_shards(tmp_path)
     assert shard.keys() == ["a/1", "a/x/3", "b/2", "top"]
-    assert [picture_of(shard.read(0, r)) for r in range(4)] == [b"\1", b"\2", b"\0", b"\3"]
+    assert [image_of(shard.read(0, r)) for r in range(4)] == [b"\1", b"\2", b"\0", b"\3"]
     assert class_names([shard]) == ["", "a", "b", "x"]
 
 
-def test_a_picture_that_vanishes_from_a_folder_is_a_failure_of_storage(tmp_path):
+def test_an_image_that_vanishes_from_a_folder_is_a_failure_of_storage(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
     (shard,) = open_shards(tmp_path)
     (tmp_path / "a.jpg").unlink()
@@ -544,8 +544,8 @@ def test_dots_in_names_do_not_merge_samples(tmp_path):
     assert read_all(path) == [("photo.1.2", {"jpg": b"a"}), ("photo.1.3", {"jpg": b"b", "cls": b"7"})]
 
 
-def test_members_of_unknown_kinds_pass_through_and_samples_without_a_picture_do_not_count(tmp_path):
-    members = [("README", b"hi"), ("a.JPG", b"A"), ("a.json", b"{}"), ("b.txt", b"no picture"), ("c.png", b"C")]
+def test_members_of_unknown_kinds_pass_through_and_samples_without_an_image_do_not_count(tmp_path):
+    members = [("README", b"hi"), ("a.JPG", b"A"), ("a.json", b"{}"), ("b.txt", b"no image"), ("c.png", b"C")]
     assert read_all(write_tar(tmp_path / "x.tar", members)) == [
         ("a", {"jpg": b"A", "json": b"{}"}),
         ("c", {"png": b"C"}),
@@ -553,14 +553,14 @@ def test_members_of_unknown_kinds_pass_through_and_samples_without_a_picture_do_
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "one of two"])
-def test_no_pictures_is_a_wrong_request_that_names_the_place(tmp_path, kind):
+def test_no_images_is_a_wrong_request_that_names_the_place(tmp_path, kind):
     if kind == "folder":
         (tmp_path / "notes.txt").write_text("x")
     if kind != "folder":
         write_tar(tmp_path / "empty.tar", [("notes.txt", b"x")])
     if kind == "one of two":
         write_tar(tmp_path / "a.tar", [("a.jpg", b"x")])
-    with pytest.raises(RequestError, match=naming("no pictures", tmp_path if kind == "folder" else "empty.tar")):
+    with pytest.raises(RequestError, match=naming("no images", tmp_path if kind == "folder" else "empty.tar")):
         open_shards(tmp_path)
 
 

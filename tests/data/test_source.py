@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from seer.core.errors import RequestError
-from seer.data.shards.open import class_names, open_shards, picture_of
+from seer.data.shards.open import class_names, image_of, open_shards
 from seer.data.shards.source import expand
 from tests.data.image_files import write_tar
 from tests.messages import naming
 
 
 @pytest.mark.slow
-def test_a_folder_of_many_loose_pictures_is_looked_through_without_keeping_their_names(tmp_path):
+def test_a_folder_of_many_loose_images_is_looked_through_without_keeping_their_names(tmp_path):
     for n in range(5):
         (tmp_path / str(n)).mkdir()
         for i in range(10_000):
@@ -62,7 +62,7 @@ def test_braces_that_stand_for_too_many_names_are_refused_at_once(tmp_path, monk
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for i, name in enumerate(["b/2.jpg", "a/1.PNG", "a/x/3.webp", "#top é.jpeg"]):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes([i]))
@@ -71,30 +71,30 @@ def pictures(tmp_path):
 
 def contents(shards) -> list[tuple[str, int]]:
     return [
-        (s.key, picture_of(s)[0])
+        (s.key, image_of(s)[0])
         for n, shard in enumerate(shards)
         for s in map(partial(shard.read, n), range(len(shard)))
     ]
 
 
-def test_a_list_in_a_file_names_pictures_in_its_own_order_from_its_own_folder(pictures, monkeypatch):
-    monkeypatch.chdir(pictures / "a")
-    (pictures / "list.txt").write_text(f"b/2.jpg\r\n\n#top é.jpeg\n{pictures}/a/x/3.webp")
-    for source in (pictures / "list.txt", "../list.txt", f"file:{pictures}/list.txt", [pictures / "list.txt"]):
+def test_a_list_in_a_file_names_images_in_its_own_order_from_its_own_folder(images, monkeypatch):
+    monkeypatch.chdir(images / "a")
+    (images / "list.txt").write_text(f"b/2.jpg\r\n\n#top é.jpeg\n{images}/a/x/3.webp")
+    for source in (images / "list.txt", "../list.txt", f"file:{images}/list.txt", [images / "list.txt"]):
         (shard,) = open_shards(source)
-        assert contents([shard]) == [("b/2", 0), ("#top é", 3), (f"{pictures}/a/x/3", 2)]
+        assert contents([shard]) == [("b/2", 0), ("#top é", 3), (f"{images}/a/x/3", 2)]
     assert class_names([shard]) == ["", "b", "x"]
 
 
-def test_pictures_named_one_by_one_are_one_shard_in_their_order(pictures, monkeypatch):
-    whole = [f"{pictures}/b/2.jpg", f"{pictures}/a/x/3.webp", f"{pictures}/a/1.PNG"]
+def test_images_named_one_by_one_are_one_shard_in_their_order(images, monkeypatch):
+    whole = [f"{images}/b/2.jpg", f"{images}/a/x/3.webp", f"{images}/a/1.PNG"]
     (shard,) = open_shards(whole)
     assert contents([shard]) == [("b/2", 0), ("a/x/3", 2), ("a/1", 1)]
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     assert contents(open_shards(["b/2.jpg", "./a/x/3.webp", "a/1.PNG"])) == contents([shard])
     assert contents(open_shards("b/2.jpg")) == [("2", 0)]
-    assert contents(open_shards(f"{pictures}/a/*.PNG")) == [("1", 1)]
-    tar = write_tar(pictures / "t.tar", [("t.jpg", b"\7")])
+    assert contents(open_shards(f"{images}/a/*.PNG")) == [("1", 1)]
+    tar = write_tar(images / "t.tar", [("t.jpg", b"\7")])
     assert contents(open_shards(["a/1.PNG", tar, "b/2.jpg"])) == [("1", 1), ("t", 7), ("2", 0)]
 
 
@@ -112,14 +112,14 @@ def test_a_list_of_tars_names_shards(tmp_path):
         ("a/1.PNG\nnotes.md\n", ("line 2", "b'notes.md'")),
         ("x.tar\n", ("x.tar", "exist")),
         ("t.tar\na/1.PNG\n", ("1.PNG", "is no .tar")),
-        ("\n\n", ("no pictures", "list.txt")),
+        ("\n\n", ("no images", "list.txt")),
     ],
 )
-def test_a_list_that_is_wrong_is_refused_by_its_line(pictures, lines, complaint):
-    write_tar(pictures / "t.tar", [("t.jpg", b"7")])
-    (pictures / "list.txt").write_text(lines)
+def test_a_list_that_is_wrong_is_refused_by_its_line(images, lines, complaint):
+    write_tar(images / "t.tar", [("t.jpg", b"7")])
+    (images / "list.txt").write_text(lines)
     with pytest.raises(RequestError, match=naming(*complaint)):
-        open_shards(pictures / "list.txt")
+        open_shards(images / "list.txt")
 
 
 @pytest.mark.slow

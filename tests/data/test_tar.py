@@ -6,14 +6,14 @@ import tarfile
 import numpy as np
 import pytest
 
-from seer.data.shards.tar import BLOCK, HEAD, TarError, _sum, plain_member, walk
+from seer.data.shards.tar import HEAD, TAR_BLOCK, TarError, _sum, plain_member, walk
 
 FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 PLAIN = [(f"{i:04d}.jpg", bytes([i]) * (700 + 37 * i)) for i in range(20)]
 ODD = [
     ("a/plain.jpg", b"1"),
     ("empty.jpg", b""),
-    ("whole-block.jpg", b"x" * BLOCK),
+    ("whole-block.jpg", b"x" * TAR_BLOCK),
     ("d" * 60 + "/" + "e" * 70 + "/long.jpg", b"long" * 400),  # needs USTAR's prefix, GNU's L or PAX's path
     ("after-the-long-one.jpg", b"short"),
     ("ä/ß/日本.jpg", "é".encode()),
@@ -78,7 +78,7 @@ def test_folders_are_passed_over_and_names_of_more_than_a_block_are_read(form):
     members = [*PLAIN[:2], ("n" * 1000 + ".jpg" if form != "ustar" else "n.jpg", b"far")]
     data = archive(members, FORMS[form], folder="some/folder")
     assert read(data) == as_tarfile(data) == members
-    assert next(walk(memoryview(data))).start == BLOCK  # a folder is part of no member
+    assert next(walk(memoryview(data))).start == TAR_BLOCK  # a folder is part of no member
 
 
 def test_global_and_extended_headers_of_pax_are_not_members():
@@ -116,7 +116,7 @@ DAMAGED = {
     "cut inside data": (WHOLE[: TENTH.data + 100], "ends at byte"),
     "flipped byte in a name": (flipped(TENTH.start + 2), "checksum"),
     "flipped byte in a size": (flipped(TENTH.start + 130), "checksum|ends at|not a tar header"),
-    "zeroed header block": (WHOLE[: TENTH.start] + bytes(BLOCK) + WHOLE[TENTH.data :], "behind the end mark"),
+    "zeroed header block": (WHOLE[: TENTH.start] + bytes(TAR_BLOCK) + WHOLE[TENTH.data :], "behind the end mark"),
     "data behind the end mark": (WHOLE + archive(PLAIN[:1]), "behind the end mark"),
     "a tail of zeros longer than any writer's": (WHOLE[: TENTH.start] + bytes(12_000), "12000 zeros from byte"),
     "one byte behind the end mark": (WHOLE + b"\1", "behind the end mark"),
@@ -145,7 +145,7 @@ def test_wherever_an_archive_is_cut_nothing_is_lost_in_silence():
         try:
             assert read(WHOLE[:length]) == PLAIN, length  # cut in the padding behind the end mark
         except TarError:
-            assert length < MEMBERS[-1].end + BLOCK, length
+            assert length < MEMBERS[-1].end + TAR_BLOCK, length
 
 
 def test_whichever_header_bit_flips_nothing_is_lost_or_renamed_in_silence():
@@ -156,7 +156,7 @@ def test_whichever_header_bit_flips_nothing_is_lost_or_renamed_in_silence():
                 assert read(flipped(at, bit)) == PLAIN, (at - TENTH.start, bit)
             except TarError:
                 noticed += 1
-    assert noticed >= 8 * (BLOCK - 2)  # the two bytes that end the checksum field carry nothing
+    assert noticed >= 8 * (TAR_BLOCK - 2)  # the two bytes that end the checksum field carry nothing
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_broken_extended_headers_are_refused(records):
     data = bytearray(archive([("x.jpg", records.ljust(20, b"\0"))]))
     data[156:157] = b"x"
     with pytest.raises(TarError, match="broken extended header"):
-        read(checksummed(data[:BLOCK]) + bytes(data[BLOCK:]))
+        read(checksummed(data[:TAR_BLOCK]) + bytes(data[TAR_BLOCK:]))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_size_that_is_no_size_here_is_refused_without_walking_there(size):
 
 def test_an_end_mark_inside_a_sample_is_refused():
     with pytest.raises(TarError, match="inside a sample"):
-        read(WHOLE[TENTH.start : TENTH.end] + bytes(BLOCK), whole=False)
+        read(WHOLE[TENTH.start : TENTH.end] + bytes(TAR_BLOCK), whole=False)
 
 
 def test_the_sum_of_a_header_is_that_of_its_bytes_up_to_the_largest_there_is():

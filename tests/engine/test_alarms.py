@@ -99,14 +99,14 @@ def test_rows_of_evaluations_are_passed_over(said):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_shards(sample.samples(256, seed=0), folder, total=256, per_shard=128)
     return folder
 
 
-def train(capfd, pictures: Path, tmp_path: Path, *words: str) -> Ended:
-    ended = seer(capfd, "pretrain", *SMALL, f"data.source={pictures}", f"output={tmp_path / 'run'}", *words)
+def train(capfd, images: Path, tmp_path: Path, *words: str) -> Ended:
+    ended = seer(capfd, "pretrain", *SMALL, f"data.source={images}", f"output={tmp_path / 'run'}", *words)
     assert ended.status == 0, ended.words
     return ended
 
@@ -131,10 +131,10 @@ COLLAPSING = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COLLAPSING)
-def test_a_run_that_goes_wrong_is_told_so(name, pictures, tmp_path, capfd, monkeypatch):
+def test_a_run_that_goes_wrong_is_told_so(name, images, tmp_path, capfd, monkeypatch):
     if name == "scores above 1":  # nobody brings prototypes back to unit length
-        monkeypatch.setattr(SwAVHead, "normalise_prototypes", lambda self: None)
-    ended = train(capfd, pictures, tmp_path, *COLLAPSING[name])
+        monkeypatch.setattr(SwAVHead, "normalize_prototypes", lambda self: None)
+    ended = train(capfd, images, tmp_path, *COLLAPSING[name])
     assert name in ended.result["alarms"]
     words = next(a.words for a in (*OWN, *ALARMS) if a.name == name)
     assert sum(line.startswith("step ") and line.endswith(words[-20:]) for line in ended.words.splitlines()) == 1
@@ -142,6 +142,6 @@ def test_a_run_that_goes_wrong_is_told_so(name, pictures, tmp_path, capfd, monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [(FIXED,), ("groups=[]",), (FIXED, "task.queue=64", "task.heads=2")], ids=str)
-def test_a_run_that_learns_hears_nothing(words, pictures, tmp_path, capfd):
-    ended = train(capfd, pictures, tmp_path, *words, "steps=20")
+def test_a_run_that_learns_hears_nothing(words, images, tmp_path, capfd):
+    ended = train(capfd, images, tmp_path, *words, "steps=20")
     assert ended.result["alarms"] == []

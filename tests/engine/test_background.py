@@ -32,7 +32,7 @@ def test_what_is_written_in_the_background_is_what_there_was_when_save_was_calle
     now["optimizer"]["param_groups"][0]["lr"] = 77
     assert not (tmp_path / "last").exists()
     go_on.set()
-    checkpoints.settle()
+    checkpoints.wait()
     assert same(Checkpoints(tmp_path, ALONE).load_newest()[0], state(10))
 
 
@@ -45,7 +45,7 @@ def test_what_the_thread_of_a_save_waits_for_others_is_not_counted_as_waiting_of
     monkeypatch.setattr(checkpoints.files, "write", write)
     seconds, entered = waited.seconds, waited.entered
     checkpoints.save(10, state(10), FACTS)
-    checkpoints.settle()
+    checkpoints.wait()
     assert (waited.seconds, waited.entered) == (seconds, entered)
 
 
@@ -66,7 +66,7 @@ def test_on_a_gpu_the_thread_of_a_save_stands_on_the_device_of_its_rank_and_a_st
     checkpoints, found = Checkpoints(tmp_path, World(0, 1, 1, place), background=True), []
     monkeypatch.setattr(checkpoints.files, "write", lambda *_: found.extend(stands))
     checkpoints.save(10, state(10), FACTS)
-    checkpoints.settle()
+    checkpoints.wait()
     assert found == [place, ("new stream", place)] and not stands
 
 
@@ -84,7 +84,7 @@ def test_a_second_save_waits_for_the_first_and_the_order_stays(tmp_path, monkeyp
     monkeypatch.setattr(checkpoints.files, "write", slow)
     for step in (10, 20, 30):
         checkpoints.save(step, state(step), FACTS)
-    checkpoints.settle()
+    checkpoints.wait()
     assert names(tmp_path) == ["last", "step-00000020", "step-00000030"]
 
 
@@ -93,10 +93,10 @@ def test_an_error_in_the_background_is_raised_by_settle_and_only_once(two, tmp_p
     with full_disk(1000):
         checkpoints.save(30, state(30, size=100_000), FACTS)
         with pytest.raises(StorageError, match=naming("step 30", tmp_path, "GB free")):
-            checkpoints.settle()
-    checkpoints.settle()
+            checkpoints.wait()
+    checkpoints.wait()
     checkpoints.save(40, state(40), FACTS)
-    checkpoints.settle()
+    checkpoints.wait()
     assert checkpoints.load_newest()[1]["step"] == 40
 
 
@@ -108,11 +108,11 @@ def test_a_save_that_failed_is_told_at_once_and_the_next_one_is_tried_anew(two, 
         end = time.monotonic() + 20
         while "the next save tries anew" not in told.text and time.monotonic() < end:  # torch tells first, its own way
             time.sleep(0.02)
-            assert not checkpoints.look()  # as at the end of each step
+            assert not checkpoints.poll()  # as at the end of each step
     assert says(told.text, "step 30", tmp_path, "the next save tries anew")
     checkpoints.save(40, state(40), FACTS)
-    checkpoints.settle()
-    assert not checkpoints.look() and told.text.count("could not be written") == 1
+    checkpoints.wait()
+    assert not checkpoints.poll() and told.text.count("could not be written") == 1
     assert checkpoints.load_newest()[1]["step"] == 40
 
 
@@ -120,12 +120,12 @@ def test_three_saves_that_fail_on_end_are_enough_and_one_that_does_not_starts_th
     checkpoints = Checkpoints(tmp_path, ALONE, background=True)
     for step, room in ((30, 0), (40, 0), (50, 1), (60, 0), (70, 0), (80, 0)):
         with full_disk(10**9 if room else 1000):
-            assert not checkpoints.look()
+            assert not checkpoints.poll()
             checkpoints.save(step, state(step, size=100_000), FACTS)
             checkpoints._join()
-    assert checkpoints.look()
+    assert checkpoints.poll()
     with pytest.raises(StorageError, match=naming("step 80", "same command", "last 3")):
-        checkpoints.settle()
+        checkpoints.wait()
     assert told.text.count("could not be written") == 4 and checkpoints.load_newest()[1]["step"] == 50
 
 
@@ -135,7 +135,7 @@ def test_an_error_that_is_not_of_storage_is_raised_by_the_next_save(tmp_path, mo
         broken.setattr(checkpoints.files, "write", lambda *_: 1 / 0)
         checkpoints.save(10, state(10), FACTS)
         checkpoints._join()
-    assert checkpoints.look()
+    assert checkpoints.poll()
     with pytest.raises(ZeroDivisionError):
         checkpoints.save(20, state(20), FACTS)
 
@@ -145,21 +145,21 @@ def test_a_folder_that_has_gone_away_is_a_failure_of_storage(tmp_path):
     (tmp_path / "gone").rmdir()
     checkpoints.save(10, state(10), FACTS)
     with pytest.raises(StorageError, match=naming(tmp_path / "gone", os.strerror(errno.ENOENT))):
-        checkpoints.settle()
+        checkpoints.wait()
 
 
 @pytest.mark.parametrize("background", [True, False])
 def test_a_save_that_failed_keeps_no_copy_of_the_state_until_the_next_one(tmp_path, monkeypatch, background):
     checkpoints = Checkpoints(tmp_path, ALONE, background=background)
     copies = []
-    share = checkpoints.files.share
+    local_tensors = checkpoints.files.local_tensors
 
     def shared(*args, **how):
-        tensors, plain = share(*args, **how)
+        tensors, plain = local_tensors(*args, **how)
         copies.extend(map(weakref.ref, tensors.values()))
         return tensors, plain
 
-    monkeypatch.setattr(checkpoints.files, "share", shared)
+    monkeypatch.setattr(checkpoints.files, "local_tensors", shared)
     gc.collect()
     gc.disable()  # nobody says when it would come
     try:
@@ -170,7 +170,7 @@ def test_a_save_that_failed_keeps_no_copy_of_the_state_until_the_next_one(tmp_pa
     finally:
         gc.enable()
     with pytest.raises(StorageError, match=naming("step 30", tmp_path)):
-        checkpoints.settle()
+        checkpoints.wait()
 
 
 def test_a_save_that_not_all_ranks_end_in_time_is_told_as_storage_and_no_more_are_tried(tmp_path, monkeypatch):
@@ -182,6 +182,6 @@ def test_a_save_that_not_all_ranks_end_in_time_is_told_as_storage_and_no_more_ar
     monkeypatch.setattr(checkpoints.files, "write", late)
     checkpoints.save(30, state(30), FACTS)
     checkpoints._join()
-    assert checkpoints.look()
+    assert checkpoints.poll()
     with pytest.raises(StorageError, match=naming("step 30", "parallel.timeout_s", "run the same")):
-        checkpoints.settle()
+        checkpoints.wait()

@@ -14,7 +14,7 @@ import torch
 
 from seer.core.errors import StorageError
 from seer.engine.checkpoint_policy import Checkpoints
-from seer.engine.manifest import described, read_manifest, sealed
+from seer.engine.manifest import file_digest, read_manifest, with_checksum
 from seer.parallel.world import World
 from tests.engine.checkpoints import ALONE, FACTS, TENSORS, flip, full_disk, names, same, state
 from tests.messages import naming, says
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_passed_over(two, tmp_path, told, damage):
         os.truncate(folder / "manifest.json", 50)
     else:
         manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps(sealed({**manifest, "format": 3})))
+        (folder / "manifest.json").write_text(json.dumps(with_checksum({**manifest, "format": 3})))
     assert two.load_newest()[1]["step"] == 10
     assert says(told.text, "step-00000020")
     assert says(told.text, "format 2") == (damage == "other format")
@@ -92,9 +92,9 @@ def test_a_checkpoint_with_a_file_that_cannot_be_read_is_passed_over(two, tmp_pa
     def refuse(path: Path):
         if path.parent.name == "step-00000020":
             raise OSError(code, os.strerror(code))
-        return described(path)
+        return file_digest(path)
 
-    monkeypatch.setattr("seer.engine.checkpoint_files.described", refuse)
+    monkeypatch.setattr("seer.engine.checkpoint_files.file_digest", refuse)
     assert two.load_newest()[1]["step"] == 10
     assert says(told.text, "step-00000020", TENSORS, os.strerror(code))
 
@@ -136,7 +136,7 @@ def test_a_full_disk_is_told_with_the_free_space_and_the_older_checkpoint_loads(
         pytest.raises(StorageError, match=naming("step 30", tmp_path, "GB free")) as caught,
     ):
         two.save(30, state(30, size=100_000), FACTS)
-        two.settle()
+        two.wait()
     assert caught.value.exit_status == 74
     assert not (tmp_path / "step-00000030").exists() and os.readlink(tmp_path / "last") == "step-00000020"
     assert same(Checkpoints(tmp_path, ALONE).load_newest()[0], state(20))
@@ -166,7 +166,7 @@ def test_a_disk_with_room_for_so_many_pages_keeps_the_older_checkpoint_and_says_
     try:
         try:
             checkpoints.save(20, state(20, size=100_000), FACTS)
-            checkpoints.settle()
+            checkpoints.wait()
             saved = 20
         except StorageError as error:
             assert "No space left on device" in str(error) and "GB free" in str(error)
@@ -187,7 +187,7 @@ def test_a_disk_that_fails_while_the_manifest_is_written_leaves_the_older_checkp
         broken.setattr("seer.engine.manifest.json.dump", fail)
         with pytest.raises(StorageError, match="No space left on device"):
             two.save(30, state(30), FACTS)
-            two.settle()
+            two.wait()
     assert two.load_newest()[1]["step"] == 20
     two.save(30, state(30), FACTS)  # once there is room again
     assert two.load_newest()[1]["step"] == 30
@@ -260,8 +260,8 @@ def test_a_state_that_asks_for_what_is_not_there_is_passed_over(two, tmp_path, t
 def seal_again(file: Path) -> None:
     """Make the manifest agree with what the file holds now."""
     manifest = read_manifest(file.parent)
-    manifest["files"][file.name] = described(file)
-    (file.parent / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    manifest["files"][file.name] = file_digest(file)
+    (file.parent / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_told_before_training(two, tmp_path):
@@ -275,9 +275,9 @@ def test_of_what_every_rank_holds_whole_each_copies_a_share_and_no_tensor_is_lef
     sizes = {"a": 700, "b": 400, "c": 300, "d": 10, "e": 0}
     whole = {"task": {name: torch.zeros(size) for name, size in sizes.items()}}
     worlds = [World(rank, 3, rank, torch.device("cpu")) for rank in range(3)]
-    shares = [Checkpoints(tmp_path, world).files.share(whole, copied=False)[0] for world in worlds]
-    assert sorted(name for share in shares for name in share) == [f"task/{name}" for name in sizes]
-    assert [sum(t.numel() for t in share.values()) for share in shares] == [700, 400, 310]
+    shares = [Checkpoints(tmp_path, world).files.local_tensors(whole, copied=False)[0] for world in worlds]
+    assert sorted(name for local_tensors in shares for name in local_tensors) == [f"task/{name}" for name in sizes]
+    assert [sum(t.numel() for t in local_tensors.values()) for local_tensors in shares] == [700, 400, 310]
 
 
 def test_a_value_that_is_neither_tensor_nor_plain_is_refused_with_its_path(tmp_path):

@@ -44,7 +44,7 @@ def save(world: World, statistics: int, folder: str, background: bool) -> None:
     }
     checkpoints = Checkpoints(Path(folder), world, statistics=statistics, background=background)
     checkpoints.save(5, state, {"data": "abc"})
-    checkpoints.settle()
+    checkpoints.wait()
 
 
 def fail(world: World, what: str, folder: str) -> str:
@@ -66,7 +66,7 @@ def fail(world: World, what: str, folder: str) -> str:
     if what == "read" and world.rank == 1:
         checkpoint.read_json = refuse_to_read
     try:
-        checkpoints.settle()
+        checkpoints.wait()
         return str(checkpoints.load_newest()[0]["more"]["step"])
     except (StorageError, RuntimeError) as error:
         return str(error)

@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for key, fields in sample.samples(50, seed=3):
         (folder / f"{key}.jpg").write_bytes(fields["jpg"])
@@ -36,9 +36,9 @@ def column(run: Path, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_it_goes_on_bit_for_bit(options, pictures: Path, tmp_path: Path, capfd) -> None:
+def test_it_goes_on_bit_for_bit(options, images: Path, tmp_path: Path, capfd) -> None:
     small = [w for w in SMALL if not w.startswith("model=")]
-    words = ("pretrain", *small, "model=regnety_tiny", f"data.source={pictures}", "steps=10", "every.checkpoint=5")
+    words = ("pretrain", *small, "model=regnety_tiny", f"data.source={images}", "steps=10", "every.checkpoint=5")
     run = tmp_path / "run"
     ended = seer(capfd, *words, *options, f"output={run}")
     assert ended.status == 0, ended.words

@@ -14,7 +14,7 @@ from seer.data import synthetic as sample
 from seer.data.shards.open import write_shards
 from seer.engine import precision
 from seer.engine.metrics import read_rows
-from seer.engine.precision import DTYPES, MOST_SKIPPED, Precision, quickest
+from seer.engine.precision import DTYPES, MOST_SKIPPED, Precision, default_dtype
 from seer.optim.lars import LARS
 from seer.run import session
 from seer.tasks import swav
@@ -31,14 +31,14 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_shards(sample.samples(64, seed=0), folder, total=64, per_shard=64)
     return folder
 
 
-def train(capfd, pictures: Path, run: Path, dtype: str, *words: str) -> Ended:
-    words = (f"precision={dtype}", f"data.source={pictures}", f"output={run}", *words)
+def train(capfd, images: Path, run: Path, dtype: str, *words: str) -> Ended:
+    words = (f"precision={dtype}", f"data.source={images}", f"output={run}", *words)
     return seer(capfd, "pretrain", *SMALL, *words)
 
 
@@ -54,9 +54,9 @@ def naive(scores: Tensor, *, epsilon: float, iterations: int, group=None) -> Ten
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_two_hundred_steps_stay_finite_and_their_scores_would_overflow_a_plain_fp16_exponent(
-    pictures, tmp_path, capfd, dtype
+    images, tmp_path, capfd, dtype
 ):
-    ended = train(capfd, pictures, tmp_path / "run", dtype)
+    ended = train(capfd, images, tmp_path / "run", dtype)
     assert ended.status == 0, ended.words
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert len(rows) == 200 and all(torch.tensor(row["loss"]).isfinite() for row in rows)
@@ -67,9 +67,9 @@ def test_two_hundred_steps_stay_finite_and_their_scores_would_overflow_a_plain_f
 
 
 @pytest.mark.slow
-def test_the_plain_fp16_exponent_ends_the_same_run(pictures, tmp_path, capfd, monkeypatch):
+def test_the_plain_fp16_exponent_ends_the_same_run(images, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(swav, "sinkhorn", naive)
-    ended = train(capfd, pictures, tmp_path / "run", "fp16")
+    ended = train(capfd, images, tmp_path / "run", "fp16")
     assert ended.status == 70 and says(ended.result["error"], "not finite", "step")
 
 
@@ -158,10 +158,10 @@ def test_auto_takes_bfloat16_where_a_convolution_is_not_slower_in_it():
 
     slower = fastest(torch.bfloat16) / fastest(torch.float32)
     if slower > 2:
-        assert quickest(torch.device("cpu")) == "fp32", slower
+        assert default_dtype(torch.device("cpu")) == "fp32", slower
     elif slower < 0.9:
-        assert quickest(torch.device("cpu")) == "bf16", slower
-    assert Precision(torch.device("cpu"), "auto").dtype == DTYPES[quickest(torch.device("cpu"))]
+        assert default_dtype(torch.device("cpu")) == "bf16", slower
+    assert Precision(torch.device("cpu"), "auto").dtype == DTYPES[default_dtype(torch.device("cpu"))]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_auto_on_an_x86_processor_goes_by_its_flags(tmp_path, monkeypatch, flags
     monkeypatch.setattr(precision, "_x86_flags", lambda: found)
     monkeypatch.setattr(precision, "_quicker_in_bf16", lambda: pytest.fail("an x86 processor was measured"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert quickest(torch.device("cpu")) == expected
+    assert default_dtype(torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize("quicker", [True, False])
@@ -188,24 +188,24 @@ def test_auto_on_any_other_processor_goes_by_a_measurement(tmp_path, monkeypatch
     assert precision._x86_flags(tmp_path / "cpuinfo") is None and precision._x86_flags(tmp_path / "none") is None
     monkeypatch.setattr(precision, "_x86_flags", lambda: None)
     monkeypatch.setattr(precision, "_quicker_in_bf16", lambda: quicker)
-    assert quickest(torch.device("cpu")) == ("bf16" if quicker else "fp32")
+    assert default_dtype(torch.device("cpu")) == ("bf16" if quicker else "fp32")
 
 
 def test_a_run_goes_on_in_the_precision_it_began_with_on_a_machine_that_is_quick_in_another(
-    pictures, tmp_path, capfd, monkeypatch
+    images, tmp_path, capfd, monkeypatch
 ):
     for here, again in (("bf16", ""), ("fp32", "is complete")):
-        monkeypatch.setattr(session, "quickest", lambda _, here=here: here)
-        ended = train(capfd, pictures, tmp_path / "run", "auto", "steps=1")
+        monkeypatch.setattr(session, "default_dtype", lambda _, here=here: here)
+        ended = train(capfd, images, tmp_path / "run", "auto", "steps=1")
         assert ended.status == 0 and again in ended.words, ended.words
         assert "dtype: bf16" in (tmp_path / "run" / "config.yaml").read_text()
     # asked for by name, it is another run
-    assert train(capfd, pictures, tmp_path / "run", "fp32", "steps=1").status == 78
+    assert train(capfd, images, tmp_path / "run", "fp32", "steps=1").status == 78
 
 
 def test_bfloat16_by_emulation_is_warned_of(monkeypatch, caplog):
     for here, warned in (("fp32", True), ("bf16", False)):
-        monkeypatch.setattr(precision, "quickest", lambda _, here=here: here)
+        monkeypatch.setattr(precision, "default_dtype", lambda _, here=here: here)
         caplog.clear()
         Precision(torch.device("cpu"), "bf16")
         assert ("has no bfloat16 instructions" in caplog.text) == warned

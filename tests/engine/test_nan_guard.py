@@ -10,7 +10,7 @@ from torch import nn
 
 from seer.core.errors import NumericsError
 from seer.data import synthetic as sample
-from seer.engine.nan_guard import Guard
+from seer.engine.nan_guard import NaNGuard
 from seer.engine.precision import Precision
 from seer.optim import lars
 from seer.optim.lars import LARS
@@ -80,9 +80,9 @@ def test_the_update_for_a_gpu_is_that_for_a_cpu_and_masks_itself(adapt):
         torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=2e-6)
 
 
-def guard(folder: Path) -> Guard:
-    return Guard(
-        folder, World(0, 1, 0, CPU), pictures=lambda step: [{"row": step}],
+def guard(folder: Path) -> NaNGuard:
+    return NaNGuard(
+        folder, World(0, 1, 0, CPU), images=lambda step: [{"row": step}],
         explain=lambda evidence: {"twice": 2 * evidence["x"]}, weights=lambda: {"w": torch.ones(2)}, config={"batch": 4},
     )  # fmt: skip
 
@@ -94,11 +94,11 @@ def test_the_flag_of_a_step_is_read_when_the_next_is_under_way_and_before_a_chec
     with pytest.raises(NumericsError, match=r"step 4 \(loss nan\).*schedule\.peak"):
         late.watch(5, bad, numbers, {"x": torch.zeros(3)})
     soon.watch(4, good, numbers, {"x": torch.ones(3)})
-    soon.settle()
+    soon.check_now()
     soon.watch(5, bad, numbers, {"x": torch.ones(3)})
     with pytest.raises(NumericsError, match="step 5"):
-        soon.settle()
-    soon.settle()  # once is enough
+        soon.check_now()
+    soon.check_now()  # once is enough
     seen = torch.load(tmp_path / "late" / "capture-00000004" / "rank-00000.pt", weights_only=True)
     assert torch.equal(seen["twice"], torch.full((3,), 2.0)) and seen["pictures"] == [{"row": 4}]
     card = json.loads((tmp_path / "late" / "capture-00000004" / "capture.json").read_text())

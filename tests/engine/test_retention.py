@@ -9,7 +9,7 @@ import pytest
 from seer.core.errors import RequestError, StorageError
 from seer.engine import retention
 from seer.engine.checkpoint_policy import Checkpoints
-from seer.engine.manifest import sealed
+from seer.engine.manifest import with_checksum
 from seer.engine.retention import Keep
 from tests.engine.checkpoints import ALONE, FACTS, TENSORS, flip, names, state
 
@@ -87,7 +87,7 @@ def test_one_that_stays_for_ever_stays_when_its_manifest_cannot_be_read_once(tmp
     if damage == "a flipped bit":
         flip(manifest, 30)
     elif damage == "another format":
-        manifest.write_text(json.dumps(sealed({**json.loads(manifest.read_text()), "format": 3})))
+        manifest.write_text(json.dumps(with_checksum({**json.loads(manifest.read_text()), "format": 3})))
     else:
         read = retention.read_manifest
 

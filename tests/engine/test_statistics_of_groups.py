@@ -30,7 +30,7 @@ class Statistics:
 
 class Fails:
     def run(self, task: Modules) -> dict[str, float]:
-        raise ValueError("no picture")
+        raise ValueError("no image")
 
 
 def speak(world: World) -> list[dict[str, torch.Tensor]]:
@@ -61,12 +61,12 @@ def test_evaluation_has_the_mean_of_the_groups_statistics_and_training_its_own_a
 def runs(tmp_path_factory) -> list[Path]:
     """The same three steps on two ranks, looked at after every step, and never."""
     folder = tmp_path_factory.mktemp("runs")
-    pictures = folder / "pictures"
-    write_shards(sample.samples(64, seed=0), pictures, total=64, per_shard=32)
+    images = folder / "pictures"
+    write_shards(sample.samples(64, seed=0), images, total=64, per_shard=32)
     for name, often in (("looked", 1), ("blind", 0)):
-        words = ["pretrain", *SMALL, "steps=3", "parallel.batch_norm_group=1", f"data.source={pictures}"]
+        words = ["pretrain", *SMALL, "steps=3", "parallel.batch_norm_group=1", f"data.source={images}"]
         words += [f"output={folder / name}", f"every.evaluate={often}"]
-        words += [f"eval.train={pictures}", f"eval.test={pictures}"] if often else []
+        words += [f"eval.train={images}", f"eval.test={images}"] if often else []
         ended = wait(start(*words, ranks=2))
         assert ended.status == 0, ended.words
     return [folder / "looked", folder / "blind"]

@@ -24,7 +24,7 @@ def clock(monkeypatch):
 def window(
     probe: StepTimer, clock: Clock, steps: int, *, saving: float = 0.0, device: float = 0.18
 ) -> dict[str, float]:
-    """Of steps that take 20 ms of pictures, nothing of the host and `device` seconds of a device that only the last one
+    """Of steps that take 20 ms of images, nothing of the host and `device` seconds of a device that only the last one
     waits for, as the loop has it."""
     told: dict[str, float] = {}
     for step in range(1, steps + 1):
@@ -32,7 +32,7 @@ def window(
         probe.waited()
         probe.stepped()
         if step == steps:
-            clock.now += device * steps - 0.02 * (steps - 1)  # while pictures are read the device goes on
+            clock.now += device * steps - 0.02 * (steps - 1)  # while images are read the device goes on
             told = probe.read()
         if saving and step == 1:
             probe.mark()

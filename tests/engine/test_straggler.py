@@ -19,7 +19,7 @@ def test_three_slow_windows_on_end_name_rank_and_host_once(told, four):
     for window in range(6):
         four.judge([(1.0, 0.1), (1.1, 0.1), (1.7, 1.5), (0.9, 0.1)])
         assert ("rank 2 on c" in told.text) == (window >= 2)
-    assert told.text.count("keeps the others waiting") == 1 and "mostly reading pictures" in told.text
+    assert told.text.count("keeps the others waiting") == 1 and "mostly reading images" in told.text
 
 
 def test_of_two_ranks_the_slow_one_is_named(told, four):
@@ -46,5 +46,5 @@ def test_what_ranks_tell_each_other_never_meets_the_words_of_a_checkpoint_that_i
         straggler, "all_gather_stack", lambda row, group: heard.append(group) or torch.stack([row, row])
     )
     world = World(0, 2, 0, torch.device("cpu"), group="of the step", side="of the checkpoint")  # type: ignore[arg-type]
-    Stragglers(world, "here").look(0.0)
+    Stragglers(world, "here").end_window(0.0)
     assert heard == ["of the step"]

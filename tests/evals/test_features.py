@@ -1,4 +1,4 @@
-"""Pictures for evaluation: the centre cut against Pillow, where labels come from, and what is left out."""
+"""Images for evaluation: the center cut against Pillow, where labels come from, and what is left out."""
 
 import logging
 
@@ -10,7 +10,7 @@ from PIL import Image
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.shards.open import open_shards
-from seer.evals.features import Pictures, centre, extract
+from seer.evals.features import LabelledImages, center, extract
 from tests.data.image_files import encoded, pixels, png, write_tar
 from tests.messages import naming
 
@@ -26,8 +26,8 @@ class Sum(torch.nn.Module):
         return torch.cat([x.mean((2, 3)), x[:, :, 0, 0]], 1) * self.one
 
 
-def labels_of(pictures: Pictures, **how) -> list[int]:
-    return torch.cat([b.labels for b in pictures.batches(**how)]).tolist()
+def labels_of(images: LabelledImages, **how) -> list[int]:
+    return torch.cat([b.labels for b in images.batches(**how)]).tolist()
 
 
 @pytest.fixture
@@ -47,97 +47,97 @@ def members(tmp_path):
 @pytest.mark.parametrize(
     ("height", "width", "short", "size"), [(60, 90, 40, 32), (90, 60, 40, 32), (40, 40, 40, 40), (20, 31, 48, 48)]
 )
-def test_the_centre_cut_is_that_of_pillow(height, width, short, size):
-    picture = pixels(0, height, width)
+def test_the_center_cut_is_that_of_pillow(height, width, short, size):
+    image = pixels(0, height, width)
     scale = short / min(height, width)
     tall, wide = round(height * scale), round(width * scale)
-    resized = np.asarray(Image.fromarray(picture).resize((wide, tall), Image.Resampling.BILINEAR))
+    resized = np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.BILINEAR))
     top, left = (tall - size) // 2, (wide - size) // 2
-    found = centre(picture, short, size).permute(1, 2, 0).numpy().astype(int)
+    found = center(image, short, size).permute(1, 2, 0).numpy().astype(int)
     assert found.shape == (size, size, 3)
     assert np.abs(found - resized[top : top + size, left : left + size]).max() <= 1
 
 
-def test_the_shorter_side_is_256_for_224_and_small_pictures_are_not_cut(members):
+def test_the_shorter_side_is_256_for_224_and_small_images_are_not_cut(members):
     shards = open_shards(members)
-    assert Pictures(shards, size=224).short == 256
-    assert Pictures(shards, size=32).short == 32
-    assert Pictures(shards, size=32, resize=40).short == 40
+    assert LabelledImages(shards, size=224).short == 256
+    assert LabelledImages(shards, size=32).short == 32
+    assert LabelledImages(shards, size=32, resize=40).short == 40
 
 
 def test_labels_come_from_the_members_of_the_samples(members):
     for how in ("auto", "member"):
-        pictures = Pictures(open_shards(members), size=16, labels=how)
-        assert pictures.classes == ["0", "3", "7"] and labels_of(pictures) == [1, 0, 2]
+        images = LabelledImages(open_shards(members), size=16, labels=how)
+        assert images.classes == ["0", "3", "7"] and labels_of(images) == [1, 0, 2]
 
 
-def test_labels_come_from_the_folders_that_directly_hold_the_pictures_in_the_order_of_names(folders):
+def test_labels_come_from_the_folders_that_directly_hold_the_images_in_the_order_of_names(folders):
     for how in ("auto", "folder"):
-        pictures = Pictures(open_shards(folders), size=16, labels=how)
-        assert pictures.classes == ["cat", "deep", "dog"]
-        assert labels_of(pictures) == [1, 0, 0, 2]  # ant/deep/d, cat/a, cat/c, dog/b
+        images = LabelledImages(open_shards(folders), size=16, labels=how)
+        assert images.classes == ["cat", "deep", "dog"]
+        assert labels_of(images) == [1, 0, 0, 2]  # ant/deep/d, cat/a, cat/c, dog/b
 
 
-def test_test_pictures_take_the_classes_of_the_training_pictures(folders, tmp_path_factory):
+def test_test_images_take_the_classes_of_the_training_images(folders, tmp_path_factory):
     other = tmp_path_factory.mktemp("test")
     (other / "dog").mkdir()
     (other / "dog/x.png").write_bytes(png(0))
-    train = Pictures(open_shards(folders), size=16)
-    assert labels_of(Pictures(open_shards(other), size=16, like=train)) == [2]
+    train = LabelledImages(open_shards(folders), size=16)
+    assert labels_of(LabelledImages(open_shards(other), size=16, like=train)) == [2]
 
 
 def test_no_labels_at_all_is_a_wrong_request(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     with pytest.raises(RequestError, match=naming("`cls`", "class folders")):
-        Pictures(open_shards(tmp_path), size=16)
+        LabelledImages(open_shards(tmp_path), size=16)
     with pytest.raises(RequestError, match=r"`cls`"):
-        Pictures(open_shards(tmp_path), size=16, labels="member")
+        LabelledImages(open_shards(tmp_path), size=16, labels="member")
     with pytest.raises(RequestError, match="labels=name"):
-        Pictures(open_shards(tmp_path), size=16, labels="name")
+        LabelledImages(open_shards(tmp_path), size=16, labels="name")
 
 
 @pytest.mark.parametrize("label", [b"", b"cat", b"-1", b"1.0", b"1" * 5000])
 def test_a_sample_whose_label_is_no_number_is_named(tmp_path, label):
     rows = [("a.png", png(0)), ("a.cls", b"1"), ("b.png", png(1)), ("b.cls", label)]
     with pytest.raises(RequestError, match=naming("b in ", "x.tar", "`cls`")):
-        labels_of(Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16))
+        labels_of(LabelledImages(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16))
 
 
 @pytest.mark.parametrize(("most", "expected"), [(0, 10), (3, 3), (10, 10), (99, 10)])
 def test_so_many_at_the_most_are_spread_evenly_over_the_whole(tmp_path, most, expected):
     rows = [(f"{i}.{e}", d) for i in range(10) for e, d in (("png", png(i)), ("cls", b"%d" % i))]
-    pictures = Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16, most=most)
-    found = labels_of(pictures, batch=4)
-    assert len(pictures) == len(found) == expected
-    assert [pictures.classes[label] for label in found] == (list("036") if most == 3 else list("0123456789"))
+    images = LabelledImages(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16, most=most)
+    found = labels_of(images, batch=4)
+    assert len(images) == len(found) == expected
+    assert [images.classes[label] for label in found] == (list("036") if most == 3 else list("0123456789"))
 
 
-def test_a_broken_picture_is_left_out_with_its_label_and_told(tmp_path, caplog, monkeypatch):
+def test_a_broken_image_is_left_out_with_its_label_and_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(log, "propagate", True)
     rows = [
         (f"{i}.{e}", d) for i in range(4) for e, d in (("png", b"broken" if i == 2 else png(i)), ("cls", b"%d" % i))
     ]
     with caplog.at_level(logging.WARNING):
-        assert labels_of(Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)) == [0, 1, 3]
+        assert labels_of(LabelledImages(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)) == [0, 1, 3]
     assert "row 2 is left out" in caplog.text
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_features_are_those_of_normalised_centre_cuts_in_the_order_of_rows_whatever_the_batch(tmp_path, batch):
+def test_features_are_those_of_normalized_center_cuts_in_the_order_of_rows_whatever_the_batch(tmp_path, batch):
     rows = [
         (f"{i}.{e}", d) for i in range(7) for e, d in (("png", encoded(pixels(i, 16, 16), "PNG")), ("cls", b"%d" % i))
     ]
-    pictures = Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)
+    images = LabelledImages(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
-    features, labels = extract(Sum(), pictures, mean=mean, std=std, batch=batch, threads=3)
+    features, labels = extract(Sum(), images, mean=mean, std=std, batch=batch, threads=3)
     x = (np.stack([pixels(i, 16, 16) for i in range(7)]) / 255 - mean) / std  # [7, h, w, 3]
     expected = np.concatenate([x.mean((1, 2)), x[:, 0, 0]], 1)
     assert labels.tolist() == list(range(7)) and not features.requires_grad
     torch.testing.assert_close(features, torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-5)
 
 
-def test_no_readable_picture_is_a_wrong_request(tmp_path):
+def test_no_readable_image_is_a_wrong_request(tmp_path):
     rows = [(f"{i}.{e}", d) for i in range(2) for e, d in (("png", b"broken"), ("cls", b"1"))]
-    pictures = Pictures(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)
-    with pytest.raises(RequestError, match=naming("pictures for evaluation")):
-        extract(Sum(), pictures, mean=(0.5,) * 3, std=(0.5,) * 3)
+    images = LabelledImages(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)
+    with pytest.raises(RequestError, match=naming("images for evaluation")):
+        extract(Sum(), images, mean=(0.5,) * 3, std=(0.5,) * 3)

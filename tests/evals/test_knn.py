@@ -7,7 +7,7 @@ import torch
 
 from seer.core.errors import RequestError
 from seer.data.shards.open import open_shards
-from seer.evals.features import Alone, Pictures
+from seer.evals.features import Alone, LabelledImages
 from seer.evals.knn import KNN, baselines, knn_top1
 from tests.data.image_files import png
 
@@ -59,8 +59,8 @@ def test_k_larger_than_the_set_is_all_of_the_set():
 def test_separable_features_are_all_right_in_more_rows_than_one_chunk():
     g = torch.Generator().manual_seed(0)
     labels, wanted = torch.arange(200) % 5, torch.arange(1100) % 5
-    centres = torch.eye(5, 8) * 10
-    train, test = (centres[y] + torch.randn(len(y), 8, generator=g) * 0.5 for y in (labels, wanted))
+    centers = torch.eye(5, 8) * 10
+    train, test = (centers[y] + torch.randn(len(y), 8, generator=g) * 0.5 for y in (labels, wanted))
     assert knn_top1(train, labels, test, wanted) == 1.0
     assert knn_top1(train, labels, test, (wanted + 1) % 5) == 0.0
 
@@ -75,7 +75,7 @@ def test_wrong_numbers_are_refused(wrong):
         knn_top1(at(0), torch.tensor([0]), at(0), torch.tensor([0]), **wrong)
 
 
-class MeanColour(torch.nn.Module):
+class MeanColor(torch.nn.Module):
     feature_dim = 3
 
     def __init__(self):
@@ -86,7 +86,7 @@ class MeanColour(torch.nn.Module):
         return x.mean((2, 3)) * self.scale
 
 
-def test_the_evaluator_and_the_baselines_tell_pictures_apart_by_what_differs(tmp_path):
+def test_the_evaluator_and_the_baselines_tell_images_apart_by_what_differs(tmp_path):
     import numpy as np
 
     from tests.data.image_files import encoded
@@ -96,11 +96,11 @@ def test_the_evaluator_and_the_baselines_tell_pictures_apart_by_what_differs(tmp
             folder = tmp_path / part / name
             folder.mkdir(parents=True)
             for i in range(n):
-                picture = np.full((32, 32, 3), rgb, dtype=np.uint8)
-                picture[i : i + 8, 2 * i : 2 * i + 8] = 128
-                (folder / f"{i}.png").write_bytes(encoded(picture, "PNG"))
-    train, test = (Pictures(open_shards(tmp_path / part), size=32) for part in ("train", "test"))
-    assert KNN(train, test, mean=(0.5,) * 3, std=(0.2,) * 3, k=3).run(Alone(MeanColour())) == {"knn_top1": 1.0}
+                image = np.full((32, 32, 3), rgb, dtype=np.uint8)
+                image[i : i + 8, 2 * i : 2 * i + 8] = 128
+                (folder / f"{i}.png").write_bytes(encoded(image, "PNG"))
+    train, test = (LabelledImages(open_shards(tmp_path / part), size=32) for part in ("train", "test"))
+    assert KNN(train, test, mean=(0.5,) * 3, std=(0.2,) * 3, k=3).run(Alone(MeanColor())) == {"knn_top1": 1.0}
     found = baselines(train, test, k=3)
     assert found["knn_colours"] == 1.0 and set(found) == {"knn_pixels", "knn_colours"}
 
@@ -112,6 +112,6 @@ def test_features_of_noise_are_worth_no_more_than_chance(tmp_path):
             folder.mkdir(parents=True)
             for i in range(60):
                 (folder / f"{i}.png").write_bytes(png(1000 * (part == "test") + 100 * label + i, 16, 16))
-    train, test = (Pictures(open_shards(tmp_path / part), size=16) for part in ("train", "test"))
-    found = KNN(train, test, mean=(0.5,) * 3, std=(0.2,) * 3).run(Alone(MeanColour()))["knn_top1"]
+    train, test = (LabelledImages(open_shards(tmp_path / part), size=16) for part in ("train", "test"))
+    found = KNN(train, test, mean=(0.5,) * 3, std=(0.2,) * 3).run(Alone(MeanColor()))["knn_top1"]
     assert abs(found - 0.5) < 4.5 * math.sqrt(0.25 / 120)

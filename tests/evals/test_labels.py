@@ -10,7 +10,7 @@ import torch
 from seer.core.errors import RequestError
 from seer.data.shards.open import class_names, open_shards
 from seer.data.shards.rewrite import Part, write_part
-from seer.evals.features import Pictures
+from seer.evals.features import LabelledImages
 from seer.evals.knn import baselines
 from seer.evals.labels import UNLABELLED, Labels, find, match
 from seer.evals.probe import labelled
@@ -62,13 +62,13 @@ def foreign(path, rows):
     return write_tar(path / "x.tar", members)
 
 
-def both(train, test, **how) -> tuple[Pictures, Pictures]:
+def both(train, test, **how) -> tuple[LabelledImages, LabelledImages]:
     given = {"train": str(train), "test": str(test), "size": 16, "resize": None, "labels": "auto", "most": 0}
     return labelled(SimpleNamespace(**given | how), 16)
 
 
-def names_of(pictures: Pictures) -> list[str]:
-    return [pictures.classes[label] for one in pictures.batches() for label in one.labels.tolist()]
+def names_of(images: LabelledImages) -> list[str]:
+    return [images.classes[label] for one in images.batches() for label in one.labels.tolist()]
 
 
 @pytest.mark.parametrize("test", [folder, sharded, packed])
@@ -113,8 +113,8 @@ def test_labels_are_looked_for_in_all_samples_and_those_without_are_left_out_and
 def test_only_the_images_that_are_used_are_looked_at(tmp_path):
     shards = open_shards(foreign(tmp_path, ROWS))
     with pytest.raises(RequestError, match="no labels"):
-        Pictures(shards, size=16, most=2)  # rows 0 and 3, which have none
-    few = Pictures(shards, size=16, most=3)  # rows 0, 2, 4
+        LabelledImages(shards, size=16, most=2)  # rows 0 and 3, which have none
+    few = LabelledImages(shards, size=16, most=3)  # rows 0, 2, 4
     assert (names_of(few), few.unlabelled) == (["3", "7"], 1)
 
 
@@ -123,8 +123,8 @@ def test_folder_names_are_the_classes_where_they_are_asked_for_though_there_are_
         (f"{name}/{i}.{e}", d) for i, name in enumerate(("bee", "ant")) for e, d in (("png", png(i)), ("cls", b"0"))
     ]
     shards = open_shards(write_tar(tmp_path / "x.tar", rows))
-    assert names_of(Pictures(shards, size=16, labels="folder")) == ["bee", "ant"]
-    assert names_of(Pictures(shards, size=16)) == ["0", "0"]
+    assert names_of(LabelledImages(shards, size=16, labels="folder")) == ["bee", "ant"]
+    assert names_of(LabelledImages(shards, size=16)) == ["0", "0"]
 
 
 def test_numbers_that_nothing_names_are_their_own_names(tmp_path):
@@ -152,13 +152,13 @@ def test_shards_whose_manifest_is_gone_have_numbers_alone(tmp_path):
 def test_some_shards_with_names_and_some_without_are_refused(tmp_path):
     train = [str(sharded(tmp_path / "a", ["ant", "bee"])), str(foreign(tmp_path / "b", [("ant", b"0")]))]
     with pytest.raises(RequestError, match=naming("shard-000000.tar", "manifest", "ant", "0 in `cls`")):
-        Pictures(open_shards(train), size=16)
+        LabelledImages(open_shards(train), size=16)
 
 
 def test_shards_of_two_folders_on_one_side_are_joined_by_name(tmp_path):
     train = [str(sharded(tmp_path / "a", ["ant", "cat"])), str(sharded(tmp_path / "b", ["bee", "cat"]))]
-    joined = Pictures(open_shards(train), size=16)
-    test = Pictures(open_shards(folder(tmp_path / "c", ["ant", "bee", "cat"])), size=16, like=joined)
+    joined = LabelledImages(open_shards(train), size=16)
+    test = LabelledImages(open_shards(folder(tmp_path / "c", ["ant", "bee", "cat"])), size=16, like=joined)
     assert joined.classes == ["ant", "bee", "cat"] and baselines(joined, test, k=3)["knn_colours"] == 1.0
 
 
@@ -216,7 +216,7 @@ def test_a_number_beyond_the_names_of_the_manifest_is_refused(tmp_path):
     manifest = json.loads((shards / "manifest.json").read_text())
     (shards / "manifest.json").write_text(json.dumps({**manifest, "classes": ["ant"]}))
     with pytest.raises(RequestError, match=naming("`cls` is 1", "1 classes")):
-        Pictures(open_shards(shards), size=16)
+        LabelledImages(open_shards(shards), size=16)
 
 
 @pytest.mark.parametrize("classes", [None, "ant", ["ant", "ant"], ["ant", 3], {"ant": 0}])
@@ -224,7 +224,7 @@ def test_what_is_no_list_of_names_in_a_manifest_names_nothing(tmp_path, classes)
     shards = sharded(tmp_path, ["ant", "bee"])
     manifest = json.loads((shards / "manifest.json").read_text())
     (shards / "manifest.json").write_text(json.dumps({**manifest, "classes": classes}))
-    assert Pictures(open_shards(shards), size=16).classes == ["0", "1"]
+    assert LabelledImages(open_shards(shards), size=16).classes == ["0", "1"]
 
 
 @pytest.mark.parametrize("indexed", [True, False])
@@ -253,13 +253,13 @@ def test_a_row_whose_bytes_are_damaged_is_left_out_and_told_and_the_others_keep_
     assert at < begin + size
     data[at] ^= 0x40
     path.write_bytes(data)
-    pictures = Pictures(open_shards(shards), size=16)
+    images = LabelledImages(open_shards(shards), size=16)
     expected = [["ant", "bee"][int(cls)] for row, cls in enumerate(names) if row != 3]
-    assert names_of(pictures) == expected and "row 3 is left out" in told.text
-    assert len(pictures) - len(pictures.broken) == 7
+    assert names_of(images) == expected and "row 3 is left out" in told.text
+    assert len(images) - len(images.broken) == 7
 
 
 def test_unlabelled_and_broken_are_no_rows_of_the_figures(tmp_path):
-    pictures = Pictures(open_shards(foreign(tmp_path, ROWS)), size=16)
-    found = torch.cat([one.labels for one in pictures.batches(2)])
+    images = LabelledImages(open_shards(foreign(tmp_path, ROWS)), size=16)
+    found = torch.cat([one.labels for one in images.batches(2)])
     assert len(found) == 4 and int(found.min()) >= 0

@@ -65,7 +65,7 @@ def test_units_of_the_features_do_not_matter_nor_does_a_feature_that_never_chang
     assert abs(scaled - plain) <= 0.002 and abs(wider - plain) <= 0.002
 
 
-def test_more_features_than_pictures_and_an_unseen_class_are_no_error():
+def test_more_features_than_images_and_an_unseen_class_are_no_error():
     g = torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 1, 0, 1])
     x = torch.randn(4, 50, generator=g)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seer.core.errors import RequestError
-from seer.evals.features import Pictures
+from seer.evals.features import LabelledImages
 from seer.evals.rankme import RankMe, rankme
 
 
@@ -35,16 +35,16 @@ def test_length_does_not_matter_and_nothing_at_all_is_no_error():
     assert math.isfinite(rankme(torch.zeros(30, 8)))
 
 
-def test_one_row_and_one_picture_are_refused():
+def test_one_row_and_one_image_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 8\)"):
         rankme(torch.zeros(1, 8))
     with pytest.raises(RequestError, match=r"eval\.most=1"):
         RankMe(None, None, mean=(0.0,), std=(1.0,), most=1)  # type: ignore[arg-type]
 
 
-def test_pictures_are_taken_evenly_and_the_evaluator_of_the_caller_keeps_all_of_its_own():
-    pictures = Pictures.__new__(Pictures)
-    pictures.rows = [(0, r) for r in range(10)]
-    few, all_ = (RankMe(pictures, pictures, mean=(0.0,), std=(1.0,), most=n) for n in (4, 20))
-    assert few.pictures.rows == [(0, 0), (0, 2), (0, 5), (0, 7)]
-    assert len(all_.pictures) == len(pictures) == 10
+def test_images_are_taken_evenly_and_the_evaluator_of_the_caller_keeps_all_of_its_own():
+    images = LabelledImages.__new__(LabelledImages)
+    images.rows = [(0, r) for r in range(10)]
+    few, all_ = (RankMe(images, images, mean=(0.0,), std=(1.0,), most=n) for n in (4, 20))
+    assert few.images.rows == [(0, 0), (0, 2), (0, 5), (0, 7)]
+    assert len(all_.images) == len(images) == 10

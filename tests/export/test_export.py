@@ -13,10 +13,10 @@ from torch import nn
 
 from seer.cli import export as cli_export
 from seer.data import synthetic as sample
-from seer.data.augment import normalise
+from seer.data.augment import normalize
 from seer.data.decode import decode
-from seer.data.shards.open import open_shards, picture_of
-from seer.evals.features import centre
+from seer.data.shards.open import image_of, open_shards
+from seer.evals.features import center
 from seer.export import model_card, parity, to_safetensors, to_timm, to_torchvision
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, write_bundle
 from seer.models.families import FAMILIES
@@ -28,13 +28,13 @@ from tests.models import foreign_files as foreign
 from tests.program import seer
 
 TIMM = {**FAMILIES["regnet"].timm.names, **FAMILIES["resnet"].timm.names}
-CARD = {"recipe": "swav", "images_seen": 5, "metrics": {"knn_top1": 0.4}}
+CARD_FIELDS = {"recipe": "swav", "images_seen": 5, "metrics": {"knn_top1": 0.4}}
 
 
 def drawn(first: int, count: int, side: int = 64) -> torch.Tensor:
-    """Built-in pictures, [count, 3, side, side], normalised: never noise, which hides a wrong order of channels."""
-    cut = [centre(sample.draw(i % len(sample.KINDS), i), side, side) for i in range(first, first + count)]
-    return normalise(torch.stack(cut).float().div_(255), IMAGENET_MEAN, IMAGENET_STD)
+    """Built-in images, [count, 3, side, side], normalized: never noise, which hides a wrong order of channels."""
+    cut = [center(sample.draw(i % len(sample.SHAPE_CLASSES), i), side, side) for i in range(first, first + count)]
+    return normalize(torch.stack(cut).float().div_(255), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def trained(model: RegNet) -> RegNet:
@@ -52,17 +52,17 @@ def small(**changes) -> RegNet:
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return drawn(100, 2)
 
 
 @pytest.mark.parametrize(
     "make", [small, lambda: trained(build("regnety_200mf")), lambda: small(stem_width=24, se_ratio=0.5)]
 )
-def test_the_torchvision_file_loads_strictly_and_gives_the_same_features(tmp_path, pictures, make):
+def test_the_torchvision_file_loads_strictly_and_gives_the_same_features(tmp_path, images, make):
     regnet = pytest.importorskip("torchvision.models.regnet")
     backbone = make()
-    result = to_torchvision.export(backbone, CARD, tmp_path / "out" / "model.pth", pictures)
+    result = to_torchvision.export(backbone, CARD_FIELDS, tmp_path / "out" / "model.pth", images)
     assert result["file"] == str(tmp_path / "out" / "model.pth")
     assert result["parity"] <= result["tolerance"] == 1e-5
     theirs = regnet.RegNet(regnet.BlockParams(**result["block_params"]), stem_width=backbone.stem_width)
@@ -70,29 +70,29 @@ def test_the_torchvision_file_loads_strictly_and_gives_the_same_features(tmp_pat
     state = torch.load(result["file"], weights_only=True)
     theirs.load_state_dict(state, strict=True)
     with torch.no_grad():
-        found, wanted = theirs.eval()(pictures), backbone.eval()(pictures)
+        found, wanted = theirs.eval()(images), backbone.eval()(images)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert all(type(tensor) is torch.Tensor and tensor.is_contiguous() for tensor in state.values())
     assert os.listdir(tmp_path / "out") == ["model.pth"]
     assert json.dumps(result)
 
 
-def test_a_torchvision_export_of_a_torchvision_builder_fits_that_builder(tmp_path, pictures):
+def test_a_torchvision_export_of_a_torchvision_builder_fits_that_builder(tmp_path, images):
     models = pytest.importorskip("torchvision.models")
-    result = to_torchvision.export(trained(build("regnety_400mf")), {}, tmp_path, pictures)
+    result = to_torchvision.export(trained(build("regnety_400mf")), {}, tmp_path, images)
     assert result["file"] == str(tmp_path / "torchvision.pth")
     theirs = models.regnet_y_400mf(weights=None)
     theirs.fc = nn.Identity()
     theirs.load_state_dict(torch.load(result["file"], weights_only=True), strict=True)
 
 
-def test_a_stem_stride_of_one_is_refused_for_torchvision_with_the_way_out(tmp_path, pictures):
+def test_a_stem_stride_of_one_is_refused_for_torchvision_with_the_way_out(tmp_path, images):
     with pytest.raises(ValueError, match=naming("stem_stride=1", "to=safetensors")):
-        to_torchvision.export(small(stem_stride=1), CARD, tmp_path / "model.pth", pictures)
+        to_torchvision.export(small(stem_stride=1), CARD_FIELDS, tmp_path / "model.pth", images)
     assert os.listdir(tmp_path) == []
 
 
-def test_features_that_differ_raise_and_leave_the_older_file(tmp_path, pictures, monkeypatch):
+def test_features_that_differ_raise_and_leave_the_older_file(tmp_path, images, monkeypatch):
     (tmp_path / "model.pth").write_bytes(b"older")
     swapped = {"f.a.1": "f.b.1", "f.b.1": "f.a.1"}  # same shapes from block 1 on, other meaning
 
@@ -103,61 +103,61 @@ def test_features_that_differ_raise_and_leave_the_older_file(tmp_path, pictures,
     real = row.torchvision.rename
     monkeypatch.setitem(FAMILIES, "regnet", replace(row, torchvision=replace(row.torchvision, rename=wrong)))
     with pytest.raises(ValueError, match=naming("features", "differ")):
-        to_torchvision.export(small(), CARD, tmp_path / "model.pth", pictures)
+        to_torchvision.export(small(), CARD_FIELDS, tmp_path / "model.pth", images)
     assert os.listdir(tmp_path) == ["model.pth"] and (tmp_path / "model.pth").read_bytes() == b"older"
 
 
-def test_weights_that_are_not_finite_do_not_pass_the_parity_check(tmp_path, pictures):
+def test_weights_that_are_not_finite_do_not_pass_the_parity_check(tmp_path, images):
     backbone = small()
     with torch.no_grad():
         backbone.stage4.block0.c.bn.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=naming("features", "nan")):
-        to_torchvision.export(backbone, CARD, tmp_path / "model.pth", pictures)
+        to_torchvision.export(backbone, CARD_FIELDS, tmp_path / "model.pth", images)
     with pytest.raises(ValueError, match=naming("features", "nan")):
-        to_safetensors.export(backbone, CARD, tmp_path / "bundle", pictures)
+        to_safetensors.export(backbone, CARD_FIELDS, tmp_path / "bundle", images)
     assert os.listdir(tmp_path) == ["bundle"] and os.listdir(tmp_path / "bundle") == []
 
 
-def test_the_safetensors_export_is_a_bundle_that_keeps_stride_and_card(tmp_path, pictures):
+def test_the_safetensors_export_is_a_bundle_that_keeps_stride_and_card(tmp_path, images):
     backbone = small(stem_stride=1)
-    result = to_safetensors.export(backbone, CARD, tmp_path / "b", pictures)
+    result = to_safetensors.export(backbone, CARD_FIELDS, tmp_path / "b", images)
     assert result["parity"] <= result["tolerance"] == 1e-5
     loaded = load_backbone(result["bundle"])
     assert loaded.stem_stride == 1
     with torch.no_grad():
-        torch.testing.assert_close(loaded(pictures), backbone.eval()(pictures))
+        torch.testing.assert_close(loaded(images), backbone.eval()(images))
     described = json.loads((tmp_path / "b" / "bundle.json").read_text())
     assert described["provenance"]["images_seen"] == 5 and described["provenance"]["metrics"] == {"knn_top1": 0.4}
     assert json.dumps(result)
 
 
 @pytest.mark.parametrize("exporter", [to_torchvision, to_safetensors, to_timm])
-def test_exporting_leaves_the_backbone_and_the_generator_as_they_were(tmp_path, pictures, exporter):
+def test_exporting_leaves_the_backbone_and_the_generator_as_they_were(tmp_path, images, exporter):
     if exporter is to_timm:
         pytest.importorskip("timm")
     backbone = build("regnety_200mf").to(torch.float64).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     state = torch.get_rng_state()
-    exporter.export(backbone, CARD, tmp_path / "out", pictures)
+    exporter.export(backbone, CARD_FIELDS, tmp_path / "out", images)
     assert torch.equal(torch.get_rng_state(), state)
     assert backbone.training
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
 
 
 @pytest.mark.parametrize("card", [{}, {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": 160}])
-def test_the_timm_folder_loads_strictly_in_timm_and_gives_the_same_features(tmp_path, pictures, card):
+def test_the_timm_folder_loads_strictly_in_timm_and_gives_the_same_features(tmp_path, images, card):
     timm = pytest.importorskip("timm")
     backbone = trained(build("regnety_200mf"))
-    result = to_timm.export(backbone, card, tmp_path / "out", pictures)
+    result = to_timm.export(backbone, card, tmp_path / "out", images)
     assert result["timm"] == "regnety_002" and result["parity"] <= result["tolerance"] == 1e-5
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
     plain = timm.create_model("regnety_002", num_classes=0).eval()
     plain.load_state_dict(load_file(result["file"]), strict=True)
     whole = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     with torch.no_grad():
-        wanted = backbone.eval()(pictures)
-        assert (plain(pictures) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-        assert torch.equal(whole(pictures), plain(pictures))
+        wanted = backbone.eval()(images)
+        assert (plain(images) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert torch.equal(whole(images), plain(images))
     found = timm.data.resolve_model_data_config(whole)
     side = card.get("input_size", 224)
     assert list(found["input_size"]) == [3, side, side]
@@ -188,38 +188,38 @@ def test_timms_model_of_each_name_has_our_widths(name):
         (lambda: build("regnety_4gf_tv", device="meta"), ("timm", "regnety_4gf_tv")),
     ],
 )
-def test_a_backbone_that_timm_cannot_build_is_refused_with_the_way_out(tmp_path, pictures, make, words):
+def test_a_backbone_that_timm_cannot_build_is_refused_with_the_way_out(tmp_path, images, make, words):
     with pytest.raises(ValueError, match=naming(*words)):
-        to_timm.export(make(), CARD, tmp_path / "out", pictures)
+        to_timm.export(make(), CARD_FIELDS, tmp_path / "out", images)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_timm_whose_widths_differ_is_refused_before_anything_is_written(tmp_path, pictures, monkeypatch):
+def test_a_timm_whose_widths_differ_is_refused_before_anything_is_written(tmp_path, images, monkeypatch):
     pytest.importorskip("timm")
     monkeypatch.setitem(FAMILIES["regnet"].timm.names, "regnety_800mf_tv", "regnety_008")
     with pytest.raises(ValueError, match=naming("regnety_008", "architecture", "[144, 64, 1, 1]", "[128, ")):
-        to_timm.export(build("regnety_800mf_tv"), CARD, tmp_path / "out", pictures)
+        to_timm.export(build("regnety_800mf_tv"), CARD_FIELDS, tmp_path / "out", images)
     assert os.listdir(tmp_path) == []
 
 
-def test_without_timm_the_remedy_is_named_and_nothing_is_written(tmp_path, pictures, monkeypatch):
+def test_without_timm_the_remedy_is_named_and_nothing_is_written(tmp_path, images, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match="pip install timm"):
-        to_timm.export(build("regnety_200mf"), CARD, tmp_path / "out", pictures)
+        to_timm.export(build("regnety_200mf"), CARD_FIELDS, tmp_path / "out", images)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_timm_export_that_fails_its_parity_leaves_the_older_folder(tmp_path, pictures, monkeypatch):
+def test_a_timm_export_that_fails_its_parity_leaves_the_older_folder(tmp_path, images, monkeypatch):
     pytest.importorskip("timm")
     (tmp_path / "model.safetensors").write_bytes(b"older")
     monkeypatch.setattr(to_timm, "timm_model", lambda folder: lambda x: torch.ones(len(x), 368))
     with pytest.raises(ValueError, match=naming("features", "differ")):
-        to_timm.export(build("regnety_200mf").eval(), CARD, tmp_path, pictures)
+        to_timm.export(build("regnety_200mf").eval(), CARD_FIELDS, tmp_path, images)
     assert os.listdir(tmp_path) == ["model.safetensors"]
     assert (tmp_path / "model.safetensors").read_bytes() == b"older"
 
 
-def test_the_model_card_tells_normalisation_recipe_data_licence_and_metrics(tmp_path, pictures):
+def test_the_model_card_tells_normalization_recipe_data_licence_and_metrics(tmp_path, images):
     card = {
         "mean": [0.5, 0.25, 0.125],
         "std": [1, 2, 4],
@@ -229,13 +229,13 @@ def test_the_model_card_tells_normalisation_recipe_data_licence_and_metrics(tmp_
         "licence": "CC BY-NC | <b>4.0</b>",
         "metrics": {"knn_top1": 0.4567891},
     }
-    to_safetensors.export(small(), card, tmp_path, pictures)
+    to_safetensors.export(small(), card, tmp_path, images)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\n") and text.count("\n---\n") == 1
     for words in (
         "mean 0.5, 0.25, 0.125, over std 1, 2, 4",
         "    optim.lr: 0.6\n    batch: 256\n",
-        "1,234,567 pictures seen, fingerprint 9f3c",
+        "1,234,567 images seen, fingerprint 9f3c",
         "| licence of imported weights | CC BY-NC \\| &lt;b>4.0&lt;/b> |",
         "| knn_top1 | 0.4568 |",
         "widths 16, 24, 40, 64",
@@ -265,15 +265,15 @@ def test_every_target_gives_the_features_of_photographs(tmp_path, shared_data, c
     pytest.importorskip("timm")
     source = str(shared_data / "photos-500.tar")
     shard = open_shards(source)[0]
-    photos = torch.stack([centre(decode(picture_of(shard.read(0, row))), 96, 96) for row in range(100, 148)])
-    batches = normalise(photos.float().div_(255), IMAGENET_MEAN, IMAGENET_STD).split(16)
+    photos = torch.stack([center(decode(image_of(shard.read(0, row))), 96, 96) for row in range(100, 148)])
+    batches = normalize(photos.float().div_(255), IMAGENET_MEAN, IMAGENET_STD).split(16)
     backbone = build(name)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.5  # statistics that have left their start behind after 12 steps
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.01)
     for step in range(12):
-        loss = nn.functional.cross_entropy(backbone(batches[step % 3])[:, :16], torch.arange(16))  # which picture is it
+        loss = nn.functional.cross_entropy(backbone(batches[step % 3])[:, :16], torch.arange(16))  # which image is it
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -348,7 +348,7 @@ def test_parity_is_the_largest_difference_over_the_largest_wanted_value():
         parity.relative_difference(found[:1], wanted)
 
 
-def test_a_parity_check_without_pictures_is_refused(tmp_path):
+def test_a_parity_check_without_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="N >= 1"):
-        to_safetensors.export(small(), CARD, tmp_path / "b", torch.zeros(0, 3, 64, 64))
+        to_safetensors.export(small(), CARD_FIELDS, tmp_path / "b", torch.zeros(0, 3, 64, 64))
     assert os.listdir(tmp_path) == []

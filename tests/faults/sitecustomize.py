@@ -1,7 +1,7 @@
 """Faults for tests of several ranks, put into the real program: a folder on PYTHONPATH whose sitecustomize Python imports.
 
 SEER_FAULT says which, and it strikes rank 1 from step 5 on; "disk" strikes saves on rank 0, "full" on rank 1, "storage" the
-hundredth picture that a process reads.
+hundredth image that a process reads.
 """
 
 import os

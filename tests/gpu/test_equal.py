@@ -36,10 +36,10 @@ def crops(device: torch.device) -> list[torch.Tensor]:
     ]
 
 
-def stepped(model, inner, device, dtype, pictures=None) -> dict[str, torch.Tensor]:
+def stepped(model, inner, device, dtype, images=None) -> dict[str, torch.Tensor]:
     model.train()
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        loss = model(crops(device) if pictures is None else pictures)[1].square().sum()
+        loss = model(crops(device) if images is None else images)[1].square().sum()
     loss.backward()
     found = {n: p.grad for n, p in inner.named_parameters()} | dict(inner.named_buffers())
     return {

@@ -25,7 +25,7 @@ GMACS = {"regnety_16gf": 15.91, "regnety_128gf": 127.52}
 CROP = dict(
     sizes=[224, 96], counts=[2, 4], scales=[[0.14, 1.0], [0.05, 0.14]], aspect=[0.75, 4 / 3], flip=0.5, jitter=0.8
 )
-COLOUR = dict(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale=0.2, blur=0.5, blur_sigma=[0.1, 2.0])
+COLOR = dict(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale=0.2, blur=0.5, blur_sigma=[0.1, 2.0])
 CASES = [  # the last figure: seconds it may take, a guess; what no longer fits into the budget is not begun
     ("regnety_16gf", 64, False, "none", 25),
     ("regnety_16gf", 64, False, "block", 25),
@@ -75,7 +75,7 @@ def test_a_step_and_its_memory(device, table, rate, left_s, monkeypatch, name, b
     if left_s < takes_s:
         table.append((*case, "not measured", "", "", ""))
         pytest.skip(f"{left_s:.0f} s are left, it may take {takes_s}")
-    crop = MultiCrop(**CROP, **COLOUR, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    crop = MultiCrop(**CROP, **COLOR, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     torch.manual_seed(0)
     task = swav.SwAVTask(zoo.build(name), crop, hidden=(2048,), prototypes=3000)
     shapes = [(v * batch, 3, side, side) for v, side in zip(crop.counts, crop.sizes, strict=True)]
@@ -85,14 +85,14 @@ def test_a_step_and_its_memory(device, table, rate, left_s, monkeypatch, name, b
     precision = Precision(device, "bf16")
     views = [torch.randn(*s, device=device).contiguous(memory_format=torch.channels_last) for s in shapes]
     monkeypatch.setattr(swav, "finish", lambda fields, size, *_: fields[f"views/{size}"])  # colors are timed elsewhere
-    pictures = Batch({f"views/{x.shape[-1]}": x for x in views}, [], 0)
+    images = Batch({f"views/{x.shape[-1]}": x for x in views}, [], 0)
     task.model.train()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
     def step() -> None:
         with precision.autocast():
-            output = task.loss(pictures)
+            output = task.loss(images)
         precision.backward(output.loss)
         precision.step(optimizer, output.loss)
         task.after_step(0)

@@ -17,10 +17,10 @@ TOLERANCE = 1e-5
 def cosines(samples: int, prototypes: int, seed: int = 0, width: int = 64) -> Tensor:
     """Scores of samples that lie near prototypes, as in a run that has learnt something: [B, K] float32 in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.nn.functional.normalize(torch.randn(prototypes, width, generator=generator), dim=1)
-    chosen = centres[torch.randint(prototypes, (samples,), generator=generator)]
+    centers = torch.nn.functional.normalize(torch.randn(prototypes, width, generator=generator), dim=1)
+    chosen = centers[torch.randint(prototypes, (samples,), generator=generator)]
     noise = 0.12 * torch.randn(samples, width, generator=generator)
-    return torch.nn.functional.normalize(chosen + noise, dim=1) @ centres.t()
+    return torch.nn.functional.normalize(chosen + noise, dim=1) @ centers.t()
 
 
 def published(scores: Tensor, epsilon: float, iterations: int) -> Tensor:

@@ -303,7 +303,7 @@ def test_hugging_faces_own_model_has_the_names_and_features_that_we_give_it():
     )
     theirs = transformers.RegNetModel(config).eval()
     theirs.load_state_dict(to_names(names, ours.state_dict()), strict=True)
-    pictures = torch.rand(2, 3, 96, 96)
+    images = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
-        wanted = ours(pictures)
-        assert (theirs(pictures).pooler_output.flatten(1) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        wanted = ours(images)
+        assert (theirs(images).pooler_output.flatten(1) - wanted).abs().max() <= 1e-5 * wanted.abs().max()

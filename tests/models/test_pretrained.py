@@ -18,7 +18,7 @@ from seer.models.regnet import RegNet
 from seer.models.zoo import build
 from tests.messages import naming
 
-CARD = {
+CARD_FIELDS = {
     "recipe": "swav",
     "data_fingerprint": "9f3c",
     "commit": "0a1b2c",
@@ -82,14 +82,14 @@ def test_translation_refuses_foreign_names_and_names_the_first_five():
 
 def test_a_bundle_gives_back_weights_architecture_and_card(tmp_path):
     model = small(stem_stride=1, se_ratio=0.5)
-    folder = write_bundle(tmp_path / "b", model, card=CARD)
+    folder = write_bundle(tmp_path / "b", model, card=CARD_FIELDS)
     loaded, described = read_bundle(folder)
     assert same(loaded, model) and loaded.architecture == model.architecture and not loaded.training
     assert described == json.loads((folder / "bundle.json").read_text())
     assert described["feature_dim"] == 64 and described["input_size"] == 160
     assert described["normalisation"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert described["architecture"]["name"] is None and described["architecture"]["stem_stride"] == 1
-    assert {key: card_of(described)[key] for key in CARD} == CARD
+    assert {key: card_of(described)[key] for key in CARD_FIELDS} == CARD_FIELDS
     assert sorted(os.listdir(folder)) == ["backbone.safetensors", "bundle.json"]
 
 
@@ -110,7 +110,7 @@ def test_bundle_weights_are_contiguous_float32_whatever_the_model_holds(tmp_path
 @pytest.mark.parametrize("where", ["bundle", "run", "file"])
 def test_a_run_a_bundle_and_its_weights_file_load_the_same_backbone(tmp_path, where):
     model = small(stem_stride=1)
-    folder = write_bundle(tmp_path / "run" / "bundle", model, card=CARD)
+    folder = write_bundle(tmp_path / "run" / "bundle", model, card=CARD_FIELDS)
     place = {"bundle": folder, "run": tmp_path / "run", "file": str(folder / "backbone.safetensors")}[where]
     loaded = load_backbone(place)
     assert same(loaded, model)
@@ -224,10 +224,10 @@ def test_torchvisions_state_dict_loads_from_a_pth_and_gives_its_features(tmp_pat
     torch.save(theirs.state_dict(), tmp_path / "regnet_y_128gf.pth")  # the name lies on purpose
     ours = load_backbone(tmp_path / "regnet_y_128gf.pth")
     theirs.fc = torch.nn.Identity()
-    pictures = torch.randn(2, 3, 96, 96)
+    images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
-        wanted = theirs(pictures)
-        assert (ours(pictures) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+        wanted = theirs(images)
+        assert (ours(images) - wanted).abs().max() < 1e-5 * wanted.abs().max()
     assert ours.widths == (48, 104, 208, 440) and ours.depths == (1, 3, 6, 6)
 
 

@@ -100,9 +100,9 @@ def test_features_equal_torchvisions_with_the_same_weights(training):
     torch.manual_seed(0)
     ours = stirred(build("regnety_200mf")).train(training)
     theirs = in_torchvision(ours).train(training)
-    pictures = torch.randn(4, 3, 96, 96)
+    images = torch.randn(4, 3, 96, 96)
     with torch.no_grad():
-        assert largest_difference(ours(pictures), theirs(pictures)) < 1e-5
+        assert largest_difference(ours(images), theirs(images)) < 1e-5
     for key, value in FAMILY.torchvision.rename(ours.state_dict()).items():
         assert torch.allclose(value.float(), theirs.state_dict()[key].float(), rtol=1e-4, atol=1e-5), key
 
@@ -111,9 +111,9 @@ def test_gradients_equal_torchvisions_with_the_same_weights():
     torch.manual_seed(0)
     ours = stirred(small())
     theirs = in_torchvision(ours)
-    pictures = torch.randn(4, 3, 64, 64)
+    images = torch.randn(4, 3, 64, 64)
     for model in (ours, theirs):
-        model.double()(pictures.double()).square().sum().backward()
+        model.double()(images.double()).square().sum().backward()
     gradients = FAMILY.torchvision.rename({name: p.grad for name, p in ours.named_parameters()})
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-10)
@@ -202,11 +202,11 @@ def test_the_ten_billion_model_is_built_on_meta_within_a_second(route):
     assert all(tensor.is_meta for tensor in model.state_dict().values())
 
 
-def test_stages_halve_the_picture_and_pool_to_the_features():
+def test_stages_halve_the_image_and_pool_to_the_features():
     model = small().eval()
-    pictures = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        maps, features = model.forward_stages(pictures), model(pictures)
+        maps, features = model.forward_stages(images), model(images)
     assert {name: list(tensor.shape) for name, tensor in maps.items()} == {
         "stem": [2, 32, 32, 32],
         "stage1": [2, 16, 16, 16],
@@ -222,21 +222,19 @@ def test_stages_halve_the_picture_and_pool_to_the_features():
 
 def test_stage_maps_are_not_overwritten_by_later_layers():
     model = small().eval()
-    pictures = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        maps = model.forward_stages(pictures)
-        alone = model.stage1(model.stem(pictures))
+        maps = model.forward_stages(images)
+        alone = model.stage1(model.stem(images))
     torch.testing.assert_close(maps["stage1"], alone, rtol=0, atol=0)
 
 
 def test_a_stem_stride_of_one_doubles_every_map_with_the_same_weights():
     coarse, fine = small().eval(), small(stem_stride=1).eval()
     fine.load_state_dict(coarse.state_dict())
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        for two, one in zip(
-            coarse.forward_stages(pictures).values(), fine.forward_stages(pictures).values(), strict=True
-        ):
+        for two, one in zip(coarse.forward_stages(images).values(), fine.forward_stages(images).values(), strict=True):
             assert one.shape[2] == 2 * two.shape[2] and one.shape[3] == 2 * two.shape[3]
 
 

@@ -27,10 +27,10 @@ def theirs(kind: str, classes: int = 10):
     return model.eval()
 
 
-def features(model, pictures: torch.Tensor) -> torch.Tensor:
+def features(model, images: torch.Tensor) -> torch.Tensor:
     model.fc = torch.nn.Identity()
     with torch.no_grad():
-        return model(pictures)
+        return model(images)
 
 
 @pytest.fixture(params=SHAPES)
@@ -63,9 +63,9 @@ def test_files_of_every_make_give_torchvisions_features_bit_for_bit(tmp_path, ki
     model = theirs(kind)
     torch.save(WRAPPERS[wrapper](model.state_dict()), tmp_path / "weights.pth")
     backbone = load_backbone(tmp_path / "weights.pth")
-    pictures = drawn(100, 2)
+    images = drawn(100, 2)
     with torch.no_grad():
-        assert torch.equal(backbone(pictures), features(model, pictures))
+        assert torch.equal(backbone(images), features(model, images))
     depths, groups, width = SHAPES[kind]
     assert backbone.architecture == {"family": "resnet", "depths": depths, "groups": groups, "width_per_group": width}
 

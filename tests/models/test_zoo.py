@@ -9,7 +9,7 @@ from torch import nn
 from seer.models import zoo
 from seer.models.families import FAMILIES
 
-# name: parameters with a 1000-class layer, without it; then for 224 x 224 pictures, with that layer, multiplications in 1e9
+# name: parameters with a 1000-class layer, without it; then for 224 x 224 images, with that layer, multiplications in 1e9
 # and outputs of convolutions in 1e6, both with as many digits as are published (None: not published).
 PUBLISHED = {
     "regnety_200mf": (3_162_996, 2_793_996, "0.200", "2.2"),
@@ -87,7 +87,7 @@ def test_a_row_has_the_published_parameters_and_costs_the_published_arithmetic(n
 
 
 def test_smaller_crops_cost_what_is_published():
-    """Multiplications in 1e9 at 384, 160 and 96, and of SEER's crops of one picture, 2 of 224 and 4 of 96, without the
+    """Multiplications in 1e9 at 384, 160 and 96, and of SEER's crops of one image, 2 of 224 and 4 of 96, without the
     1000-class layer."""
     model = zoo.build("regnety_16gf", device="meta")
     at = {side: cost(model, side)[0] / 1e9 for side in (384, 224, 160, 96)}

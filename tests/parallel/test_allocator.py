@@ -10,9 +10,9 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import sys, torch
-from seer.parallel.allocator import give_back, give_back_at_once
+from seer.parallel.allocator import trim_heap, mmap_large_blocks
 if sys.argv[1] == "at once":
-    assert give_back_at_once()
+    assert mmap_large_blocks()
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 # as activations do: blocks of many sizes, of which some stay while others go
@@ -21,7 +21,7 @@ held = [torch.ones(6 << 18) for _ in range(40)]  # 40 blocks of 6 MB
 before = resident()
 del held[::2]
 if sys.argv[1] == "now":
-    give_back()
+    trim_heap()
 print((before - resident()) / (6 << 20))
 """
 

@@ -31,7 +31,7 @@ def layer(kind: str) -> nn.Module:
     return made
 
 
-def pictures(kind: str, step: int, rank: int) -> torch.Tensor:
+def images(kind: str, step: int, rank: int) -> torch.Tensor:
     """Ranks see data of different means and spreads; the means are large against the spread."""
     g = torch.Generator().manual_seed(100 * step + rank)
     shape = (PER_RANK, 6) if kind == "1d" else (PER_RANK, 6, 3, 4)
@@ -60,7 +60,7 @@ def trained(model: nn.Module, batches: list[list[torch.Tensor]]) -> dict:
 def on_joined(kind: str, members) -> dict:
     """nn.BatchNorm in one process, in float64: the truth to a digit beyond what float32 can say."""
     model = nn.Sequential(layer(kind)).double()
-    found = trained(model, [[pictures(kind, s, r).double() for r in members] for s in range(STEPS)])
+    found = trained(model, [[images(kind, s, r).double() for r in members] for s in range(STEPS)])
     return torch.utils._pytree.tree_map(lambda v: v.float() if v.is_floating_point() else v, found)
 
 
@@ -70,7 +70,7 @@ def speak(world: World) -> dict:
         group = batch_norm_groups(world, size)
         for kind in KINDS:
             model = group_batchnorm(nn.Sequential(layer(kind)), group, CPU)
-            said[size, kind] = trained(model, [[pictures(kind, s, world.rank)] for s in range(STEPS)])
+            said[size, kind] = trained(model, [[images(kind, s, world.rank)] for s in range(STEPS)])
             said[size, kind]["class"] = type(model[0]).__name__
     return said
 
@@ -126,7 +126,7 @@ def test_one_process_alone_gets_what_torch_gives(kind):
     alone = layer(kind)
     alone.__class__ = {nn.BatchNorm1d: GroupBatchNorm1d, nn.BatchNorm2d: GroupBatchNorm2d}[type(alone)]
     alone.group = None
-    batches = [[pictures(kind, s, 0)] for s in range(STEPS)]
+    batches = [[images(kind, s, 0)] for s in range(STEPS)]
     found, expected = trained(nn.Sequential(alone), batches), on_joined(kind, [0])
     for a, b in zip(found["outputs"] + found["gradients"], expected["outputs"] + expected["gradients"], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -146,10 +146,10 @@ def test_names_parameters_and_buffers_stay_and_other_kinds_of_batch_norm_are_lef
     assert type(model[2]) is Own and type(model[3]) is nn.BatchNorm3d
 
 
-def test_statistics_and_the_result_of_bfloat16_pictures_are_made_in_float32():
+def test_statistics_and_the_result_of_bfloat16_images_are_made_in_float32():
     alone = layer("2d")
     alone.__class__, alone.group = GroupBatchNorm2d, None
-    x = pictures("2d", 0, 0).bfloat16()
+    x = images("2d", 0, 0).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         y = alone(x)
     expected = layer("2d")
@@ -162,7 +162,7 @@ def test_statistics_and_the_result_of_bfloat16_pictures_are_made_in_float32():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("slope", ["dense", "expanded", "transposed"])
-def test_pictures_of_any_layout_and_dtype_get_the_gradients_of_float64(dtype, layout, slope):
+def test_images_of_any_layout_and_dtype_get_the_gradients_of_float64(dtype, layout, slope):
     alone = layer("2d")
     alone.__class__, alone.group = GroupBatchNorm2d, None
     x = (torch.randn(8, 6, 10, 10, generator=torch.Generator().manual_seed(1)) + 3).to(dtype)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from seer.parallel.collectives import all_gather_stack, all_reduce_mean, all_reduce_sum, any_true, broadcast
+from seer.parallel.collectives import all_gather_stack, all_reduce_mean, all_reduce_sum, any_rank, broadcast
 from seer.parallel.world import World
 from tests.ranks import run_ranks
 
@@ -30,8 +30,8 @@ def speak(here: World) -> dict:
         "stacked": stacked.detach(),
         "gradient": x.grad,
         "broadcast": broadcast(values(rank), world, source=1),
-        "any_none": any_true(False, world),
-        "any_last": any_true(rank == RANKS - 1, world),
+        "any_none": any_rank(False, world),
+        "any_last": any_rank(rank == RANKS - 1, world),
     }
     if rank in PAIR:
         said["pair_sum"] = all_reduce_sum(values(rank), pair)
@@ -86,7 +86,7 @@ def test_no_group_means_one_process_and_changes_nothing():
     y = values(0)
     assert all_reduce_sum(y, None) is y and all_reduce_mean(y, None) is y and broadcast(y, None, source=5) is y
     torch.testing.assert_close(y, values(0), rtol=0, atol=0)
-    assert any_true(True, None) is True and any_true(False, None) is False
+    assert any_rank(True, None) is True and any_rank(False, None) is False
     stacked = all_gather_stack(x, None)
     assert stacked.shape == (1, 2, 3)
     stacked.square().sum().backward()

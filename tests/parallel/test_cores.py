@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from seer.parallel.cores import own_cores, part_of
+from seer.parallel.cores import cores_per_rank, part_of
 from seer.parallel.world import World
 
 
@@ -32,4 +32,4 @@ def test_cores_are_shared_by_the_ranks_that_may_run_on_them(how):
 
 
 def test_one_process_has_all_that_it_may_run_on():
-    assert own_cores(World(0, 1, 0, torch.device("cpu"))) == len(os.sched_getaffinity(0))
+    assert cores_per_rank(World(0, 1, 0, torch.device("cpu"))) == len(os.sched_getaffinity(0))

@@ -8,26 +8,26 @@ import pytest
 import torch.distributed as dist
 
 from seer.core.errors import Interrupted, LostPeer
-from seer.parallel.heartbeat import Watch
+from seer.parallel.heartbeat import Heartbeat
 
 SILENT_S = 0.1
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Watch, Watch]]:
+def pair() -> Iterator[tuple[Heartbeat, Heartbeat]]:
     """Two ranks that have beaten once, without their threads."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=5))
-    ranks = Watch(0, 2, store, 60), Watch(1, 2, store, 60)
+    ranks = Heartbeat(0, 2, store, 60), Heartbeat(1, 2, store, 60)
     for watch in ranks:
         watch._beat(0)
     yield ranks
 
 
-def lost(watch: Watch) -> bool:
+def lost(watch: Heartbeat) -> bool:
     """Whether the other one, silent from now on, is given up."""
-    watch._look(SILENT_S)
+    watch._poll_peers(SILENT_S)
     time.sleep(2 * SILENT_S)
-    watch._look(SILENT_S)
+    watch._poll_peers(SILENT_S)
     return watch._told is not None
 
 

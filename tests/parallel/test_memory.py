@@ -141,10 +141,10 @@ from recompute import held
 from seer.models import zoo
 from seer.models.heads import SwAVHead
 from seer.models.multicrop import MultiCropModel
-from seer.parallel.allocator import give_back_at_once
+from seer.parallel.allocator import mmap_large_blocks
 from seer.parallel.memory import recomputed_within
 from seer.parallel.remat import remat
-give_back_at_once()
+mmap_large_blocks()
 torch.set_num_threads(1)
 budget, shapes = int(sys.argv[1]), [(8, 3, 224, 224)]
 backbone = zoo.build("regnety_16gf")

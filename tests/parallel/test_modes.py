@@ -12,7 +12,7 @@ from seer.models.heads import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.optim.lars import LARS
-from seer.parallel.collectives import whole_on_first
+from seer.parallel.collectives import gather_to_rank0
 from seer.parallel.fairscale_backend import shard
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
@@ -52,12 +52,12 @@ def trained(model: nn.Module, inner: MultiCropModel, world: World, dtype: torch.
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss = model(crops(step, world.rank, world.size))[1].square().mean()
         loss.backward()
-        gradients = whole_on_first({n: p.grad for n, p in named}, world.group)
+        gradients = gather_to_rank0({n: p.grad for n, p in named}, world.group)
         optimizer.step()
-        inner.head.normalise_prototypes()
+        inner.head.normalize_prototypes()
         optimizer.zero_grad()
         losses.append(loss.detach())
-    momentum = whole_on_first({n: optimizer.state[p]["momentum_buffer"] for n, p in named}, world.group)
+    momentum = gather_to_rank0({n: optimizer.state[p]["momentum_buffer"] for n, p in named}, world.group)
     inner.eval()
     with (
         torch.no_grad(),
@@ -71,7 +71,7 @@ def trained(model: nn.Module, inner: MultiCropModel, world: World, dtype: torch.
         "losses": torch.stack(losses),
         "gradients": gradients,
         "momentum": momentum,
-        "weights": whole_on_first(state, world.group),
+        "weights": gather_to_rank0(state, world.group),
         "features": features,
         "scores": scores,
         **{f"stages/{n}": x for n, x in stages.items()},

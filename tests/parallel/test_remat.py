@@ -145,7 +145,7 @@ def test_wrong_policies_are_refused_by_name(policy, words):
 )
 def test_free_memory_goes_back_once_a_stage_before_it_is_made_again(policy, times, monkeypatch):
     made: list[str] = []
-    monkeypatch.setattr("seer.parallel.remat.give_back", lambda: made.append("trim"))
+    monkeypatch.setattr("seer.parallel.remat.trim_heap", lambda: made.append("trim"))
     network = remat(zoo.build("regnety_200mf").train(), policy)
     loss = network(torch.randn(2, 3, 64, 64)).square().mean()
     assert made == []

@@ -11,7 +11,7 @@ from seer.models.heads import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.parallel.blocks import around, blocks, stages_of, towers
-from seer.parallel.collectives import whole_on_first
+from seer.parallel.collectives import gather_to_rank0
 from seer.parallel.memory import recomputed_within, step_memory
 from seer.parallel.remat import remat
 from seer.parallel.world import World
@@ -62,11 +62,11 @@ def trained(model: nn.Module, inner: nn.Module, world: World) -> dict:
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
-    gradients = whole_on_first({n: p.grad for n, p in inner.named_parameters()}, world.group)
+    gradients = gather_to_rank0({n: p.grad for n, p in inner.named_parameters()}, world.group)
     return {
         "losses": torch.stack(losses),
         "gradients": gradients,
-        "state": whole_on_first(inner.state_dict(), world.group),
+        "state": gather_to_rank0(inner.state_dict(), world.group),
     }
 
 

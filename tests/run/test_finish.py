@@ -1,4 +1,4 @@
-"""The result of a run, by its own arithmetic: pictures are steps times the batch, losses are counted where they are named."""
+"""The result of a run, by its own arithmetic: images are steps times the batch, losses are counted where they are named."""
 
 import json
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from seer.parallel.world import World
 from seer.run.finish import Ending
 
 
-def test_a_stop_between_two_logged_steps_tells_the_pictures_and_the_losses_up_to_the_stop(tmp_path):
+def test_a_stop_between_two_logged_steps_tells_the_images_and_the_losses_up_to_the_stop(tmp_path):
     row = {"step": 2, "loss": 4.0, "images_per_s": 10.0, "images": 48, "skipped": 1.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     lost = [

@@ -1,4 +1,4 @@
-"""A run over bad data: stopped with exit 65 and the counts, goes on with its own list, and the same pictures twice."""
+"""A run over bad data: stopped with exit 65 and the counts, goes on with its own list, and the same images twice."""
 
 import json
 import signal
@@ -24,10 +24,10 @@ TINY = [w for w in SMALL if not w.startswith("model=")] + [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of 24 pictures; of the second, 13 are cut short."""
+    """Two shards of 24 images; of the second, 13 are cut short."""
     place = tmp_path_factory.mktemp("shards")
-    pictures = [(k, {"jpg": f["jpg"]}) for k, f in sample.samples(48, seed=1)]
-    bad = [(k, {"jpg": f["jpg"][:200]}) if 24 <= i < 37 else (k, f) for i, (k, f) in enumerate(pictures)]
+    images = [(k, {"jpg": f["jpg"]}) for k, f in sample.samples(48, seed=1)]
+    bad = [(k, {"jpg": f["jpg"][:200]}) if 24 <= i < 37 else (k, f) for i, (k, f) in enumerate(images)]
     write_shards(bad, place, total=48, per_shard=24)
     return place
 
@@ -62,9 +62,9 @@ def test_a_share_that_is_none_is_refused_before_anything_is_made(folder, tmp_pat
 
 
 def half_bad(folder: Path, total: int) -> Path:
-    """One shard, every second picture cut short."""
-    pictures = [(k, {"jpg": f["jpg"]}) for k, f in sample.samples(total, seed=1)]
-    cut = [(k, {"jpg": f["jpg"][: 200 if i % 2 else None]}) for i, (k, f) in enumerate(pictures)]
+    """One shard, every second image cut short."""
+    images = [(k, {"jpg": f["jpg"]}) for k, f in sample.samples(total, seed=1)]
+    cut = [(k, {"jpg": f["jpg"][: 200 if i % 2 else None]}) for i, (k, f) in enumerate(images)]
     write_shards(cut, folder, total=total, per_shard=total)
     return folder
 
@@ -83,7 +83,7 @@ def named(run: Path) -> set[tuple[str, int]]:
     return {(row["shard"], row["row"]) for row in rows}
 
 
-def test_the_list_of_two_ranks_names_the_bad_pictures_of_both_when_the_run_has_ended(tmp_path):
+def test_the_list_of_two_ranks_names_the_bad_images_of_both_when_the_run_has_ended(tmp_path):
     source, run = half_bad(tmp_path / "pictures", 72), tmp_path / "run"
     ended = wait(begun_on_two_ranks(source, run, "steps=9", "data.max_bad=100%"))  # one epoch
     assert ended.status == 0, ended.words
@@ -92,8 +92,8 @@ def test_the_list_of_two_ranks_names_the_bad_pictures_of_both_when_the_run_has_e
 
 
 @pytest.mark.long
-def test_a_run_on_two_ranks_goes_on_without_the_pictures_of_its_own_list_which_never_gets_shorter(tmp_path):
-    """Four of eight pictures are bad: the limit is passed at step 25, which is saved, and looked at after step 30."""
+def test_a_run_on_two_ranks_goes_on_without_the_images_of_its_own_list_which_never_gets_shorter(tmp_path):
+    """Four of eight images are bad: the limit is passed at step 25, which is saved, and looked at after step 30."""
     source, run = half_bad(tmp_path / "pictures", 400), tmp_path / "run"
     words = ("steps=60", "every.checkpoint=5", "every.background=false")
     stopped = wait(begun_on_two_ranks(source, run, *words))
@@ -134,14 +134,14 @@ def test_gathering_takes_every_whole_line_once_wherever_it_was_killed(tmp_path):
             (run / ".skipped.jsonl.whole").write_text(lines(1, 2) + lines(5) + lines(3, 4))
             if killed == "before the list was moved":
                 (run / "skipped-00001.jsonl").unlink()
-        run_skipped.gather(run)
+        run_skipped.merge_skipped(run)
         assert sorted((run / "skipped.jsonl").read_text().splitlines()) == whole, killed
         assert [p.name for p in run.iterdir() if not p.name.endswith(".writing")] == ["skipped.jsonl"]
 
 
 def test_a_line_cut_short_by_a_kill_is_taken_away_before_the_list_is_read(tmp_path):
     (tmp_path / "skipped.jsonl").write_text(lines(1, 2) + lines(3)[:-5])
-    run_skipped.gather(tmp_path)
+    run_skipped.merge_skipped(tmp_path)
     assert (tmp_path / "skipped.jsonl").read_text() == lines(1, 2)
 
 
@@ -162,6 +162,6 @@ def test_the_list_of_another_run_that_was_killed_is_read_with_those_of_its_ranks
     for name in ("skipped.jsonl", "skipped-00001.jsonl", "other.jsonl"):
         (tmp_path / name).touch()
     files = [str(tmp_path / name) for name in ("skipped.jsonl", "skipped-00001.jsonl")]
-    assert run_skipped.lists(files[0]) == files == run_skipped.lists(files)
-    assert run_skipped.lists(str(tmp_path / "other.jsonl")) == [str(tmp_path / "other.jsonl")]
-    assert run_skipped.lists(None) == []
+    assert run_skipped.exclude_files(files[0]) == files == run_skipped.exclude_files(files)
+    assert run_skipped.exclude_files(str(tmp_path / "other.jsonl")) == [str(tmp_path / "other.jsonl")]
+    assert run_skipped.exclude_files(None) == []

@@ -157,11 +157,11 @@ def test_of_equal_step_it_is_the_bundle_and_what_is_made_from_the_checkpoint_say
     assert bundle.backbone.architecture == checkpointed.backbone.architecture
 
 
-def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_taken(run, told):
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_taken(run, origin):
     flip(checkpoint(run, 4) / TENSORS, -1)
     found = state(str(run))
     assert found.step == 3 and same(dict(found.backbone.state_dict()), truth(run, 3))
-    assert says(told.text, "step-00000004")
+    assert says(origin.text, "step-00000004")
     with pytest.raises(StorageError, match=naming("step-00000004", "checksum")):
         state(str(checkpoint(run, 4)))
     flip(checkpoint(run, 3) / "state.json", 9)
@@ -219,15 +219,15 @@ def test_a_run_without_anything_saved_and_a_step_that_is_not_there_are_wrong_req
 
 
 def test_training_starts_from_the_newest_state_and_not_where_ranks_have_read_different_ones(run, monkeypatch):
-    colours = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    colors = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     backbone = RegNet(**SHAPE)
-    start_from(str(run), backbone, **colours)
+    start_from(str(run), backbone, **colors)
     assert same(dict(backbone.state_dict()), truth(run, 4))
     monkeypatch.setattr(weights, "gather_text", lambda mine, group: [mine, mine.replace("4", "5")])
     untouched = RegNet(**SHAPE)
     before = {name: tensor.clone() for name, tensor in untouched.state_dict().items()}
     with pytest.raises(RequestError, match=naming("step 4", "step 5")):
-        start_from(str(run), untouched, **colours)
+        start_from(str(run), untouched, **colors)
     assert same(dict(untouched.state_dict()), before)
 
 
@@ -276,7 +276,7 @@ def test_frozen_batch_norms_have_no_bearing_on_reading(run):
     assert {type(m) for m in found.modules()} == {type(m) for m in RegNet(**SHAPE).modules()}
 
 
-def test_the_licence_of_weights_that_training_started_from_stays_with_the_checkpoint(run, told):
+def test_the_licence_of_weights_that_training_started_from_stays_with_the_checkpoint(run, origin):
     changed(run, weights="somebody.pth")
     manifest = json.loads((checkpoint(run, 4) / "manifest.json").read_text())
     assert manifest["licence"] is None  # what this version writes
@@ -284,8 +284,8 @@ def test_the_licence_of_weights_that_training_started_from_stays_with_the_checkp
     assert state(str(run)).card["licence"] == card_of(described)["licence"] is None
 
 
-def test_a_bundle_asked_for_by_name_or_in_python_is_taken_and_its_age_told(run, told):
-    assert state(str(run / "bundle")).step == 2 and says(told.text, "checkpoint", "step 4")
-    told.clear()
+def test_a_bundle_asked_for_by_name_or_in_python_is_taken_and_its_age_told(run, origin):
+    assert state(str(run / "bundle")).step == 2 and says(origin.text, "checkpoint", "step 4")
+    origin.clear()
     load_backbone(run)
-    assert says(told.text, "checkpoint", "step 4")
+    assert says(origin.text, "checkpoint", "step 4")

@@ -17,7 +17,7 @@ BREAKING = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_shards(sample.samples(64, seed=0), folder, total=64, per_shard=64)
     return folder
@@ -38,9 +38,9 @@ def check(broken: Ended, again: Ended, run: Path, before: dict[str, int]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BREAKING)
-def test_the_step_that_broke_a_run_gives_the_same_numbers_again(name, pictures, tmp_path, capfd):
+def test_the_step_that_broke_a_run_gives_the_same_numbers_again(name, images, tmp_path, capfd):
     run = tmp_path / "run"
-    broken = seer(capfd, "pretrain", *WORDS, *BREAKING[name], f"data.source={pictures}", f"output={run}")
+    broken = seer(capfd, "pretrain", *WORDS, *BREAKING[name], f"data.source={images}", f"output={run}")
     assert broken.status == 70, broken.words
     (capture,) = run.glob("capture-*")
     before = files(run)
@@ -48,9 +48,9 @@ def test_the_step_that_broke_a_run_gives_the_same_numbers_again(name, pictures, 
 
 
 @pytest.mark.slow
-def test_two_ranks_repeat_what_two_ranks_did_and_one_is_refused(pictures, tmp_path, capfd):
+def test_two_ranks_repeat_what_two_ranks_did_and_one_is_refused(images, tmp_path, capfd):
     run = tmp_path / "run"
-    words = (*WORDS, *BREAKING["fp32, a queue that is full"], f"data.source={pictures}", f"output={run}")
+    words = (*WORDS, *BREAKING["fp32, a queue that is full"], f"data.source={images}", f"output={run}")
     broken = wait(start("pretrain", *words, ranks=2))
     assert broken.result["exit"] == 70, broken.words
     (capture,) = run.glob("capture-*")

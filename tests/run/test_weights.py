@@ -13,7 +13,7 @@ from seer.run.weights import start_from
 from tests.messages import says
 from tests.program import SMALL, seer
 
-COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+COLORS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_weights_of_another_shape_are_refused_before_a_run_folder_is_made(tmp_pa
 def test_every_tensor_is_copied_and_the_stride_may_differ(vissl):
     path, model = vissl
     backbone = build("regnety_200mf", stem_stride=1)
-    assert "VISSL" in start_from(str(path), backbone, **COLOURS)
+    assert "VISSL" in start_from(str(path), backbone, **COLORS)
     assert backbone.stem_stride == 1
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in backbone.state_dict().items())
 
@@ -74,20 +74,20 @@ def test_nothing_is_copied_when_the_shape_differs(vissl):
     backbone = build("regnety_400mf")
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     with pytest.raises(RequestError):
-        start_from(str(vissl[0]), backbone, **COLOURS)
+        start_from(str(vissl[0]), backbone, **COLORS)
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
-def test_another_normalisation_is_told(tmp_path, caplog):
+def test_another_normalization_is_told(tmp_path, caplog):
     write_bundle(tmp_path, build("regnety_200mf"), card={"mean": [0.5] * 3, "licence": "MIT"})
     with caplog.at_level("WARNING", logger="seer"):
-        assert start_from(str(tmp_path), build("regnety_200mf"), **COLOURS) == "MIT"
+        assert start_from(str(tmp_path), build("regnety_200mf"), **COLORS) == "MIT"
     assert says(caplog.text, "mean", "[0.5, 0.5, 0.5]")
 
 
 @pytest.mark.slow
 def test_a_run_whose_knn_falls_below_where_it_began_is_told_so(tmp_path, capfd):
-    pictures = tmp_path / "first" / "pictures"
+    images = tmp_path / "first" / "pictures"
     small = (
         *(
             "recipe=sample",
@@ -104,7 +104,7 @@ def test_a_run_whose_knn_falls_below_where_it_began_is_told_so(tmp_path, capfd):
     # 0.335 where this was written, 0.155 untrained: far enough above whatever a spoilt backbone gives
     assert first.status == 0 and first.result["knn_curve"][-1] > 0.22, first.result
     again = ("steps=8", "every.evaluate=4", "schedule.peak=3", "schedule.warmup=0", f"weights={tmp_path / 'first'}")
-    where = (f"data.source={pictures / 'train'}", f"eval.train={pictures / 'train'}", f"eval.test={pictures / 'test'}")
+    where = (f"data.source={images / 'train'}", f"eval.train={images / 'train'}", f"eval.test={images / 'test'}")
     words = (
         "pretrain",
         *small,

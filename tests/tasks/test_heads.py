@@ -85,7 +85,7 @@ def test_views_of_another_transform_are_refused():
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("labelled")
-    card = {"classes": list(sample.KINDS)}
+    card = {"classes": list(sample.SHAPE_CLASSES)}
     write_shards(sample.samples(80, seed=3), folder / "train", total=80, per_shard=40, card=card)
     write_shards(sample.samples(40, seed=4), folder / "test", total=40, per_shard=40, card=card)
     return folder
@@ -105,10 +105,10 @@ def test_a_run_knows_its_classes_and_tells_the_accuracy_of_its_head(alone):
     rows = [json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()]
     judged = [row for row in rows if "classify/top1" in row]
     assert [row["step"] for row in judged] == [0, 9] and all(0 <= row["classify/top1"] <= 1 for row in judged)
-    assert losses(alone)[0] == pytest.approx(math.log(len(sample.KINDS)), abs=0.05)
+    assert losses(alone)[0] == pytest.approx(math.log(len(sample.SHAPE_CLASSES)), abs=0.05)
     assert json.loads((alone / "result.json").read_text())["classify/top1"] == judged[-1]["classify/top1"]
     config = (alone / "config.yaml").read_text()
-    assert all(f"- {name}" in config for name in sample.KINDS)
+    assert all(f"- {name}" in config for name in sample.SHAPE_CLASSES)
 
 
 @pytest.mark.slow
@@ -140,6 +140,6 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(labelled, alone, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_images_without_labels_are_a_wrong_request(pictures, tmp_path, capfd):
-    ended = seer(capfd, *WORDS, f"data.source={pictures}", f"output={tmp_path / 'run'}")
+def test_images_without_labels_are_a_wrong_request(images, tmp_path, capfd):
+    ended = seer(capfd, *WORDS, f"data.source={images}", f"output={tmp_path / 'run'}")
     assert ended.status == 78 and "label" in ended.result["error"] and not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Batch
-from seer.data.augment import finish
+from seer.data.augment import augment_batch
 from seer.data.loading.batch_buffer import BatchLayout
 from seer.data.multicrop import MultiCrop
 from seer.losses.swav import used_prototypes
@@ -42,13 +42,13 @@ def task(group=None, **options) -> SwAVTask:
 
 
 def batch(step: int, rank: int = 0, ranks: int = 1) -> Batch:
-    """This rank's part of the pictures of a step: neighbours, as the loader gives them."""
+    """This rank's part of the images of a step: neighbours, as the loader gives them."""
     pixels = torch.randint(0, 256, (3, IMAGES, 3, 8, 8), generator=torch.Generator().manual_seed(step))
     mine = pixels.to(torch.uint8).chunk(ranks, dim=1)[rank]
     layout = BatchLayout(CROP.layout(mine.shape[1]), mine.shape[1])
     buffer = layout.buffer(torch.empty(layout.bytes, dtype=torch.uint8))
     for i in range(mine.shape[1]):
-        CROP.note(CROP.draw(8, 8, rng.key(0, i)), buffer.arrays, i)
+        CROP.store_params(CROP.draw(8, 8, rng.key(0, i)), buffer.arrays, i)
     return Batch({**buffer.tensors, "views/8": mine.flatten(0, 1)}, [], 0)
 
 
@@ -175,7 +175,7 @@ def train(world: World) -> tuple[list[float], dict[str, Tensor], Tensor]:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process_and_their_checkpoint_goes_on_in_one():
-    (first, saved, centres), (second, other, also) = run_ranks(train, 2)
+    (first, saved, centers), (second, other, also) = run_ranks(train, 2)
     alone = task(queue=18, heads=2)
     assert [(a + b) / 2 for a, b in zip(first, second, strict=True)] == pytest.approx(losses(alone, range(4)), abs=2e-6)
     assert torch.equal(saved["queue.rows"], other["queue.rows"]) and saved["queue.rows"].shape == (2, 18, 8)
@@ -185,10 +185,10 @@ def test_two_ranks_equal_one_process_and_their_checkpoint_goes_on_in_one():
     assert losses(resumed, range(4, STEPS)) == pytest.approx(losses(alone, range(4, STEPS)), abs=2e-6)
     seeded = task(kmeans=30)
     seeded.seed_prototypes((batch(i) for i in range(9)), seed=4)
-    assert torch.equal(centres, also) and torch.allclose(centres, seeded.head.prototypes.weight, atol=1e-5)
+    assert torch.equal(centers, also) and torch.allclose(centers, seeded.head.prototypes.weight, atol=1e-5)
 
 
-def test_prototypes_by_kmeans_are_centres_of_the_first_embeddings_and_nothing_else_moves():
+def test_prototypes_by_kmeans_are_centers_of_the_first_embeddings_and_nothing_else_moves():
     one = task(kmeans=30, heads=2, batch_norm=True)
     before = {name: value.clone() for name, value in one.state_dict().items()}
     taken = []
@@ -197,7 +197,7 @@ def test_prototypes_by_kmeans_are_centres_of_the_first_embeddings_and_nothing_el
     differ = [name for name, value in one.state_dict().items() if not torch.equal(value, before[name])]
     assert differ == ["head.prototypes.weight"]
     with torch.no_grad():
-        views = [finish(b.fields, 8, CROP.mean, CROP.std) for b in map(batch, taken)]
+        views = [augment_batch(b.fields, 8, CROP.mean, CROP.std) for b in map(batch, taken)]
         rows = torch.cat([one.head(one.backbone(v))[0][:IMAGES] for v in views])[:30]  # first view of each
     wanted = torch.cat([spherical_kmeans(rows, PROTOTYPES, seed=s) for s in (4, 5)])
     assert torch.allclose(one.head.prototypes.weight, wanted, atol=1e-5)
@@ -209,6 +209,6 @@ def test_one_view_is_refused_by_the_task_that_predicts_one_from_another():
         SwAVTask(Flat(), one, hidden=(16,), embedding=8, prototypes=PROTOTYPES, assign=(0,))
 
 
-def test_fewer_pictures_than_prototypes_are_refused():
+def test_fewer_images_than_prototypes_are_refused():
     with pytest.raises(RequestError, match="kmeans=19 images for 20 prototypes"):
         task(kmeans=19)

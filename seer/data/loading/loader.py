@@ -69,8 +69,8 @@ class Loader:
 
     def _ahead(self, consumed: int) -> Iterator[tuple[BatchBuffer, list[Skipped]]]:
         blocks = self.prefetch + HELD
-        how = {"blocks": blocks, "threads": self.threads, "pin": self.pin, "patience_s": self.patience_s}
-        with closing(ReaderProcess(self.builder, self.layout, **how)) as process:  # type: ignore[arg-type]
+        options = {"blocks": blocks, "threads": self.threads, "pin": self.pin, "patience_s": self.patience_s}
+        with closing(ReaderProcess(self.builder, self.layout, **options)) as process:  # type: ignore[arg-type]
             while True:
                 while process.asked <= self.prefetch and process.free:
                     process.ask(consumed)

@@ -67,7 +67,7 @@ class Reader:
             if len(skipped) == MOST_BAD:
                 last = skipped[-1]
                 raise BadDataError(
-                    f"{MOST_BAD} pictures in a row cannot be used, the last {shown(last.member)} in {last.shard}: {last.reason}; "
+                    f"{MOST_BAD} images in a row cannot be used, the last {shown(last.member)} in {last.shard}: {last.reason}; "
                     "skipped.jsonl in the run folder names them: look at the data before going on",
                     skipped,
                 )
@@ -78,13 +78,13 @@ class Reader:
                 if skipped
                 else ""
             )
-            left_out = f"data.exclude names {len(self.exclude)} pictures; " if excluded else ""
+            left_out = f"data.exclude names {len(self.exclude)} images; " if excluded else ""
             raise BadDataError(
                 f"none of the {probes} images of data.source can be used: {bad}{left_out}give other data", skipped
             )
         raise BadDataError(
-            f"{probes} places tried for one picture of lane {lane}, {excluded} of them excluded; "
-            f"data.exclude names {len(self.exclude)} pictures: leave whole shards out of data.source instead",
+            f"{probes} places tried for one image of lane {lane}, {excluded} of them excluded; "
+            f"data.exclude names {len(self.exclude)} images: leave whole shards out of data.source instead",
             skipped,
         )
 

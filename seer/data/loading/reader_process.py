@@ -32,7 +32,7 @@ from seer.core.log import of_this_rank
 from seer.core.records import Skipped
 from seer.data.loading.batch_buffer import BatchBuffer, BatchLayout
 from seer.data.loading.batch_builder import BatchBuilder
-from seer.data.loading.reader_worker import COLUMNS, IDLE, ReaderWorker, reading_table, settle
+from seer.data.loading.reader_worker import COLUMNS, IDLE, ReaderWorker, detach_worker, reading_table
 
 MOST_DEATHS = 3  # in a row, with no batch in between
 END_S = 5.0
@@ -107,7 +107,7 @@ class ReaderProcess:
                 looks = 0
             else:
                 looks += 1
-                self._look(looks)
+                self._poll_worker(looks)
         answer = self._done.pop(block)
         del self._asked[block]
         if isinstance(answer, BaseException):
@@ -150,7 +150,7 @@ class ReaderProcess:
             self._pid = os.fork()
         if self._pid == 0:
             try:
-                settle(me, {theirs.fileno(), self._file})
+                detach_worker(me, {theirs.fileno(), self._file})
                 memory = mmap.mmap(self._file, self._size)
                 ReaderWorker(
                     self.builder, self.layout, memory, self.blocks, theirs, self.threads, bool(self._careful)
@@ -174,7 +174,7 @@ class ReaderProcess:
             return
         self._done[block] = answer
 
-    def _look(self, looks: int) -> None:
+    def _poll_worker(self, looks: int) -> None:
         """Judges the process after so many looks in vain. They are counted, since a job that was stopped and
         goes on has not waited meanwhile."""
         waited_s, busy, now = looks * LOOK_S, self._busy(), time.monotonic_ns()
@@ -194,7 +194,7 @@ class ReaderProcess:
                 "the same command again to go on from the last checkpoint"
             )
         elif looks % round(TOLD_S / LOOK_S) == 0:
-            of_this_rank(f"rank {self.builder.rank}: waiting for pictures for {waited_s:.0f} s: {self._where(busy)}")
+            of_this_rank(f"rank {self.builder.rank}: waiting for images for {waited_s:.0f} s: {self._where(busy)}")
 
     def _busy(self) -> list[list[int]]:
         return [row for row in self._reading.tolist() if row[0] != IDLE]
@@ -202,7 +202,7 @@ class ReaderProcess:
     def _where(self, busy: list[list[int]]) -> str:
         shards = self.builder.reader.shards
         rows = (f"lane {lane}, row {row} of {shards[shard].path}" for lane, shard, row, _, _ in busy)
-        return f"reading {'; '.join(rows) or 'no picture'}"
+        return f"reading {'; '.join(rows) or 'no image'}"
 
     def _bury(self) -> None:
         """Tells of a death and starts another process on what is not done. Raises RuntimeError after MOST_DEATHS."""
@@ -211,12 +211,12 @@ class ReaderProcess:
         self._pid = 0
         reading, crash = self._busy(), -code in CRASHES
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        told = f"rank {self.builder.rank}: the reader process ended by {cause} while {self._where(reading)}"
+        report = f"rank {self.builder.rank}: the reader process ended by {cause} while {self._where(reading)}"
         fatal = f"decoding it ends a process by {cause}"
         if self._stuck is not None:
             reading, crash, self._stuck = self._stuck, bool(self._stuck), None
             fatal = f"decoding it takes more than {STUCK_S:.0f} s"
-            told = f"rank {self.builder.rank}: the reader process got no further for {STUCK_S:.0f} s while {self._where(reading)}"
+            report = f"rank {self.builder.rank}: the reader process got no further for {STUCK_S:.0f} s while {self._where(reading)}"
         rows = {(row[1], row[2]) for row in reading}
         alone = bool(self._careful) and crash and len(rows) == 1
         if alone and rows <= self._suspects:
@@ -226,15 +226,15 @@ class ReaderProcess:
             self._deaths += 1
         if self._deaths >= MOST_DEATHS:
             raise RuntimeError(
-                f"{told}, {self._deaths} times in a row without a batch in between; "
+                f"{report}, {self._deaths} times in a row without a batch in between; "
                 + ("is memory short? data.threads and data.prefetch lower it; " if -code == signal.SIGKILL else "")
-                + "data.threads=0 reads in the training process, data.exclude leaves pictures out"
+                + "data.threads=0 reads in the training process, data.exclude leaves images out"
             )
         left = {block: at for block, at in self._asked.items() if block not in self._done}
         self._suspects = rows | (self._suspects if self._careful else set())
         if crash or -code == signal.SIGKILL:  # where memory is short, one image at a time needs less
             self._careful = set(left)
-        of_this_rank(f"{told}; it is started again, nothing is lost")
+        of_this_rank(f"{report}; it is started again, nothing is lost")
         self._start()
         for message in left.items():
             self._send(message)

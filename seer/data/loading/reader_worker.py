@@ -64,7 +64,7 @@ class ReaderWorker:
         self._lock, self._gate, self._careful = threading.Lock(), threading.Lock(), careful
         self._me, self._numbers = threading.local(), iter(range(threads))
         builder.reader.reading = self._tell
-        self._pool = ThreadPoolExecutor(threads, "pictures", self._name)
+        self._pool = ThreadPoolExecutor(threads, "images", self._name)
 
     def serve(self) -> None:
         while True:
@@ -140,7 +140,7 @@ def reading_table(memory: mmap.mmap, offset: int, threads: int) -> np.ndarray:
     return np.frombuffer(memory, np.int64, threads * COLUMNS, offset).reshape(threads, COLUMNS)
 
 
-def settle(parent: int, keep: set[int]) -> None:
+def detach_worker(parent: int, keep: set[int]) -> None:
     """Makes a forked child a process of its own: it ends with its parent, hears no signals, holds no files but
     archives."""
     gc.freeze()  # the parent's objects are not ours to finalise

@@ -37,14 +37,12 @@ def what_it_is(path: Path, head: bytes) -> str | None:
     quoted = shlex.quote(str(path))
     for magic, kind, command in _COMPRESSED:
         if head.startswith(magic):
-            how = f"{command} {quoted} > {shlex.quote(str(_unpacked(path)))}"
-            return (
-                f"{path} is compressed with {kind}, and only plain tars are read; run `{how}` and give what it writes"
-            )
+            remedy = f"{command} {quoted} > {shlex.quote(str(_unpacked(path)))}"
+            return f"{path} is compressed with {kind}, and only plain tars are read; run `{remedy}` and give what it writes"
     for magic, kind, command in _OTHERS:
         if head.startswith(magic):
-            how = command.format(quoted)
-            return f"{path} is a {kind} archive, no tar; run `{how}` and give that folder"
+            remedy = command.format(quoted)
+            return f"{path} is a {kind} archive, no tar; run `{remedy}` and give that folder"
     if head.startswith(b"PAR1"):
         return f"{path} is a parquet table, no tar; write its images out as files, and give their folder"
     if path.suffix.lower() != ".tar" and _is_text(head):

@@ -20,11 +20,11 @@ from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
 from seer.data.shards.index import MOST_SAMPLE, open_plain
-from seer.data.shards.names import LOOSE, PICTURES, WITH_COMPANIONS, Asked, Endings, split
+from seer.data.shards.names import IMAGE_ENDINGS, LOOSE, WITH_COMPANIONS, Asked, Endings, split
 from seer.data.shards.tar import TarError
 
 _CHUNK = 65_536  # names held as Python objects at a time
-ENDINGS = tuple(f".{extension}" for extension in sorted(PICTURES))
+ENDINGS = tuple(f".{extension}" for extension in sorted(IMAGE_ENDINGS))
 _ENDINGS = tuple(ending.encode() for ending in ENDINGS)
 _TRIED = 1000  # files of one ending that are asked whether they have an image, before it is taken for granted
 
@@ -152,7 +152,7 @@ def listed_in(file: Path) -> FolderShard:
     for first in np.flatnonzero(np.diff(hashes[order]) == 0).tolist():
         one, other = int(order[first]), int(order[first + 1])
         if shard.name(one) == shard.name(other):
-            raise RequestError(f"{file}: {shard.name(one)} is listed twice; list each picture once")
+            raise RequestError(f"{file}: {shard.name(one)} is listed twice; list each image once")
     return shard
 
 
@@ -171,7 +171,7 @@ def _lines(file: Path) -> Iterator[list[bytes]]:
                 name = line.rstrip(b"\r\n")
                 if name and not name.lower().endswith(_ENDINGS):
                     raise RequestError(
-                        f"{file}, line {number}: {name[:200]!r} is no picture; a list has one path a line, each ending "
+                        f"{file}, line {number}: {name[:200]!r} is no image; a list has one path a line, each ending "
                         f"in {', '.join(ENDINGS)}, or each in .tar"
                     )
                 names += [name] if name else []
@@ -218,7 +218,7 @@ class _Beside:
             self._alone += 1
 
     def _has_image(self, path: str) -> bool:
-        ends = [self._rule.image] if self._rule.image else [e for e in PICTURES if self._rule.is_image(e)]
+        ends = [self._rule.image] if self._rule.image else [e for e in IMAGE_ENDINGS if self._rule.is_image(e)]
         return any(os.path.exists(f"{path}.{form}") for end in ends for form in (end, end.upper(), end.capitalize()))
 
     def tell(self, path: Path) -> None:

@@ -23,9 +23,9 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from seer.core.errors import RequestError, StorageError
-from seer.data.shards import archives
-from seer.data.shards.names import BY_LAST_DOT, PICTURES, WITH_COMPANIONS, Endings, split, up_to_first_dot
-from seer.data.shards.tar import BLOCK, Member, TarError, walk
+from seer.data.shards.names import BY_LAST_DOT, IMAGE_ENDINGS, WITH_COMPANIONS, Endings, split, up_to_first_dot
+from seer.data.shards.open import archives
+from seer.data.shards.tar import TAR_BLOCK, Member, TarError, walk
 
 _ARCHIVES = (".tar", *archives.ENDINGS)
 _LAST = frozenset(ending.rpartition(".")[2] for ending in _ARCHIVES)  # which `split` has found already
@@ -34,8 +34,8 @@ INDEX_SUFFIX = ".index.npy"
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = len(_MAGIC) + 2  # the two bytes give the length of the description that follows
 KEEPS_ENDING = 1  # in MARK: another row has the same name, so the key of this one is the whole name of its image
-MARK = BLOCK - 1  # bits of an offset: KEEPS_ENDING, and above it which of the images of its run a row is
-MOST_IMAGES = BLOCK // 2  # of one run
+MARK = TAR_BLOCK - 1  # bits of an offset: KEEPS_ENDING, and above it which of the images of its run a row is
+MOST_IMAGES = TAR_BLOCK // 2  # of one run
 VERSION = 2  # of the rule for names
 MOST_SAMPLE = 256 << 20  # bytes of one sample; what is larger costs its row and is never read
 
@@ -128,7 +128,7 @@ class _Rows:
         elif companions:
             self._notes.first_alone = self._notes.first_alone or companions[0].name
             self._notes.alone += len(companions)
-            if any(split(member.name)[1] in PICTURES for member in companions):
+            if any(split(member.name)[1] in IMAGE_ENDINGS for member in companions):
                 self._version = VERSION  # these were rows by the older rule
 
     def _add_rows(self, key: str, images: list[Member]) -> None:

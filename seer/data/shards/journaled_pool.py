@@ -43,10 +43,10 @@ def run_pieces(
     progress: Callable[[int], object],
     finished: Callable[[Entry], None] = lambda entry: None,
     begin: Callable[[], None] = lambda: None,
-    pictures: Callable[[Entry], int] = lambda entry: 1,
+    images: Callable[[Entry], int] = lambda entry: 1,
 ) -> list[Entry]:
     """Returns the entries of all pieces by number. journal: from `locked`. progress: images since the last
-    call, at first those that an earlier run has done; pictures: how many a piece has. begin: called before a
+    call, at first those that an earlier run has done; images: how many a piece has. begin: called before a
     new journal is begun; finished: called with each entry, old ones first. What these raise ends the run, and
     the piece does not count as done. Raises RequestError for a journal of another request, StorageError when a
     process dies, and what the work raises."""
@@ -54,12 +54,12 @@ def run_pieces(
     done = _read(journal, request, begin)
     for entry in done.values():
         finished(entry)
-    progress(sum(map(pictures, done.values())))
+    progress(sum(map(images, done.values())))
     todo = iter([n for n in range(count) if n not in done])
     _work, _ticks.value, _stop.value = work, 0, 0
     pool = ProcessPoolExecutor(min(processes, count), mp_context=_fork, initializer=_begin, initargs=(os.getpid(),))
     running: set[Future[tuple[int, Entry]]] = set()
-    told = 0
+    reported = 0
     try:
         while True:
             while len(running) < 2 * processes and (number := next(todo, None)) is not None:
@@ -73,8 +73,8 @@ def run_pieces(
                 done[number] = entry
                 _append(journal, {"number": number, **entry})
             ticks = _ticks.value
-            progress(ticks - told)
-            told = ticks
+            progress(ticks - reported)
+            reported = ticks
     except BrokenProcessPool as error:
         # a request to stop, sent to all processes of a job and not yet heard here, may be why: then it is what ends this one
         time.sleep(0.2)
@@ -162,7 +162,7 @@ def _read(file: IO[str], request: str, begin: Callable[[], None]) -> dict[int, E
     rows = [json.loads(line) for line in lines]
     if rows and rows[0] != {"request": request}:
         raise RequestError(
-            f"{file.name} is of an unfinished set of shards made with other words or from other pictures; repeat "
+            f"{file.name} is of an unfinished set of shards made with other words or from other images; repeat "
             "those, delete it and what they wrote, or give another output"
         )
     file.truncate(sum(len(line.encode()) + 1 for line in lines))

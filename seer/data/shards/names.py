@@ -15,7 +15,7 @@ from typing import Any
 
 from seer.core.errors import RequestError
 
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
+IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp"})
 # Endings of members that belong to the image of the name before them; this is the only list of them.
 COMPANIONS = frozenset(
     {
@@ -43,13 +43,13 @@ def up_to_first_dot(name: str) -> str:
 
 def has_places(ending: str) -> bool:
     """Returns whether what has this ending is told in pixels of its image, so that it is wrong when that is resized."""
-    return ending in _OF_PLACES or ("." in ending and ending.rpartition(".")[2] in PICTURES)
+    return ending in _OF_PLACES or ("." in ending and ending.rpartition(".")[2] in IMAGE_ENDINGS)
 
 
 @dataclass(frozen=True)
 class Endings:
     """Holds a rule by which names are split. companions: endings that are taken off whole, or that are no
-    images though they look so. image: the ending of the images, where not all do that are in PICTURES. given:
+    images though they look so. image: the ending of the images, where not all do that are in IMAGE_ENDINGS. given:
     (ending, what it is called in a sample) of those that change."""
 
     companions: frozenset[str]
@@ -72,8 +72,8 @@ class Endings:
     @cached_property
     def plain(self) -> bool:
         """Returns whether nothing was asked for, so that members are called by their endings, and images end in
-        PICTURES."""
-        return self.image is None and not self.given and self.companions.isdisjoint(PICTURES)
+        IMAGE_ENDINGS."""
+        return self.image is None and not self.given and self.companions.isdisjoint(IMAGE_ENDINGS)
 
     @cached_property
     def _taken_off(self) -> frozenset[str]:
@@ -82,7 +82,7 @@ class Endings:
     def is_image(self, ending: str) -> bool:
         if self.image is not None:
             return ending == self.image
-        return ending in PICTURES and ending not in self.companions
+        return ending in IMAGE_ENDINGS and ending not in self.companions
 
     def is_companion(self, ending: str) -> bool:
         return ending in self.companions
@@ -109,7 +109,7 @@ class Asked:
     @property
     def splits(self) -> bool:
         """Returns whether names belong together otherwise than without, so that the rows of a tar are others."""
-        new = [e for _, e in self.fields if e not in COMPANIONS and ("." in e or e in PICTURES)]
+        new = [e for _, e in self.fields if e not in COMPANIONS and ("." in e or e in IMAGE_ENDINGS)]
         return bool(self.image is not None or new)
 
     @property
@@ -127,7 +127,7 @@ class Asked:
 
 @lru_cache
 def _joined(asked: Asked, rule: Endings) -> Endings:
-    more = {ending for _, ending in asked.fields if "." in ending or ending in PICTURES}
+    more = {ending for _, ending in asked.fields if "." in ending or ending in IMAGE_ENDINGS}
     given = []
     for name, ending in asked.fields:
         whole = f"{name}.{ending.rpartition('.')[2]}"
@@ -146,8 +146,8 @@ def asked(image: str | None, fields: Mapping[str, Any] | None) -> Asked | None:
             raise RequestError(
                 f"{name}={ending!r}: an ending is expected, what comes after the name and a dot: seg.png"
             )
-    if image is not None and image.lower().rpartition(".")[2] not in PICTURES:
-        raise RequestError(f"data.image={image}: an ending of images is expected, .{', .'.join(sorted(PICTURES))}")
+    if image is not None and image.lower().rpartition(".")[2] not in IMAGE_ENDINGS:
+        raise RequestError(f"data.image={image}: an ending of images is expected, .{', .'.join(sorted(IMAGE_ENDINGS))}")
     pairs = tuple(sorted((str(name), str(ending).lower()) for name, ending in (fields or {}).items()))
     if len({ending for _, ending in pairs}) < len(pairs) or (image and image.lower() in dict(map(reversed, pairs))):  # type: ignore[arg-type]
         raise RequestError(f"data.fields={dict(pairs)}, data.image={image}: each ending once")

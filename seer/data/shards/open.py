@@ -26,8 +26,6 @@ from zlib_ng.zlib_ng import crc32
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
-from seer.data.shards import archives
-from seer.data.shards import index as indexes
 from seer.data.shards.folder import FolderShard, listed_in, these
 from seer.data.shards.index import (
     INDEX_SUFFIX,
@@ -40,13 +38,24 @@ from seer.data.shards.index import (
     named_by,
     read_index,
 )
-from seer.data.shards.names import PICTURES, WITH_COMPANIONS, Asked, Endings, asked
-from seer.data.shards.source import Found, expand, is_list, is_picture, refuse_unfinished
+from seer.data.shards.names import IMAGE_ENDINGS, WITH_COMPANIONS, Asked, Endings, asked
+from seer.data.shards.open import archives
+from seer.data.shards.open import index as indexes
+from seer.data.shards.source import Found, expand, is_image, is_list, refuse_unfinished
 from seer.data.shards.tar import HEAD, ChecksumError, TarError, plain_member, walk
-from seer.data.shards.writer import JOURNAL, MANIFEST, write_shards
+from seer.data.shards.writer import JOURNAL, SHARDS_MANIFEST, write_shards
 
-__all__ = ["MANIFEST", "FolderShard", "Shard", "TarShard", "build_index", "class_names", "fingerprint", "folder_of"]
-__all__ += ["open_shards", "picture_of", "read_index", "write_shards"]
+__all__ = [
+    "SHARDS_MANIFEST",
+    "FolderShard",
+    "Shard",
+    "TarShard",
+    "build_index",
+    "class_names",
+    "fingerprint",
+    "folder_of",
+]
+__all__ += ["image_of", "open_shards", "read_index", "write_shards"]
 MOST_OPEN = 65_536  # archives, where the system allows twice as many descriptors
 MOST_INDEXED = 256 << 20  # bytes of indexes in memory: 16 million rows
 
@@ -343,19 +352,19 @@ def _sample(ref: SampleRef, members: Sequence[tuple[str, bytes]], endings: Endin
             stem, ending = endings.split(name)
             key = key or stem
             fields[ending] = data
-        if fields.keys().isdisjoint(PICTURES):
-            raise TarError(f"no picture at byte {offset}, where the index has one")
+        if fields.keys().isdisjoint(IMAGE_ENDINGS):
+            raise TarError(f"no image at byte {offset}, where the index has one")
         return Sample(ref, key, fields)
     found = [(*endings.split(name), data) for name, data in members]
     images = [i for i, (_, ending, _) in enumerate(found) if endings.is_image(ending)]
     if mark >> 1 >= len(images):
-        raise TarError(f"no picture at byte {offset}, where the index has one")
+        raise TarError(f"no image at byte {offset}, where the index has one")
     own = images[mark >> 1]
     key = members[own][0] if mark & KEEPS_ENDING else found[0][0]
     fields = {
         name: data
         for i, (_, ending, data) in enumerate(found)
-        if (name := endings.called(ending)) not in PICTURES or i == own
+        if (name := endings.called(ending)) not in IMAGE_ENDINGS or i == own
     }
     return Sample(ref, key, fields)
 
@@ -433,8 +442,8 @@ def open_shards(
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(shard) == 0:
-            looked = f"by {names}" if names else f"looked for {', '.join(sorted(PICTURES))}"
-            raise RequestError(f"no pictures in {shard.path}; {looked}")
+            looked = f"by {names}" if names else f"looked for {', '.join(sorted(IMAGE_ENDINGS))}"
+            raise RequestError(f"no images in {shard.path}; {looked}")
         shards.append(shard)
     tell(opened.notes)
     return shards
@@ -461,17 +470,17 @@ def tell(notes: Notes) -> None:
 
 def _joined(paths: Iterable[str]) -> Iterator[str | list[str]]:
     """Joins images that are named one after the other to one shard."""
-    pictures: list[str] = []
+    images: list[str] = []
     for path in paths:
-        if is_picture(path) and not os.path.isdir(path):
-            pictures.append(path)
+        if is_image(path) and not os.path.isdir(path):
+            images.append(path)
             continue
-        if pictures:
-            yield pictures
-            pictures = []
+        if images:
+            yield images
+            images = []
         yield path
-    if pictures:
-        yield pictures
+    if images:
+        yield images
 
 
 def fingerprint(shards: Iterable[Shard]) -> str:
@@ -488,9 +497,9 @@ def folder_of(key: str) -> str:
     return key.rsplit("/", 2)[-2] if "/" in key else ""
 
 
-def picture_of(sample: Sample) -> bytes:
+def image_of(sample: Sample) -> bytes:
     """Returns the one image among a sample's members."""
-    return next(data for extension, data in sample.fields.items() if extension in PICTURES)
+    return next(data for extension, data in sample.fields.items() if extension in IMAGE_ENDINGS)
 
 
 def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
@@ -502,19 +511,19 @@ def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
     if len(elsewhere) < len(absent):
         missing = sorted(set(absent) - set(elsewhere))
         raise StorageError(
-            f"{len(missing)} of {len(named)} tars that {MANIFEST} names are missing, the first {missing[0]}; restore "
-            f"them, or delete {MANIFEST} beside them to go on with those that are left"
+            f"{len(missing)} of {len(named)} tars that {SHARDS_MANIFEST} names are missing, the first {missing[0]}; restore "
+            f"them, or delete {SHARDS_MANIFEST} beside them to go on with those that are left"
         )
     if elsewhere and found.loose:
         raise RequestError(
-            f"{found.manifests[0] or '.'}{MANIFEST} names tars that lie elsewhere, like {elsewhere[0]}, beside loose "
-            f"pictures, like {found.loose}; keep them in folders of their own"
+            f"{found.manifests[0] or '.'}{SHARDS_MANIFEST} names tars that lie elsewhere, like {elsewhere[0]}, beside loose "
+            f"images, like {found.loose}; keep them in folders of their own"
         )
     if len(there) == 1 and os.path.isdir(found.paths[0]):  # there is no tar
         return elsewhere or found.paths
     more = [path for path in found.paths if path not in named and path.startswith(tuple(found.manifests))]
     if more:
-        log.warning(f"{len(more)} tars are read that {MANIFEST} beside them does not name, the first {more[0]}")
+        log.warning(f"{len(more)} tars are read that {SHARDS_MANIFEST} beside them does not name, the first {more[0]}")
     return found.paths + elsewhere
 
 
@@ -525,7 +534,7 @@ def _manifest(folder: str, classes: dict[str, tuple[str, ...]]) -> dict[str, Map
     names of the classes where the manifest has them.
     """
     try:
-        with open(folder + MANIFEST, encoding="utf-8") as file:
+        with open(folder + SHARDS_MANIFEST, encoding="utf-8") as file:
             manifest = json.load(file)
         entries: dict[str, Mapping[str, Any] | None] = {
             one["name"] if one["name"].startswith("/") else folder + one["name"]: _entry(folder, one)

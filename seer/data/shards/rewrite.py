@@ -26,17 +26,17 @@ from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, Skipped
 from seer.data.decode import Undecodable, decode, reencoded
-from seer.data.ledger import LEAST, share, shown
+from seer.data.ledger import LEAST_SEEN, parse_fraction, shown
 from seer.data.order import permute
 from seer.data.shards.folder import FolderShard
 from seer.data.shards.index import INDEX_SUFFIX, Notes, build_index, checksum, fits, read_index, write_index
 from seer.data.shards.journaled_pool import Entry, locked, run_pieces
-from seer.data.shards.names import PICTURES, has_places
+from seer.data.shards.names import IMAGE_ENDINGS, has_places
 from seer.data.shards.open import Shard, fingerprint, folder_of, tell
 from seer.data.shards.tar import TarError
 from seer.data.shards.writer import (
     JOURNAL,
-    MANIFEST,
+    SHARDS_MANIFEST,
     Member,
     shard_count,
     shard_path,
@@ -121,7 +121,7 @@ class Part:
                 name = sample.key
                 fields = dict(sample.fields)
                 if self.max_side is not None or self.quality is not None:
-                    extension = next(e for e in fields if e in PICTURES)
+                    extension = next(e for e in fields if e in IMAGE_ENDINGS)
                     self._refuse_places(sample, fields[extension])
                     kind, data = reencoded(fields.pop(extension), self.max_side, self.quality)
                     fields = {kind or extension: data, **fields}
@@ -170,10 +170,10 @@ def write_part(
 ) -> dict[str, Any]:
     """Returns the manifest, of an earlier run of the same request where there is one. Raises BadDataError (max_bad)."""
     make(output)
-    if (output / MANIFEST).exists():
+    if (output / SHARDS_MANIFEST).exists():
         return _same(output, part.request)
     with locked(output / JOURNAL) as journal:
-        if (output / MANIFEST).exists():  # who held the lock has written it
+        if (output / SHARDS_MANIFEST).exists():  # who held the lock has written it
             manifest = _same(output, part.request)
         else:
             manifest = _write(part, output, journal, processes=processes, max_bad=max_bad, progress=progress)
@@ -204,18 +204,18 @@ def _write(
             entry = {"name": path.name, "count": 0}
         return {**entry, "skipped": [asdict(one) for one in skipped]}
 
-    seen, bad, limit = 0, Counter[str](), share(max_bad)
+    seen, bad, limit = 0, Counter[str](), parse_fraction(max_bad)
 
     def finished(entry: Entry) -> None:
         nonlocal seen
         seen += entry["count"] + len(entry["skipped"])
         bad.update(one["kind"] for one in entry["skipped"])
-        if bad.total() >= LEAST and bad.total() > limit * seen:
+        if bad.total() >= LEAST_SEEN and bad.total() > limit * seen:
             raise too_many(entry)
 
     def too_many(entry: Entry) -> BadDataError:
         return BadDataError(
-            f"{bad.total()} of {seen} pictures cannot be used ({', '.join(f'{k} {n}' for k, n in bad.most_common())}), "
+            f"{bad.total()} of {seen} images cannot be used ({', '.join(f'{k} {n}' for k, n in bad.most_common())}), "
             f"the last in {entry['name']}: {entry['skipped'][-1]['reason'] if entry['skipped'] else 'none'}; look at "
             f"the source, or raise max_bad={max_bad}"
         )
@@ -229,7 +229,7 @@ def _write(
         progress=progress,
         finished=finished,
         begin=lambda: _no_strangers(output),
-        pictures=lambda entry: entry["count"] + len(entry["skipped"]),
+        images=lambda entry: entry["count"] + len(entry["skipped"]),
     )
     if bad.total() == seen:
         raise too_many(entries[-1])
@@ -308,10 +308,10 @@ def index_archives(
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror}") from error
     request = hashlib.sha256(json.dumps([1, "index", status]).encode()).hexdigest()[:16]
-    if (output / MANIFEST).exists():
+    if (output / SHARDS_MANIFEST).exists():
         return _same(output, request, indexes=True)
     with locked(output / INDEXING) as journal:
-        if (output / MANIFEST).exists():
+        if (output / SHARDS_MANIFEST).exists():
             manifest = _same(output, request, indexes=True)
         else:
             manifest = _index(paths, output, journal, request, processes=processes, progress=progress)
@@ -339,7 +339,7 @@ def _index(
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(index) == 1:
-            raise RequestError(f"no pictures in {path}; looked for {', '.join(sorted(PICTURES))}")
+            raise RequestError(f"no images in {path}; looked for {', '.join(sorted(IMAGE_ENDINGS))}")
         try:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -398,7 +398,7 @@ def _holds(sidecar: Path, path: Path, index: np.ndarray) -> bool:
 
 def _same(output: Path, request: str, indexes: bool = False) -> dict[str, Any]:
     """Returns the manifest of an earlier run, when it was the same and all that it wrote is there."""
-    where = output / MANIFEST
+    where = output / SHARDS_MANIFEST
     try:
         manifest = json.loads(where.read_text(encoding="utf-8"))
         same, shards = manifest["request"] == request, manifest["shards"]

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seer.core.errors import RequestError, StorageError
-from seer.data.shards import archives
 from seer.data.shards.folder import ENDINGS
-from seer.data.shards.writer import JOURNAL, MANIFEST
+from seer.data.shards.open import archives
+from seer.data.shards.writer import JOURNAL, SHARDS_MANIFEST
 
 MOST_NAMES = 10_000_000  # that braces may stand for
 
@@ -76,7 +76,7 @@ def _search(folder: str) -> Found:
                             todo.append(f"{prefix}{name}/")
                     elif name == JOURNAL:
                         refuse_unfinished(prefix)
-                    elif name == MANIFEST:
+                    elif name == SHARDS_MANIFEST:
                         manifests.append(prefix)
                     elif name.startswith("."):
                         pass
@@ -91,7 +91,7 @@ def _search(folder: str) -> Found:
             raise StorageError(f"{prefix or '.'} cannot be listed: {error.strerror}") from error
     if tars and loose is not None:
         raise RequestError(
-            f"source {folder} holds {len(tars)} tars, like {min(tars)}, and loose pictures, like {loose}; give one "
+            f"source {folder} holds {len(tars)} tars, like {min(tars)}, and loose images, like {loose}; give one "
             f"kind of them: {folder}/*.tar, or a folder of each kind"
         )
     archives.tell(folder, unread)
@@ -102,7 +102,7 @@ def is_list(path: str) -> bool:
     return path.lower().endswith(".txt")
 
 
-def is_picture(path: str) -> bool:
+def is_image(path: str) -> bool:
     return path.lower().endswith(ENDINGS)
 
 

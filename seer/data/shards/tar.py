@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from zlib_ng.zlib_ng import adler32
 
-BLOCK = 512
-HEAD = 3 * BLOCK  # an extended header, its records and the header of a member
-MOST_PADDING = 22 * BLOCK  # zeros behind the last member: the end mark of two blocks, and up to a record of twenty
+TAR_BLOCK = 512
+HEAD = 3 * TAR_BLOCK  # an extended header, its records and the header of a member
+MOST_PADDING = 22 * TAR_BLOCK  # zeros behind the last member: the end mark of two blocks, and up to a record of twenty
 MOST_NAME = 1 << 20  # bytes of an extended header: names need a few hundred
-_ZERO = bytes(BLOCK)
+_ZERO = bytes(TAR_BLOCK)
 _FIELDS = struct.Struct(
     "100s24x12s12x8sc188xB166x"
 )  # of a header: name, size, checksum, kind, first byte of the prefix
@@ -51,8 +51,8 @@ def walk(buffer: memoryview, *, whole: bool = True, base: int = 0) -> Iterator[M
     """
     size, at, start, long_name = len(buffer), 0, 0, None
     while at < size:
-        header = bytes(buffer[at : at + BLOCK])
-        if len(header) < BLOCK:
+        header = bytes(buffer[at : at + TAR_BLOCK])
+        if len(header) < TAR_BLOCK:
             raise TarError(f"cut inside a header at byte {base + at} of {base + size}")
         if header == _ZERO:
             _check_end(buffer, at, whole, base)
@@ -60,8 +60,8 @@ def walk(buffer: memoryview, *, whole: bool = True, base: int = 0) -> Iterator[M
         length = _octal(header[124:136], base + at)
         if _octal(header[148:156], base + at) != _sum(header) - sum(header[148:156]) + 8 * 32:
             raise TarError(f"wrong header checksum at byte {base + at}")
-        data = at + BLOCK
-        end = data + (length + BLOCK - 1) // BLOCK * BLOCK
+        data = at + TAR_BLOCK
+        end = data + (length + TAR_BLOCK - 1) // TAR_BLOCK * TAR_BLOCK
         kind = header[156:157]
         if end > size:
             raise TarError(f"member at byte {base + at} ends at byte {base + end}, the archive at byte {base + size}")
@@ -90,13 +90,13 @@ def plain_member(head: bytes, size: int) -> Member | None:
     at, name = 0, None
     try:
         kind, length, own = _sound(head, 0)
-        if kind == b"x" and 0 < length <= BLOCK:
-            at, name = 2 * BLOCK, _pax_path(head[BLOCK : BLOCK + length], 0)
+        if kind == b"x" and 0 < length <= TAR_BLOCK:
+            at, name = 2 * TAR_BLOCK, _pax_path(head[TAR_BLOCK : TAR_BLOCK + length], 0)
             kind, length, own = _sound(head, at)
     except (ValueError, struct.error):
         return None
-    data = at + BLOCK
-    end = data + (length + BLOCK - 1) // BLOCK * BLOCK
+    data = at + TAR_BLOCK
+    end = data + (length + TAR_BLOCK - 1) // TAR_BLOCK * TAR_BLOCK
     return Member(name or own, 0, data, length, end) if kind in (b"0", b"\0") and 0 <= length and end <= size else None
 
 
@@ -104,7 +104,7 @@ def _sound(head: bytes, at: int) -> tuple[bytes, int, str]:
     """Returns kind, bytes of data and name by the header at `at`. Raises ValueError, or struct.error of one
     that is cut off."""
     name, length, stated, kind, prefix = _FIELDS.unpack_from(head, at)
-    header = head[at : at + BLOCK]
+    header = head[at : at + TAR_BLOCK]
     if int(stated.strip(b"\0 "), 8) != _sum(header) - sum(stated) + 8 * 32:
         raise ValueError("wrong header checksum")
     own = _name(header) if prefix else name.split(b"\0", 1)[0].decode("utf-8", "replace")

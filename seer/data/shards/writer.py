@@ -14,7 +14,7 @@ from typing import Any
 from seer.core.errors import StorageError
 from seer.data.shards.index import INDEX_SUFFIX, build_index, checksum, write_index
 
-MANIFEST = "manifest.json"
+SHARDS_MANIFEST = "manifest.json"
 JOURNAL = ".unfinished.jsonl"  # lies beside shards until all are written
 Member = tuple[str, dict[str, bytes]]  # key, {extension: bytes}
 
@@ -88,15 +88,15 @@ def write_shard(path: Path, samples: Iterable[Member]) -> dict[str, Any]:
 def write_manifest(output: Path, entries: list[dict[str, Any]], card: dict | None = None) -> dict[str, Any]:
     """Writes all or nothing, and returns it. Raises StorageError."""
     manifest = {"format": 1, "samples": sum(e["count"] for e in entries), "shards": entries, **(card or {})}
-    temporary = output / f".{MANIFEST}.writing"
+    temporary = output / f".{SHARDS_MANIFEST}.writing"
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, output / MANIFEST)
+        os.replace(temporary, output / SHARDS_MANIFEST)
     except OSError as error:
-        raise StorageError(f"{output / MANIFEST} cannot be written: {error.strerror or error}") from error
+        raise StorageError(f"{output / SHARDS_MANIFEST} cannot be written: {error.strerror or error}") from error
     return manifest
 
 
@@ -105,4 +105,4 @@ def _take(stream: Iterator[Member], n: int) -> Iterator[Member]:
         try:
             yield next(stream)
         except StopIteration:
-            raise StorageError("the source ended before all announced pictures were read") from None
+            raise StorageError("the source ended before all announced images were read") from None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from seer.core.records import Picture
+from seer.core.records import ImageArray
 
 cv2.setNumThreads(0)  # the loader has threads of its own
 
@@ -23,7 +23,7 @@ _GRAYS = np.tile(_GRAY, (3, 1))  # [3, 3]: every channel becomes the gray
 _LEVELS = np.arange(256, dtype=np.float64)
 
 
-def jitter(view: Picture, order: Sequence[int], factors: Sequence[float]) -> None:
+def jitter(view: ImageArray, order: Sequence[int], factors: Sequence[float]) -> None:
     """Applies color to uint8 [S, S, 3], in place. order and factors as in `records.Color`: brightness 0,
     contrast 1, saturation 2, hue 3."""
     for operation in order:
@@ -42,10 +42,10 @@ def jitter(view: Picture, order: Sequence[int], factors: Sequence[float]) -> Non
             cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, view)
 
 
-def gray(view: Picture) -> None:
+def gray(view: ImageArray) -> None:
     cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, view)
 
 
-def blur(view: Picture, sigma: float) -> None:
+def blur(view: ImageArray, sigma: float) -> None:
     """Blurs in place, by a true Gaussian of `sigma` pixels that looks three of them to each side, edges repeated."""
     cv2.GaussianBlur(view, (0, 0), sigma, view, borderType=cv2.BORDER_REPLICATE)

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from seer.core import rng
 from seer.core.errors import RequestError
-from seer.core.records import Color, Decoded, Picture, Sample
+from seer.core.records import Color, Decoded, ImageArray, Sample
 from seer.data.decode import decode
-from seer.data.shards.open import picture_of
+from seer.data.shards.open import image_of
 from seer.data.transforms import color
 
-TRIES = 10
+CROP_TRIES = 10
 # torch shortens rows first, 2 ns a pixel, and columns then, next to nothing: where so many pixels are saved by columns first
 # (0.8 of the time of an image of 430 for a view of 224), a second call of 15 us pays.
 _WORTH_TWO = 15_000
@@ -97,7 +97,7 @@ class MultiCrop:
             raise RequestError(f"augment.std={list(std)}: pixels are divided by these, so they lie above 0")
         for low, high in scales:
             if not 0 < low <= high <= 1:
-                raise RequestError(f"augment.scales: {low}..{high} is not a share of the picture's area in (0, 1]")
+                raise RequestError(f"augment.scales: {low}..{high} is not a share of the image's area in (0, 1]")
         if not 0 < aspect[0] <= aspect[1]:
             raise RequestError(f"augment.aspect={list(aspect)}: lowest and highest width/height, both above 0")
         for name, p in (("flip", flip), ("jitter", jitter), ("grayscale", grayscale), ("blur", blur)):
@@ -137,7 +137,7 @@ class MultiCrop:
 
     def decode(self, sample: Sample, scratch: np.ndarray | None = None) -> Decoded:
         """Returns the image alone. Raises Undecodable."""
-        return {"image": decode(picture_of(sample), scratch)}
+        return {"image": decode(image_of(sample), scratch)}
 
     def draw(self, height: int, width: int, key: int) -> Draw:
         """Returns all random numbers of one image. A function of its size and its key alone."""
@@ -147,15 +147,15 @@ class MultiCrop:
         """Returns those of n images whose sizes are not known yet, in one go. uint64 [n]."""
         return Draws(self, keys, painted)
 
-    def cut(self, picture: Picture, draw: Draw, arrays: Mapping[str, np.ndarray], row: int) -> None:
+    def crop(self, image: ImageArray, draw: Draw, arrays: Mapping[str, np.ndarray], row: int) -> None:
         """Writes one image's views as sample `row` of a batch. arrays: `views/S` uint8 [v*B, S, S, 3] of each size."""
-        whole, (down, right, _) = torch.from_numpy(picture), picture.strides
+        whole, (down, right, _) = torch.from_numpy(image), image.strides
         boxes = iter(zip(draw.boxes.tolist(), draw.flip.tolist(), strict=True))
         for size, count in zip(self.sizes, self.counts, strict=True):
             views = arrays[f"views/{size}"]
             for place in range(row, len(views), len(views) // count):
                 (top, left, height, width), flip = next(boxes)
-                strides, first = (picture.nbytes, 1, down, right), top * down + left * right
+                strides, first = (image.nbytes, 1, down, right), top * down + left * right
                 pixels = whole.as_strided((1, 3, height, width), strides, first)
                 view = resize(pixels, size).numpy()[0].transpose(1, 2, 0)
                 if flip:
@@ -163,8 +163,8 @@ class MultiCrop:
                 else:
                     views[place] = view
 
-    def paint(self, draw: Draw, arrays: Mapping[str, np.ndarray], row: int) -> None:
-        """Applies color and blur to what `cut` wrote, in place."""
+    def apply_color(self, draw: Draw, arrays: Mapping[str, np.ndarray], row: int) -> None:
+        """Applies color and blur to what `crop` wrote, in place."""
         i = 0
         for size, count in zip(self.sizes, self.counts, strict=True):
             views = arrays[f"views/{size}"]
@@ -178,7 +178,7 @@ class MultiCrop:
                     color.blur(view, float(draw.sigma[i]))
                 i += 1
 
-    def note(self, draw: Draw, arrays: Mapping[str, np.ndarray], row: int) -> None:
+    def store_params(self, draw: Draw, arrays: Mapping[str, np.ndarray], row: int) -> None:
         """Writes what was drawn for color and blur, to be applied later. arrays: `color/S/NAME` [v*B, ...]."""
         first = 0
         for size, count in zip(self.sizes, self.counts, strict=True):
@@ -208,13 +208,13 @@ class Draws:
     def __init__(self, crop: MultiCrop, keys: np.ndarray, painted: bool = False):
         n, v = len(keys), crop.views
         own = rng.sub_keys(keys.repeat(v), np.tile(np.arange(v), n))
-        u = rng.uniforms(own, 2 * TRIES + 13).reshape(n, v, -1)  # [n, V, 33]
-        share = crop.scales[:, :1] + (crop.scales[:, 1:] - crop.scales[:, :1]) * u[..., :TRIES]  # of the area
-        ratio = np.exp(crop.aspect[0] + (crop.aspect[1] - crop.aspect[0]) * u[..., TRIES : 2 * TRIES])
+        u = rng.uniforms(own, 2 * CROP_TRIES + 13).reshape(n, v, -1)  # [n, V, 33]
+        share = crop.scales[:, :1] + (crop.scales[:, 1:] - crop.scales[:, :1]) * u[..., :CROP_TRIES]  # of the area
+        ratio = np.exp(crop.aspect[0] + (crop.aspect[1] - crop.aspect[0]) * u[..., CROP_TRIES : 2 * CROP_TRIES])
         # sides of every try, for an image of one pixel's area; and where in the room that is left the box begins
         self._wide, self._high = np.sqrt(share * ratio).tolist(), np.sqrt(share / ratio).tolist()  # [n][V][10]
-        self._corner = u[..., 2 * TRIES : 2 * TRIES + 2].tolist()
-        u = u[..., 2 * TRIES + 2 :]
+        self._corner = u[..., 2 * CROP_TRIES : 2 * CROP_TRIES + 2].tolist()
+        u = u[..., 2 * CROP_TRIES + 2 :]
         factors = 1 + crop.strength * (2 * u[..., 2:6] - 1)
         factors[..., :3] = np.maximum(factors[..., :3], 0)
         factors[..., 3] -= 1
@@ -239,13 +239,13 @@ class Draws:
 
     def fill(self, i: int, decoded: Decoded, arrays: Mapping[str, np.ndarray], row: int) -> None:
         """Writes the views of image i as sample `row` of a batch, and its color, or what was drawn for it."""
-        picture = decoded["image"]
-        draw = self.at(i, picture.shape[0], picture.shape[1])
-        self._crop.cut(picture, draw, arrays, row)
+        image = decoded["image"]
+        draw = self.at(i, image.shape[0], image.shape[1])
+        self._crop.crop(image, draw, arrays, row)
         if self._painted:
-            self._crop.paint(draw, arrays, row)
+            self._crop.apply_color(draw, arrays, row)
         else:
-            self._crop.note(draw, arrays, row)
+            self._crop.store_params(draw, arrays, row)
 
     def _box(self, i: int, view: int, height: int, width: int) -> tuple[int, int, int, int]:
         root = math.sqrt(height * width)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from seer.core.errors import RequestError
-from seer.core.records import Decoded, Picture, Sample
+from seer.core.records import Decoded, ImageArray, Sample
 from seer.data.transforms import targets
 from seer.data.transforms.multi_crop import Draw, Draws, MultiCrop
 from seer.data.transforms.multi_crop import resize as resized
@@ -131,14 +131,16 @@ class OneView:
         rows, columns = center_sides(height, width, self.short, self.size)
         return Placed(0, 0, height, width, rows, columns, (rows - self.size) // 2, (columns - self.size) // 2)
 
-    def cut(self, image: Picture, draw: Draw | None, arrays: Mapping[str, np.ndarray], row: int, painted: bool) -> None:
+    def crop(
+        self, image: ImageArray, draw: Draw | None, arrays: Mapping[str, np.ndarray], row: int, painted: bool
+    ) -> None:
         """Writes the view of an image, and its color or what was drawn for it."""
         if draw is None:
             arrays[f"views/{self.size}"][row] = center(image, self.short, self.size).permute(1, 2, 0).numpy()
             return
-        self._crop.cut(image, draw, arrays, row)
+        self._crop.crop(image, draw, arrays, row)
         if self.colored:
-            (self._crop.paint if painted else self._crop.note)(draw, arrays, row)
+            (self._crop.apply_color if painted else self._crop.store_params)(draw, arrays, row)
 
 
 class OneViewDraws:
@@ -152,7 +154,7 @@ class OneViewDraws:
         view, image = self._view, decoded["image"]
         height, width, _ = image.shape
         draw = None if self._draws is None else self._draws.at(i, height, width)
-        view.cut(image, draw, arrays, row, self._painted)
+        view.crop(image, draw, arrays, row, self._painted)
         for name in ("label", "labels"):
             if name in decoded:
                 arrays[name][row] = decoded[name]
@@ -175,7 +177,7 @@ def center_sides(height: int, width: int, short: int, size: int) -> tuple[int, i
     return max(size, round(height * scale)), max(size, round(width * scale))
 
 
-def center(image: Picture, short: int, size: int) -> torch.Tensor:
+def center(image: ImageArray, short: int, size: int) -> torch.Tensor:
     """Returns the central square of `size` after the shorter side was resized to `short`: uint8 [h, w, 3] -> [3, S, S]."""
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
     pixels = resized(pixels, *center_sides(image.shape[0], image.shape[1], short, size))[0]

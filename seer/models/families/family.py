@@ -74,7 +74,7 @@ class Torchvision:
 
     rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     network: Callable[[Any], nn.Module]
-    told: Callable[[Any], dict[str, Any]]
+    shown: Callable[[Any], dict[str, Any]]
     refusal: Callable[[Any], str | None] = _fits
 
 

@@ -125,7 +125,7 @@ def read(state: Mapping[str, Any], plain: Mapping[str, str], what: str) -> Readi
     caution = None
     if any(".clf." in key for key in state):  # a head of VISSL; other libraries have none of that name
         caution = (
-            "VISSL's supervised RegNets were trained on BGR pictures, SEER's and its fine-tuned ones on RGB; the file does "
+            "VISSL's supervised RegNets were trained on BGR images, SEER's and its fine-tuned ones on RGB; the file does "
             "not say which it is. If its accuracy is low, reverse the stem's three input channels"
         )
     return Reading(
@@ -205,7 +205,7 @@ FAMILY = Family(
     torchvision=Torchvision(
         rename=partial(to_names, TORCHVISION),
         network=_torchvision,
-        told=lambda backbone: {"block_params": _block_params(backbone)},
+        shown=lambda backbone: {"block_params": _block_params(backbone)},
         refusal=partial(_refusal, "torchvision"),
     ),
     timm=Timm(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # What stands on a ResNet: torchvision's and timm's classifier, SwAV's head, VISSL's heads.
 HEADS = re.compile(rf"fc\.(weight|bias)|(projection_head|prototypes)\..+|{VISSL.heads.pattern}")
-BLOCK = re.compile(r"layer(?P<stage>[1-4])\.(?P<block>\d{1,4})\.(conv[123]|bn[123]|downsample\.[01])\.\w+")
+BLOCK_NAME = re.compile(r"layer(?P<stage>[1-4])\.(?P<block>\d{1,4})\.(conv[123]|bn[123]|downsample\.[01])\.\w+")
 OUT = 256  # channels of layer1 in every ResNet and ResNeXt of bottlenecks (arXiv 1512.03385, table 1)
 ROWS: dict[str, dict[str, Any]] = {
     "resnet_50": {"depths": [3, 4, 6, 3], "groups": 1, "width_per_group": 64},
@@ -60,7 +60,7 @@ def architecture_of(tensors: Mapping[str, Any], *, what: str) -> dict[str, Any]:
     """Returns the `ResNet.architecture` that fits these tensors. Raises RequestError where they tell none of bottleneck blocks."""
     depths = [0, 0, 0, 0]
     for key in tensors:
-        if found := BLOCK.fullmatch(key):
+        if found := BLOCK_NAME.fullmatch(key):
             stage, block = int(found["stage"]) - 1, int(found["block"])
             depths[stage] = max(depths[stage], block + 1)
     middle = tensors.get("layer1.0.conv2.weight")
@@ -84,7 +84,7 @@ def architecture_of(tensors: Mapping[str, Any], *, what: str) -> dict[str, Any]:
 
 
 def _claims(keys: Iterable[str]) -> bool:
-    return any(BLOCK.fullmatch(key) for key in keys)
+    return any(BLOCK_NAME.fullmatch(key) for key in keys)
 
 
 def _describe(shape: Mapping[str, Any]) -> str:
@@ -113,7 +113,7 @@ FAMILY = Family(
     features=lambda architecture: 2048,
     claims=_claims,
     read=read,
-    torchvision=Torchvision(_same, _torchvision, told=lambda backbone: {"resnet": backbone.architecture}),
+    torchvision=Torchvision(_same, _torchvision, shown=lambda backbone: {"resnet": backbone.architecture}),
     timm=Timm(
         _same,
         names={"resnet_50": "resnet50", "resnext_101_32x8d": "resnext101_32x8d"},
