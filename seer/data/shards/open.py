@@ -26,6 +26,8 @@ from zlib_ng.zlib_ng import crc32
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
+from seer.data.shards import archives
+from seer.data.shards import index as indexes
 from seer.data.shards.folder import FolderShard, listed_in, these
 from seer.data.shards.index import (
     INDEX_SUFFIX,
@@ -39,8 +41,6 @@ from seer.data.shards.index import (
     read_index,
 )
 from seer.data.shards.names import IMAGE_ENDINGS, WITH_COMPANIONS, Asked, Endings, asked
-from seer.data.shards.open import archives
-from seer.data.shards.open import index as indexes
 from seer.data.shards.source import Found, expand, is_image, is_list, refuse_unfinished
 from seer.data.shards.tar import HEAD, ChecksumError, TarError, plain_member, walk
 from seer.data.shards.writer import JOURNAL, SHARDS_MANIFEST, write_shards

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seer.core.errors import RequestError, StorageError
+from seer.data.shards import archives
 from seer.data.shards.folder import ENDINGS
-from seer.data.shards.open import archives
 from seer.data.shards.writer import JOURNAL, SHARDS_MANIFEST
 
 MOST_NAMES = 10_000_000  # that braces may stand for
