@@ -38,7 +38,10 @@ from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import choose_lanes, plan
-from seer.data.shards.open import Shard, TarShard, image_of, open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import Shard, image_of
+from seer.data.shards.tar_shard import TarShard
+from seer.data.shards.writer import write_shards
 
 BATCH = 16
 HANDED = 25  # batches

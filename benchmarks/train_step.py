@@ -29,7 +29,8 @@ from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import Plan
-from seer.data.shards.open import open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.writer import write_shards
 from seer.engine.precision import Precision, default_dtype
 from seer.models import zoo
 from seer.optim.lars import LARS

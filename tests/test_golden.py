@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from tests.program import losses, start, wait
 
 FILE = Path(__file__).parent / "golden" / "losses.json"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from seer.models.bundle import read_bundle
 from seer.run.weights import state
 from tests.messages import says

@@ -8,7 +8,8 @@ import torch
 import torchvision
 
 from seer.data import synthetic as sample
-from seer.data.shards.open import open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.writer import write_shards
 from seer.evals.features import LabelledImages, extract
 from seer.evals.linear import linear_top1
 from seer.models.pretrained import load_backbone

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from tests.program import SMALL, alive, losses, start, wait
 
 STEPS = 30

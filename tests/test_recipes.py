@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from tests.program import seer
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "recipe"

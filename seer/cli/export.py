@@ -17,7 +17,8 @@ from seer.core.log import log
 from seer.data import synthetic as sample
 from seer.data.augment import normalize
 from seer.data.decode import decode
-from seer.data.shards.open import image_of, open_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import image_of
 from seer.evals.features import center
 from seer.export import to_safetensors, to_timm, to_torchvision
 from seer.models.regnet import RegNet

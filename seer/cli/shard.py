@@ -15,8 +15,11 @@ from seer.cli import config
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import parse_fraction
-from seer.data.shards.open import class_names, open_shards
-from seer.data.shards.rewrite import Part, index_archives, keep_apart, make, write_part
+from seer.data.shards.index_tars import index_archives
+from seer.data.shards.open import open_shards
+from seer.data.shards.output_folder import keep_apart, make
+from seer.data.shards.rewrite import Part, write_part
+from seer.data.shards.shard import class_names
 from seer.data.shards.source import expand, is_image, is_list
 
 EVERY_S = 30.0  # between lines of progress

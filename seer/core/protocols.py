@@ -157,7 +157,7 @@ class Transform(Protocol):
     def decode(self, sample: Sample, scratch: np.ndarray | None = None) -> Decoded:
         """Returns the image and the targets of a sample. scratch: memory for pixels, to be overwritten by the next one.
 
-        Raises ValueError with a `kind` of records.KINDS (`decode.Undecodable`) for one that cannot be used: another
+        Raises ValueError with a `kind` of records.SKIP_REASONS (`decode.Undecodable`) for one that cannot be used: another
         sample then stands in for it, and it is told.
         """
         ...

@@ -47,7 +47,7 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class Undecodable(ValueError):
-    """Says that an image cannot be used: the text is the reason, `kind` (of records.KINDS) what it is counted by."""
+    """Says that an image cannot be used: the text is the reason, `kind` (of records.SKIP_REASONS) what it is counted by."""
 
     def __init__(self, reason: str, kind: str = "damaged"):
         super().__init__(reason)

@@ -16,7 +16,7 @@ import numpy as np
 
 from seer.core.errors import BadDataError, RequestError
 from seer.core.records import SKIP_REASONS, Skipped
-from seer.data.shards.open import Shard
+from seer.data.shards.shard import Shard
 
 WINDOW = 100_000  # images
 LEAST_SEEN = 100

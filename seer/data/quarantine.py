@@ -14,7 +14,7 @@ import numpy as np
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import shown
-from seer.data.shards.open import Shard
+from seer.data.shards.shard import Shard
 from seer.data.shards.tar import TarError
 
 _ROW_BITS = 32  # an excluded row is one integer: shard number, then row

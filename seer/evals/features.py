@@ -17,7 +17,7 @@ from seer.core.records import Labelled
 from seer.data.augment import normalize
 from seer.data.decode import Undecodable, decode
 from seer.data.ledger import shown
-from seer.data.shards.open import Shard, image_of
+from seer.data.shards.shard import Shard, image_of
 from seer.data.shards.tar import TarError
 from seer.data.transforms.one_view import center
 from seer.evals.labels import UNLABELLED, Labels, find, match

@@ -21,8 +21,8 @@ import numpy as np
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import shown
-from seer.data.shards.open import Shard, folder_of
 from seer.data.shards.rewrite import MOST_DIGITS
+from seer.data.shards.shard import Shard, folder_of
 from seer.data.shards.tar import TarError
 
 UNLABELLED, BROKEN = -1, -2

@@ -21,7 +21,9 @@ from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.order import Plan, choose_lanes
 from seer.data.quarantine import known_as, read_exclude
-from seer.data.shards.open import SHARDS_MANIFEST, Shard, open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import Shard
+from seer.data.shards.writer import SHARDS_MANIFEST, write_shards
 from seer.engine.control import Every
 from seer.engine.precision import Precision
 from seer.optim.groups import build_groups

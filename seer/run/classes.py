@@ -7,7 +7,7 @@ from seer.core.build import find
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
 from seer.data import synthetic as sample
-from seer.data.shards.open import Shard
+from seer.data.shards.shard import Shard
 from seer.data.transforms.targets import ClassLabel, ClassLabels
 from seer.evals import labels
 from seer.run.config import RunConfig

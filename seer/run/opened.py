@@ -11,7 +11,8 @@ from seer.core.build import build, check_targets
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.protocols import Task
-from seer.data.shards.open import Shard, open_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import Shard
 from seer.engine.checkpoint_files import read_part
 from seer.engine.metrics import read_rows
 from seer.engine.retention import steps_in

@@ -13,7 +13,8 @@ from seer.core.errors import BadDataError, Interrupted, LostPeer, StorageError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.data.ledger import Ledger
-from seer.data.shards.open import fingerprint, open_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import fingerprint
 from seer.engine.alarms import FlightRecorder
 from seer.engine.control import Control
 from seer.engine.determinism import cost, use_deterministic

@@ -4,7 +4,7 @@ import pytest
 
 from seer.cli.main import main
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from tests.evals.test_labels import ROWS, folder, foreign, sharded
 from tests.program import SMALL, seer
 

@@ -14,7 +14,9 @@ from PIL import Image
 
 from seer.core.errors import RequestError, StorageError
 from seer.data.decode import decode
-from seer.data.shards.open import build_index, image_of, open_shards
+from seer.data.shards.index import build_index
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import image_of
 from tests.data.image_files import encoded, jpeg, pixels, png, write_tar
 from tests.messages import naming, says
 from tests.program import alive, seer, start

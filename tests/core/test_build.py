@@ -82,7 +82,7 @@ def test_only_code_admits_another_place(monkeypatch):
 # private names, module entry points, things that are neither class nor function: all are there
 PRIVATE = [
     "seer.data.loading.reader_process._stopped",
-    "seer.data.shards.open._Archive",
+    "seer.data.shards.tar_shard._Archive",
     "seer.__main__.entry",
     "seer.data.loading.loader.Loader.__init__",
     "seer.data.loading.loader.Loader.batches",

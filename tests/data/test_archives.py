@@ -13,8 +13,8 @@ import pytest
 
 from seer.core.errors import RequestError
 from seer.data.shards.index import build_index
+from seer.data.shards.index_tars import index_archives
 from seer.data.shards.open import open_shards
-from seer.data.shards.rewrite import index_archives
 from seer.data.shards.tar import TarError
 from tests.data.image_files import png, write_tar
 

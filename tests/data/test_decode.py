@@ -171,7 +171,8 @@ def test_only_the_first_image_of_an_animation_is_decoded():
 
 
 def test_a_png_called_jpg_is_known_by_its_bytes(tmp_path):
-    from seer.data.shards.open import image_of, open_shards
+    from seer.data.shards.open import open_shards
+    from seer.data.shards.shard import image_of
 
     (tmp_path / "wrong.jpg").write_bytes(png(8))
     np.testing.assert_array_equal(decode(image_of(open_shards(tmp_path)[0].read(0, 0))), pixels(8))

@@ -11,7 +11,8 @@ from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.shards.open import open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.writer import write_shards
 from tests.data.image_files import png
 
 N, BATCH, LANES = 192, 16, 16

@@ -25,7 +25,8 @@ from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.shards.index import INDEX
-from seer.data.shards.open import open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.writer import write_shards
 from tests.data.image_files import encoded, jpeg, many_scans, pixels, png, write_tar
 
 GOOD = [(f"g{i}.jpg", jpeg(i)) for i in range(12)]

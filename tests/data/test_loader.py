@@ -13,7 +13,8 @@ from seer.data.loading.reader import MOST_BAD, Reader
 from seer.data.loading.reader_worker import CHUNK
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.shards.open import open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.writer import write_shards
 from tests.data.children import children
 from tests.data.image_files import jpeg, pixels, png
 

@@ -11,7 +11,8 @@ from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import Plan
-from seer.data.shards.open import open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.writer import write_shards
 from tests.data.children import children
 
 SMALL = dict(sizes=[32, 24], counts=[2, 2], scales=[[0.3, 1.0], [0.1, 0.4]], aspect=[0.75, 4 / 3], flip=0.5, jitter=0.8)

@@ -17,7 +17,9 @@ from seer.data.order import plan
 from seer.data.quarantine import read_exclude
 from seer.data.shards.index import INDEX, INDEX_SUFFIX, KEEPS_ENDING, MARK, VERSION, build_index, write_index
 from seer.data.shards.names import COMPANIONS, IMAGE_ENDINGS, WITH_COMPANIONS, split
-from seer.data.shards.open import fingerprint, open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import fingerprint
+from seer.data.shards.writer import write_shards
 from seer.data.transforms.one_view import OneView
 from tests.data.image_files import encoded, jpeg, pixels, png, write_tar
 

@@ -12,7 +12,8 @@ from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.quarantine import Excluded, read_exclude
-from seer.data.shards.open import open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.writer import write_shards
 from tests.data.image_files import jpeg, png, write_tar
 from tests.messages import naming, says
 

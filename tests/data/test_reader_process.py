@@ -29,7 +29,9 @@ from seer.data.loading.reader import MOST_BAD, Reader
 from seer.data.loading.reader_worker import CHUNK
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
-from seer.data.shards.open import TarShard, open_shards, write_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.tar_shard import TarShard
+from seer.data.shards.writer import write_shards
 from seer.data.transforms import multi_crop
 from tests.data.children import children
 from tests.data.image_files import png

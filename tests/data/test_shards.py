@@ -17,19 +17,12 @@ import numpy as np
 import pytest
 
 from seer.core.errors import RequestError, StorageError
-from seer.data.shards.index import INDEX, checksum, read_index, write_index
-from seer.data.shards.open import (
-    Opened,
-    TarShard,
-    build_index,
-    class_names,
-    fingerprint,
-    image_of,
-    open_shards,
-    write_shards,
-)
+from seer.data.shards.index import INDEX, build_index, checksum, read_index, write_index
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import class_names, fingerprint, image_of
 from seer.data.shards.tar import TarError
-from seer.data.shards.writer import write_manifest
+from seer.data.shards.tar_shard import Opened, TarShard
+from seer.data.shards.writer import write_manifest, write_shards
 from tests.data.image_files import jpeg, png, write_tar
 from tests.messages import naming, says
 
@@ -188,14 +181,14 @@ def test_an_index_that_points_outside_its_archive_is_refused(written, field):
 def test_opening_by_the_manifest_reads_no_index_and_names_the_same_data(written, monkeypatch):
     folder, _ = written
     slow = fingerprint(TarShard(s.path) for s in open_shards(folder))
-    monkeypatch.setattr("seer.data.shards.open.read_index", None)
-    monkeypatch.setattr("seer.data.shards.open.build_index", None)
+    monkeypatch.setattr("seer.data.shards.tar_shard.read_index", None)
+    monkeypatch.setattr("seer.data.shards.tar_shard.build_index", None)
     shards = open_shards(folder)
     assert fingerprint(shards) == slow and [len(s) for s in shards] == [5, 6, 6, 6]
 
 
 def test_more_shards_than_may_be_open_are_read_in_any_order_and_close_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("seer.data.shards.open.MOST_OPEN", 3)
+    monkeypatch.setattr("seer.data.shards.tar_shard.MOST_OPEN", 3)
     write_shards(SAMPLES, tmp_path, total=23, per_shard=1)
     before = len(os.listdir("/proc/self/fd"))
     shards = open_shards(tmp_path)
@@ -207,10 +200,10 @@ def test_more_shards_than_may_be_open_are_read_in_any_order_and_close_again(tmp_
 
 
 def test_an_archive_that_is_opened_again_finds_its_index_still_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("seer.data.shards.open.MOST_OPEN", 3)
+    monkeypatch.setattr("seer.data.shards.tar_shard.MOST_OPEN", 3)
     write_shards(SAMPLES, tmp_path, total=23, per_shard=1)
     read = []
-    monkeypatch.setattr("seer.data.shards.open.read_index", lambda *paths: read.append(paths) or read_index(*paths))
+    monkeypatch.setattr("seer.data.shards.tar_shard.read_index", lambda *paths: read.append(paths) or read_index(*paths))
     shards = open_shards(tmp_path)
     for _ in range(3):
         assert [shard.read(0, 0).key for shard in shards] == [key for key, _ in SAMPLES]
@@ -218,10 +211,10 @@ def test_an_archive_that_is_opened_again_finds_its_index_still_in_memory(tmp_pat
 
 
 def test_indexes_in_memory_are_bounded_by_their_bytes_and_the_oldest_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr("seer.data.shards.open.MOST_INDEXED", 3 * 2 * INDEX.itemsize, raising=False)
+    monkeypatch.setattr("seer.data.shards.tar_shard.MOST_INDEXED", 3 * 2 * INDEX.itemsize, raising=False)
     write_shards(SAMPLES, tmp_path, total=23, per_shard=1)
     read = []
-    monkeypatch.setattr("seer.data.shards.open.read_index", lambda *paths: read.append(paths) or read_index(*paths))
+    monkeypatch.setattr("seer.data.shards.tar_shard.read_index", lambda *paths: read.append(paths) or read_index(*paths))
     shards = open_shards(tmp_path)
     for number in (0, 1, 2, 0, 1, 2, 3, 1, 2, 3, 0):
         shards[number].read(0, 0)
@@ -238,7 +231,7 @@ def test_as_many_archives_may_be_open_as_half_of_what_the_system_allows_at_most(
             print("skip")
         else:
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))
-            from seer.data.shards.open import open as shards
+            from seer.data.shards import tar_shard as shards
             print(shards.Opened()._most, resource.getrlimit(resource.RLIMIT_NOFILE)[0])"""
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     if said == ["skip"]:
@@ -249,8 +242,8 @@ def test_as_many_archives_may_be_open_as_half_of_what_the_system_allows_at_most(
 @pytest.mark.parametrize("hard", [200_000, 10**9, resource.RLIM_INFINITY])
 def test_however_many_files_the_system_allows_no_more_are_asked_for_than_are_of_use(monkeypatch, hard):
     limits = [(1024, hard)]
-    monkeypatch.setattr("seer.data.shards.open.resource.getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr("seer.data.shards.open.resource.setrlimit", lambda _, pair: limits.append(pair))
+    monkeypatch.setattr("seer.data.shards.tar_shard.resource.getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr("seer.data.shards.tar_shard.resource.setrlimit", lambda _, pair: limits.append(pair))
     assert Opened()._most == 65_536 and limits[1:] == [(131_072, hard)]
 
 

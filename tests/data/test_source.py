@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from seer.core.errors import RequestError
-from seer.data.shards.open import class_names, image_of, open_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import class_names, image_of
 from seer.data.shards.source import expand
 from tests.data.image_files import write_tar
 from tests.messages import naming

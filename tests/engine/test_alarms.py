@@ -7,7 +7,7 @@ import pytest
 
 from seer.core.records import PATIENCE
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from seer.engine.alarms import ALARMS, FlightRecorder
 from seer.models.heads import SwAVHead
 from seer.tasks import swav_alarms

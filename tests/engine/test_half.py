@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seer.core.errors import NumericsError, RequestError
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from seer.engine import precision
 from seer.engine.metrics import read_rows
 from seer.engine.precision import DTYPES, MOST_SKIPPED, Precision, default_dtype

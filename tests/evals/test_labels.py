@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from seer.core.errors import RequestError
-from seer.data.shards.open import class_names, open_shards
+from seer.data.shards.open import open_shards
 from seer.data.shards.rewrite import Part, write_part
+from seer.data.shards.shard import class_names
 from seer.evals.features import LabelledImages
 from seer.evals.knn import baselines
 from seer.evals.labels import UNLABELLED, Labels, find, match

@@ -15,7 +15,8 @@ from seer.cli import export as cli_export
 from seer.data import synthetic as sample
 from seer.data.augment import normalize
 from seer.data.decode import decode
-from seer.data.shards.open import image_of, open_shards
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import image_of
 from seer.evals.features import center
 from seer.export import model_card, parity, to_safetensors, to_timm, to_torchvision
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, write_bundle

@@ -28,7 +28,7 @@ if FAULT == "disk" and os.environ.get("RANK") == "0":
     checkpoint.flush_folder = flush_slowly
 
 elif FAULT == "storage":
-    from seer.data.shards.open import TarShard
+    from seer.data.shards.tar_shard import TarShard
 
     read, count = TarShard.read, iter(range(100))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from seer.models.bundle import read_bundle, write_bundle
 from seer.models.surgery import FrozenBatchNorm2d, freeze_batch_norm
 from seer.models.zoo import build

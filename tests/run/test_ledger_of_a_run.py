@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from seer.run import skipped as run_skipped
 from tests.messages import says
 from tests.program import SMALL, losses, seer, start, wait

@@ -16,7 +16,7 @@ from seer.cli.main import main
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import setup
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from seer.models.bundle import card_of, read_bundle
 from seer.models.pretrained import load_backbone
 from seer.models.regnet import RegNet

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from tests.messages import says
 from tests.program import SMALL, Ended, seer, start, wait
 

@@ -5,7 +5,7 @@ import torch
 
 from seer.core.errors import RequestError
 from seer.data import synthetic as sample
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from seer.models.bundle import read_bundle, write_bundle
 from seer.models.key_maps import VISSL
 from seer.models.zoo import build

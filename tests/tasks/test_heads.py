@@ -12,7 +12,7 @@ from seer.core.errors import RequestError
 from seer.core.records import Batch
 from seer.data import synthetic as sample
 from seer.data.multicrop import MultiCrop
-from seer.data.shards.open import write_shards
+from seer.data.shards.writer import write_shards
 from seer.data.transforms.one_view import OneView
 from seer.models.regnet import RegNet
 from seer.tasks.heads import HeadsTask

@@ -19,7 +19,7 @@ from seer.data.decode import Undecodable
 from seer.data.ledger import shown
 from seer.data.order import Places, Plan
 from seer.data.quarantine import Excluded
-from seer.data.shards.open import Shard
+from seer.data.shards.shard import Shard
 from seer.data.shards.tar import TarError
 
 Decode = Callable[..., Decoded]  # (sample, scratch=…)

@@ -23,8 +23,8 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from seer.core.errors import RequestError, StorageError
-from seer.data.shards.names import BY_LAST_DOT, IMAGE_ENDINGS, WITH_COMPANIONS, Endings, split, up_to_first_dot
 from seer.data.shards import archives
+from seer.data.shards.names import BY_LAST_DOT, IMAGE_ENDINGS, WITH_COMPANIONS, Endings, split, up_to_first_dot
 from seer.data.shards.tar import TAR_BLOCK, Member, TarError, walk
 
 _ARCHIVES = (".tar", *archives.ENDINGS)

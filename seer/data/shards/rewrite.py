@@ -1,5 +1,4 @@
-"""Writes the images of any shards as new shards of equal count, in any number of processes; or an index for
-tars at hand.
+"""Writes the images of any shards as new shards of equal count, in any number of processes.
 
 Piece n of the output is a function of the request alone: its images are looked up in a keyed permutation of the whole,
 so no list of millions is ever made, each process does its own pieces, and a run that was killed goes on to the same
@@ -11,9 +10,8 @@ which no image is left is not written.
 import functools
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -29,10 +27,10 @@ from seer.data.decode import Undecodable, decode, reencoded
 from seer.data.ledger import LEAST_SEEN, parse_fraction, shown
 from seer.data.order import permute
 from seer.data.shards.folder import FolderShard
-from seer.data.shards.index import INDEX_SUFFIX, Notes, build_index, checksum, fits, read_index, write_index
 from seer.data.shards.journaled_pool import Entry, locked, run_pieces
 from seer.data.shards.names import IMAGE_ENDINGS, has_places
-from seer.data.shards.open import Shard, fingerprint, folder_of, tell
+from seer.data.shards.output_folder import finished_before, make, refuse_strangers
+from seer.data.shards.shard import Shard, fingerprint, folder_of
 from seer.data.shards.tar import TarError
 from seer.data.shards.writer import (
     JOURNAL,
@@ -46,8 +44,9 @@ from seer.data.shards.writer import (
 )
 
 MOST_DIGITS = 18  # of a number in `cls`
-UNREADABLE = "unreadable"  # a reason besides those of records.KINDS, since training stops at such a file
-INDEXING = ".indexing.jsonl"  # not JOURNAL: the tars are whole before their indexes are
+
+
+UNREADABLE = "unreadable"  # a reason besides those of records.SKIP_REASONS, since training stops at such a file
 
 
 @dataclass(frozen=True)
@@ -171,10 +170,10 @@ def write_part(
     """Returns the manifest, of an earlier run of the same request where there is one. Raises BadDataError (max_bad)."""
     make(output)
     if (output / SHARDS_MANIFEST).exists():
-        return _same(output, part.request)
+        return finished_before(output, part.request)
     with locked(output / JOURNAL) as journal:
         if (output / SHARDS_MANIFEST).exists():  # who held the lock has written it
-            manifest = _same(output, part.request)
+            manifest = finished_before(output, part.request)
         else:
             manifest = _write(part, output, journal, processes=processes, max_bad=max_bad, progress=progress)
         (output / JOURNAL).unlink()
@@ -228,7 +227,7 @@ def _write(
         processes=processes,
         progress=progress,
         finished=finished,
-        begin=lambda: _no_strangers(output),
+        begin=lambda: refuse_strangers(output),
         images=lambda entry: entry["count"] + len(entry["skipped"]),
     )
     if bad.total() == seen:
@@ -249,182 +248,3 @@ def _list_skipped(path: Path, entries: Sequence[Entry]) -> None:
             file.writelines(json.dumps(one) + "\n" for entry in entries for one in entry["skipped"])
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def keep_apart(folders: Sequence[str], shards: Iterable[Shard], output: Path) -> None:
-    """Refuses an output that holds the source, whose tars shards would replace, or lies in one of its folders, where
-    the next run of the same words would read what this one wrote. folders: of the words for the source.
-    """
-    if output.is_dir():
-        places = {shard.path if isinstance(shard, FolderShard) else shard.path.parent for shard in shards}
-        for place in sorted(path for path in places if path.is_dir()):  # not a list of images
-            if _within(place, output):
-                raise RequestError(
-                    f"output={output} holds the source {place}, which writing shards would destroy; give another "
-                    "folder, or index_only=true to make indexes for tars and copy nothing"
-                )
-    for folder in folders:
-        if _within(output, Path(folder)):
-            raise RequestError(
-                f"output={output} lies in the source {folder}, so that the same command would read its own shards when "
-                "it is run again; give a folder outside"
-            )
-
-
-def _within(path: Path, folder: Path) -> bool:
-    """Returns whether path is folder or lies in it, whatever the links and mounts they are named by."""
-    wanted, real = os.stat(folder), path.resolve()
-    return any(p.exists() and os.path.samestat(p.stat(), wanted) for p in (real, *real.parents))
-
-
-def make(output: Path) -> None:
-    """Makes the folder, where it is not there yet. Raises StorageError."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"output={output} cannot be made: {error.strerror}; give one that can") from error
-
-
-def _no_strangers(output: Path) -> None:
-    """Refuses a folder that holds tars: a new journal takes all names of shards in it as its own."""
-    strangers = sorted(name for name in os.listdir(output) if name.endswith(".tar") and name[0] != ".")
-    if strangers:
-        raise RequestError(
-            f"output={output} holds {strangers[0]}{f' and {len(strangers) - 1} more tars' if strangers[1:] else ''} "
-            "that this request has not written and will not replace; give another folder, or move them away"
-        )
-
-
-def index_archives(
-    paths: Sequence[str], output: Path, *, processes: int, progress: Callable[[int], object]
-) -> dict[str, Any]:
-    """Writes an index for each tar, and a manifest of all in `output`; the tars are read and never changed or copied.
-
-    An index lies beside its tar where that lies in `output`, and else in `output`: tars may be on a read-only disk.
-    """
-    make(output)
-    try:
-        status = [(path, (found := os.stat(path)).st_size, found.st_mtime_ns) for path in paths]
-    except OSError as error:
-        raise StorageError(f"{error.filename}: {error.strerror}") from error
-    request = hashlib.sha256(json.dumps([1, "index", status]).encode()).hexdigest()[:16]
-    if (output / SHARDS_MANIFEST).exists():
-        return _same(output, request, indexes=True)
-    with locked(output / INDEXING) as journal:
-        if (output / SHARDS_MANIFEST).exists():
-            manifest = _same(output, request, indexes=True)
-        else:
-            manifest = _index(paths, output, journal, request, processes=processes, progress=progress)
-        (output / INDEXING).unlink()
-    return manifest
-
-
-def _index(
-    paths: Sequence[str],
-    output: Path,
-    journal: IO[str],
-    request: str,
-    *,
-    processes: int,
-    progress: Callable[[int], object],
-) -> dict[str, Any]:
-    names = _names(paths, output)
-
-    def work(number: int, tick: Callable[[], None]) -> Entry:
-        path, name = Path(paths[number]), names[number]
-        sidecar = output / name.get("sidecar", name["name"] + INDEX_SUFFIX)
-        notes = Notes()
-        try:
-            index = build_index(path, notes=notes)
-        except TarError as error:
-            raise TarError(f"{path}: {error}") from error
-        if len(index) == 1:
-            raise RequestError(f"no images in {path}; looked for {', '.join(sorted(IMAGE_ENDINGS))}")
-        try:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if not _holds(sidecar, path, index):
-                sidecar.parent.mkdir(parents=True, exist_ok=True)
-                write_index(index, sidecar)
-        except OSError as error:
-            raise StorageError(
-                f"the index {sidecar} cannot be written: {error.strerror}; give an output= where it can: indexes and "
-                "their manifest then lie there, and that folder is the source to train from"
-            ) from error
-        tick()
-        size = int(index[-1]["offset"])
-        entry = {**name, "count": len(index) - 1, "bytes": size, "sha256": digest, "index": checksum(index)}
-        notes.inside = [f"{path}/{one}" for one in notes.inside]
-        return {**entry, "notes": asdict(notes)} if notes != Notes() else entry
-
-    entries = run_pieces(work, len(paths), journal, request, processes=processes, progress=progress)
-    notes = Notes()
-    for entry in entries:
-        notes.add(Notes(**entry.pop("notes", {})))
-    tell(notes)
-    return write_manifest(output, entries, {"request": request, "skipped": 0})
-
-
-def _names(paths: Sequence[str], output: Path) -> list[dict[str, str]]:
-    """Returns the names of tars as the manifest of `output` tells them, and of their indexes where these do not
-    lie beside them."""
-    root = os.path.join(os.path.realpath(output), "")
-    real = {folder: os.path.join(os.path.realpath(folder), "") for folder in {os.path.dirname(path) for path in paths}}
-    inside = [real[os.path.dirname(path)].startswith(root) for path in paths]
-    whole = [os.path.abspath(path) for path in paths]
-    away = {os.path.dirname(path) for path, within in zip(whole, inside) if not within}
-    common = os.path.commonpath(away) if away else ""
-    names = [
-        {"name": os.path.relpath(real[os.path.dirname(path)] + os.path.basename(path), root)}
-        if within
-        else {"name": at, "sidecar": os.path.relpath(at, common) + INDEX_SUFFIX}
-        for path, at, within in zip(paths, whole, inside)
-    ]
-    places = Counter(name.get("sidecar", name["name"] + INDEX_SUFFIX) for name in names)
-    if len(places) < len(names):
-        raise RequestError(
-            f"output={output}: indexes of {places.most_common(1)[0][1]} tars would all be "
-            f"{places.most_common(1)[0][0]} there; give an output= apart from them, or one for each folder"
-        )
-    return names
-
-
-def _holds(sidecar: Path, path: Path, index: np.ndarray) -> bool:
-    try:
-        return sidecar.exists() and np.array_equal(read_index(sidecar, path), index)
-    except StorageError:  # unreadable, or of another archive
-        return False
-
-
-def _same(output: Path, request: str, indexes: bool = False) -> dict[str, Any]:
-    """Returns the manifest of an earlier run, when it was the same and all that it wrote is there."""
-    where = output / SHARDS_MANIFEST
-    try:
-        manifest = json.loads(where.read_text(encoding="utf-8"))
-        same, shards = manifest["request"] == request, manifest["shards"]
-    except (ValueError, KeyError, TypeError):
-        same, shards = False, []
-    if not same:
-        remedy = f"delete {where} to index them anew" if indexes else "delete it"
-        raise RequestError(f"output={output} already holds other shards; give another folder or {remedy}")
-    lost = [problem for entry in shards if (problem := _lost(output, entry))]
-    if lost:
-        remedy = f"delete {where}" if indexes else "restore what is lost or delete the folder"
-        raise StorageError(
-            f"output={output} was finished once, but {len(lost)} of {len(shards)} shards are not as they were written, "
-            f"the first: {lost[0]}; {remedy} and run the same command again"
-        )
-    return manifest
-
-
-def _lost(output: Path, entry: Mapping[str, Any]) -> str | None:
-    """Returns what is wrong with the size of a shard or its index."""
-    path = output / entry["name"]
-    beside = output / entry["sidecar"] if "sidecar" in entry else Path(f"{path}{INDEX_SUFFIX}")
-    try:
-        size, sidecar = path.stat().st_size, beside.stat().st_size
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    if size != entry["bytes"]:
-        return f"{path} has {size} bytes instead of {entry['bytes']}"
-    return None if fits(sidecar, entry["count"]) else f"{beside} has {sidecar} bytes"

@@ -26,7 +26,7 @@ class TarError(ValueError):
     """Says that the archive is damaged or holds what a shard may not hold: exit 65 where it ends a run."""
 
     exit_status = 65
-    kind = "archive"  # of records.KINDS: what it is counted by where it costs one row
+    kind = "archive"  # of records.SKIP_REASONS: what it is counted by where it costs one row
 
 
 class ChecksumError(TarError):

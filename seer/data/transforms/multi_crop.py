@@ -22,7 +22,7 @@ from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Color, Decoded, ImageArray, Sample
 from seer.data.decode import decode
-from seer.data.shards.open import image_of
+from seer.data.shards.shard import image_of
 from seer.data.transforms import color
 
 CROP_TRIES = 10

@@ -17,7 +17,7 @@ from seer.core.errors import RequestError
 from seer.core.records import Sample
 from seer.data.decode import Undecodable, decode_mask
 from seer.data.ledger import shown
-from seer.data.shards.open import Shard, folder_of
+from seer.data.shards.shard import Shard, folder_of
 
 MASKS = ("mask.png", "seg.png")  # endings of the member that is the mask
 BOXES = "boxes.json"

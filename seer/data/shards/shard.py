@@ -1,0 +1,55 @@
+"""Says what a shard is: rows of samples under a name; and what is asked of any: classes, fingerprint, the image."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from seer.core.records import Sample
+from seer.data.shards.names import IMAGE_ENDINGS
+
+
+class Shard(Protocol):
+    """Holds rows of samples. `identity` names the content for fingerprints; `read` may be called from any
+    thread. classes: what the numbers in `cls` members mean, where a manifest tells. iter_labels: the key and
+    the `cls` of each of some rows, with no image read; a key of None where the headers of a row are damaged."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, number: int, row: int) -> Sample: ...
+
+    def key(self, row: int) -> str: ...
+
+    def iter_keys(self) -> Iterator[str]: ...
+
+    def iter_labels(self, rows: Iterable[int]) -> Iterator[tuple[str | None, bytes | None]]: ...
+
+    def keys(self) -> list[str]: ...
+
+
+def fingerprint(shards: Iterable[Shard]) -> str:
+    """Names the data: shards in order with their counts and index checksums. 16 hexadecimal digits."""
+    return hashlib.sha256("\n".join(s.identity for s in shards).encode()).hexdigest()[:16]
+
+
+def class_names(shards: Sequence[Shard]) -> list[str]:
+    """Returns the names of the folders that directly hold the images, sorted: class i is the i-th."""
+    return sorted({folder_of(key) for shard in shards for key in shard.iter_keys()})
+
+
+def folder_of(key: str) -> str:
+    return key.rsplit("/", 2)[-2] if "/" in key else ""
+
+
+def image_of(sample: Sample) -> bytes:
+    """Returns the one image among a sample's members."""
+    return next(data for extension, data in sample.fields.items() if extension in IMAGE_ENDINGS)
