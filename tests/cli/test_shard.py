@@ -432,8 +432,8 @@ def test_indexes_may_lie_in_another_folder_which_then_is_the_source(tmp_path, ca
         shards = open_shards(source)
         assert [s.path for s in shards] == list(tars)
         assert [s.read(n, 0).key for n, s in enumerate(shards)] == ["a00", "a10", "b00", "b10"]
-    monkeypatch.setattr("seer.data.shards.open.read_index", None)
-    monkeypatch.setattr("seer.data.shards.open.build_index", None)
+    monkeypatch.setattr("seer.data.shards.tar_shard.read_index", None)
+    monkeypatch.setattr("seer.data.shards.tar_shard.build_index", None)
     assert len(open_shards(indexes)) == 4  # by the manifest alone
     monkeypatch.undo()
     (indexes / "a/deep/0.tar.index.npy").unlink()
@@ -475,8 +475,8 @@ def test_the_manifest_above_nested_folders_of_tars_is_what_opens_them(tmp_path, 
     ended = seer(capfd, "shard", f"source={tmp_path}", f"output={tmp_path}", "index_only=true")
     assert ended.status == 0 and all(Path(f"{p}.index.npy").exists() for p in tars), ended.words
     expected = [s.identity for p in tars for s in open_shards(p)]
-    monkeypatch.setattr("seer.data.shards.open.read_index", None)
-    monkeypatch.setattr("seer.data.shards.open.build_index", None)
+    monkeypatch.setattr("seer.data.shards.tar_shard.read_index", None)
+    monkeypatch.setattr("seer.data.shards.tar_shard.build_index", None)
     monkeypatch.chdir(tmp_path)
     for source in (tmp_path, "."):
         assert [s.identity for s in open_shards(source)] == expected
