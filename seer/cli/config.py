@@ -5,11 +5,15 @@ once: those of a verb in its schema (`cli/verbs.py`, `run/config.py`), those of 
 read without importing it. An unknown key is answered with the nearest right one.
 """
 
+import copy
 import difflib
 import importlib.util
 import math
+import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from seer.cli import foreign, recipes
+from seer.cli.idle import check_effect
+from seer.cli.recipes import OWN, Recipe
 from seer.cli.verbs import SCHEMAS
-from seer.cli.words import check_once, prepared, readable
+from seer.cli.words import check_no_sweep, check_once, in_form, like_path, prepared, readable
 from seer.core import schema
 from seer.core.build import check_targets
 from seer.core.config import filled, flat, hint_of
 from seer.core.errors import RequestError
+from seer.core.log import log
 
 ZOO = "zoo.yaml"  # in configs/model: the names of the zoo, and the node that builds them
 
@@ -39,28 +47,139 @@ def folder() -> Path:
     return Path(__file__).resolve().parents[2] / "configs"
 
 
-def read(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """Returns the config of a verb as plain dicts and lists, every key of it. Raises RequestError."""
-    check_once(words)
-    words = [prepared(word) for word in words]
-    groups = {p.name for p in folder().iterdir() if p.is_dir()}
-    choices = [w for w in words if w.split("=", 1)[0] in groups]
-    for group, _, choice in (w.partition("=") for w in choices):
-        _check_choice(verb, group, choice)  # Hydra would take `optim={}`, `optim=null` and `model=../task/swav`
-    base = _whole(verb, _compose(verb, choices))
-    settings = [w for w in words if w not in choices]
-    known = _known(base)
-    for word in settings:
-        _check_key(word.partition("=")[0], known, groups)
+@dataclass
+class Words:
+    """Holds the words of a verb in its own form, sorted. choices: group=choice. settings: key=value. own: the recipe that is a
+    file."""
+
+    choices: list[str]
+    settings: list[str]
+    own: Recipe | None = None
+    formed: Sequence[str] = ()  # all of them, as people would write them
+
+
+def read(verb: str, words: Sequence[str], *, whole: bool = True) -> dict[str, Any]:
+    """Returns the config of a verb as plain dicts and lists, every key of it. Raises RequestError.
+
+    whole: a key that has no value is refused; else it stays "???".
+    """
+    asked = _sorted(verb, words)
+    base = _whole(verb, _compose(verb, asked))
+    known, groups = _known(base), groups_of(verb)
+    for word in asked.settings:
+        if word.partition("=")[0] not in known:
+            raise RequestError(foreign.told(verb, asked.formed, known, groups) or _unknown(word, [*known, *groups]))
     # every key is known by now, also where no YAML names it
-    full = _whole(verb, _compose(verb, [*choices, *(f"++{w}" for w in settings)], settings))
-    _check_types(verb, base, full, [w.split("=", 1)[0] for w in settings])
+    full = _whole(verb, _compose(verb, asked, settings=True))
+    if asked.own is not None:
+        _check_own(verb, asked, full)
+    typed = [w.split("=", 1)[0] for w in asked.settings]
+    _check_types(verb, base, full, typed)
     check_targets(full)
     missing = sorted(key for key, value in flat(full).items() if value == "???")
-    if missing:
+    if missing and whole:
         raise RequestError(f"{verb} needs {', '.join(f'{key}=…' for key in missing)}")
-    schema.read(SCHEMAS[verb], full)  # limits
+    full = _at_home(verb, full)
+    if not missing:
+        schema.read(SCHEMAS[verb], full)  # limits
+    if verb in ("pretrain", "plan") and not full["replay"]:
+        check_effect(full, typed)
+    if asked.formed != list(words):
+        log.info(f"read as: seer {verb} {shlex.join(asked.formed)}")
     return full
+
+
+def chosen(verb: str, words: Sequence[str]) -> dict[str, str]:
+    """Returns the choice of each group that these words make, those of their recipe among them."""
+    asked, found = _sorted(verb, words), {}
+    own = asked.own.composed() if asked.own else {}
+    recipe = next((w.partition("=")[2] for w in asked.choices if w.startswith("recipe=")), "none")
+    said = [yaml.safe_load((folder() / f"{_composes(verb)}.yaml").read_text(encoding="utf-8")), own]
+    if not own and "recipe" in groups_of(verb):
+        said.append(yaml.safe_load((folder() / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8")))
+    for entry in (one for node in said for one in node.get("defaults", ()) if isinstance(one, dict)):
+        found.update({str(group).removeprefix("override /"): choice for group, choice in entry.items()})
+    found.update(dict(word.split("=", 1) for word in asked.choices))
+    if asked.own is not None:
+        found = {group: asked.own.file if choice == OWN else choice for group, choice in found.items()}
+    return found
+
+
+def groups_of(verb: str) -> list[str]:
+    """Returns the groups that a verb has choices of."""
+    defaults = yaml.safe_load((folder() / f"{_composes(verb)}.yaml").read_text(encoding="utf-8")).get("defaults", ())
+    return sorted(group for entry in defaults if isinstance(entry, dict) for group in entry)
+
+
+def _composes(verb: str) -> str:
+    return "pretrain" if verb == "plan" else verb
+
+
+def _sorted(verb: str, words: Sequence[str]) -> Words:
+    """Returns the words of people in our form. Raises RequestError for what is none, and for a choice that is not there."""
+    paths, groups = schema.paths(SCHEMAS[verb]), groups_of(verb)
+    formed = [_placed(verb, word) for word in in_form(verb, words, paths)]
+    check_once(formed, paths)
+    ready = {word: prepared(word, paths) for word in formed}
+    asked = Words([], [], formed=formed)
+    for word in formed:
+        group, _, choice = word.partition("=")
+        if group not in groups:
+            check_no_sweep(verb, ready[word])
+            asked.settings.append(ready[word])
+            continue
+        there = choices_of(verb, group)
+        file = recipes.file_of(choice, there) if group == "recipe" else None
+        if file is None:
+            _check_choice(verb, group, choice)  # Hydra would take `optim={}`, `optim=null` and `model=../task/swav`
+        else:
+            asked.own = recipes.load(file, set(groups), folder() / "recipe", there)
+            for inner, one in asked.own.choices.items():
+                _check_choice(verb, inner, one, f"{file}: ")
+        asked.choices.append(f"recipe={OWN}" if file else word)
+    return asked
+
+
+def _placed(verb: str, word: str) -> str:
+    """Returns `data.source=PATH` for `data=PATH`, which is no choice of data."""
+    group, _, value = word.partition("=")
+    path = group == "data" and value not in choices_of(verb, group) and (like_path(value) or value[:1] == "[")
+    return f"data.source={value}" if path and "data" in groups_of(verb) else word
+
+
+def _check_own(verb: str, asked: Words, full: dict[str, Any]) -> None:
+    """Raises RequestError for a key of a file that is none of the verb's, or whose value is of another kind."""
+    assert asked.own is not None
+    own = asked.own
+    bare = _whole(verb, _compose(verb, Words(asked.choices, [], own.bare())))
+    known = _known(bare)
+    given = {w.partition("=")[0] for w in asked.settings}
+    replaced = {w.partition("=")[0] for w in asked.choices}
+    said = {**own.settings, **{group: node for group, node in own.nodes.items() if group not in replaced}}
+    leaves = [key for key in flat(said) if key not in given]
+    try:
+        for key in leaves:
+            if not any(key == one or key.startswith(f"{one}.") for one in known):
+                raise RequestError(_unknown(f"{key}=", known))
+        _check_types(verb, bare, full, [key for key in leaves if not key.endswith("._target_")])
+    except RequestError as error:
+        raise RequestError(f"{own.file}: {error}") from None
+
+
+def _at_home(verb: str, full: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config with the home folder in place of a leading ~ of every path: shells expand it in few words."""
+    made = copy.deepcopy(full)
+    for key in schema.paths(SCHEMAS[verb]):
+        *above, name = key.split(".")
+        node = made
+        for part in above:
+            node = node[part]
+        value = node[name]
+        if isinstance(value, str):
+            node[name] = os.path.expanduser(value)
+        elif isinstance(value, list):
+            node[name] = [os.path.expanduser(one) if isinstance(one, str) else one for one in value]
+    return made
 
 
 def choices_of(verb: str, group: str) -> list[str]:
@@ -76,27 +195,32 @@ def _zoo() -> dict[str, Any]:
 
 
 @contextmanager
-def _store() -> Iterator[None]:
-    """Lets Hydra find `model=NAME` for every name of the zoo, inside this context alone: the store is the whole
-    process's."""
+def _store(own: Recipe | None) -> Iterator[None]:
+    """Lets Hydra find `model=NAME` for every name of the zoo, and a recipe that is a file, inside this context alone: the
+    store is the whole process's."""
     store, zoo = ConfigStore.instance(), _zoo()
-    for name in zoo["names"]:
-        store.store(group="model", name=name, node={**zoo["node"], "name": name})
+    names = [("model", name, {**zoo["node"], "name": name}, None) for name in zoo["names"]]
+    if own is not None:
+        names += [(group, OWN, node, None) for group, node in own.nodes.items()]
+        names += [("recipe", OWN, own.composed(), "_global_")]
+    for group, name, node, package in names:
+        store.store(group=group, name=name, node=node, package=package)
     try:
         yield
     finally:
-        for name in zoo["names"]:
-            del store.repo["model"][f"{name}.yaml"]
+        for group, name, _, _ in names:
+            del store.repo[group][f"{name}.yaml"]
 
 
-def _compose(verb: str, words: Sequence[str], typed: Sequence[str] = ()) -> dict[str, Any]:
-    """Composes a verb's config from words. typed: the words as people may recognize them, to be named in an error."""
+def _compose(verb: str, words: Words, settings: bool = False) -> dict[str, Any]:
+    """Composes a verb's config from the choices of words, and from what they set besides."""
     GlobalHydra.instance().clear()
+    overrides = [*words.choices, *(f"++{w}" for w in words.settings if settings)]
     try:
-        with _store(), initialize_config_dir(str(folder()), version_base="1.3"):
-            config = compose(verb, overrides=list(words))
+        with _store(words.own), initialize_config_dir(str(folder()), version_base="1.3"):
+            config = compose(verb, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise RequestError(_explained(error, typed or words)) from error
+        raise RequestError(_explained(error, words.settings if settings else words.choices)) from error
     finally:
         GlobalHydra.instance().clear()
     assert isinstance(config, DictConfig)
@@ -125,15 +249,17 @@ def _known(base: Mapping[str, Any]) -> list[str]:
     return sorted(set(leaves) | {key.rsplit(".", 1)[0] for key in leaves if "." in key})
 
 
-def _check_key(key: str, known: Sequence[str], groups: set[str]) -> None:
-    if key not in known:
-        raise RequestError(f"unknown key {key!r}{_nearest(key, [*known, *sorted(groups)])}")
+def _unknown(word: str, known: Sequence[str]) -> str:
+    key = word.partition("=")[0]
+    return f"unknown key {key!r}{_nearest(key, known)}"
 
 
-def _check_choice(verb: str, group: str, choice: str) -> None:
+def _check_choice(verb: str, group: str, choice: str, where: str = "") -> None:
     there = choices_of(verb, group)
     if choice not in there:
-        raise RequestError(f"{group}={choice}: no such choice{_nearest(choice, there)}; there are {', '.join(there)}")
+        told = foreign.choice_told(group, choice) or f"no such choice{_nearest(choice, there)}"
+        own = ", or a file: recipe=./mine.yaml" if group == "recipe" else ""
+        raise RequestError(f"{where}{group}={choice}: {told}; there are {', '.join(there)}{own}")
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

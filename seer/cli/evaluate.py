@@ -2,12 +2,10 @@
 
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from seer.cli import config
 from seer.core.build import build
 from seer.core.log import log
 from seer.engine.precision import DTYPES
@@ -17,9 +15,8 @@ from seer.parallel.world import open_world
 from seer.run.weights import state
 
 
-def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
+def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     """Returns the figures for the JSON line. Raises RequestError for weights or labels that are not there."""
-    settings = config.read("evaluate", words)
     start = time.monotonic()
     weights = state(settings["weights"])
     backbone, card = weights.backbone, weights.card

@@ -5,13 +5,12 @@ Surprising: `to=all` goes on after a failing target, so that the table shows all
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seer.cli import config
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data import synthetic as sample
@@ -41,9 +40,8 @@ class TargetsFailedError(RuntimeError):
         self.exit_status, self.result = exit_status, result
 
 
-def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
+def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     """Returns the file and its parity for the JSON line. Raises RequestError for a target that cannot hold the backbone."""
-    settings = config.read("export", words)
     if settings["to"] not in (*TARGETS, "all"):
         raise RequestError(f"to={settings['to']}: one of {', '.join(TARGETS)}, all")
     if settings["pictures"] < 1:

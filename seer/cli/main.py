@@ -57,9 +57,12 @@ def main(words: Sequence[str] | None = None) -> int:
     reports = rank == 0  # whether this rank speaks; of failures the one that failed first, or the lowest that is left
     output: list[Path] = []  # the verb appends its output folder as soon as it owns it
     try:
+        from seer.cli import config  # Hydra costs half of what `--help` may cost
+
+        settings = config.read(verb, words)  # before torch is imported, which costs seconds
         module = importlib.import_module(f"seer.cli.{verb}")
         listener.owns(output, unwinds=verb != "pretrain")  # which writes nothing before it owns its folder
-        result.update(module.run(words, output))
+        result.update(module.run(settings, output))
         listener.result_begins()
     except KeyboardInterrupt as asked:
         listener.result_begins()

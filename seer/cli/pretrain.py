@@ -3,20 +3,17 @@
 Surprising: torch is imported once the words are understood, so that a wrong one is told at once.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seer.cli import config
 from seer.run.config import RunConfig
 
 
-def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
+def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     """Returns the result for the JSON line. Raises RequestError and what `train` raises.
 
     Words given beside `replay` do not count, but for `data.source` and `parallel.device`.
     """
-    settings = config.read("pretrain", words)
     capture = settings.pop("replay")
     if capture:
         from seer.run.replay import replay

@@ -4,14 +4,13 @@ tars at hand."""
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from seer.cli import config
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import parse_fraction
@@ -25,9 +24,8 @@ from seer.data.shards.source import expand, is_image, is_list
 EVERY_S = 30.0  # between lines of progress
 
 
-def run(words: Sequence[str], output: list[Path]) -> dict[str, Any]:
+def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     """Returns what was written, for the JSON line."""
-    settings = config.read("shard", words)
     processes = _check(settings)
     target, start = Path(settings["output"]), time.monotonic()
     written = (_index if settings["index_only"] else _write)(settings, target, processes, output)

@@ -11,7 +11,7 @@ from seer.core.signature import MISSING, signature
 GIVEN: dict[str, tuple[str, ...]] = {
     "model": ("device",),
     "task": ("backbone", "transform", "group"),
-    "optim": ("params",),
+    "optim": ("params", "lr"),  # the rate comes from the schedule, before every step
     "schedule": ("step", "total"),
     "precision": ("device",),
     "augment": ("label", "labels"),

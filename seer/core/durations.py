@@ -2,7 +2,7 @@
 
 20   "20"   "50k"   "1.5M"      steps
 "600000img"  "600kimg" "1Gimg"  images (rounded up to whole steps)
-"100ep"  "0.5ep"                epochs of the data at hand
+"100ep"  "0.5ep"  "10epochs"    epochs of the data at hand
 "10%"                           of the whole run (not for the run itself)
 """
 
@@ -10,7 +10,7 @@ import math
 import re
 from fractions import Fraction
 
-_FORM = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?(?:e[0-9]{1,2})?)\s*([kMG]?)\s*(img|ep|%|)\s*$")
+_FORM = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?(?:e[0-9]{1,2})?)\s*([kMG]?)\s*(img|ep|epochs?|%|)\s*$")
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -30,7 +30,7 @@ def steps(duration: int | float | str, *, batch: int, images: int, total: int | 
     number, unit = Fraction(found[1]) * _SCALE[found[2]], found[3]
     if unit == "img":
         return math.ceil(number / batch)
-    if unit == "ep":
+    if unit.startswith("ep"):
         return math.ceil(number * images / batch)
     if unit == "%":
         if total is None:

@@ -6,9 +6,10 @@ before torch is imported.
 """
 
 import dataclasses
+import difflib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -30,9 +31,12 @@ Node = Annotated[dict[str, Any], "a rule like {key: value}"]
 Nodes = Annotated[list[Node], "a list of rules"]
 
 
-def setting(default: Any, words: str, *, least: float | None = None, above: float | None = None) -> Any:
-    """Declares a field: its default, the sentence about it, and the least value, or the limit that it lies above."""
-    metadata = {"words": words, "least": least, "above": above}
+def setting(
+    default: Any, words: str, *, least: float | None = None, above: float | None = None, one_of: Sequence[str] = ()
+) -> Any:
+    """Declares a field: its default, the sentence about it, and the least value, or the limit that it lies above, or
+    the only words that it takes."""
+    metadata = {"words": words, "least": least, "above": above, "one_of": tuple(one_of)}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     if default is dataclasses.MISSING:
@@ -95,6 +99,34 @@ def sentences(kind: type, prefix: str = "") -> dict[str, str]:
     return found
 
 
+def limits(kind: type, prefix: str = "") -> dict[str, str]:
+    """Returns what values of each key are limited to, by its dotted name, where they are."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(kind):
+        hint, name = _hints(kind)[field.name], prefix + field.name
+        if dataclasses.is_dataclass(hint):
+            found |= limits(hint, f"{name}.")  # type: ignore[arg-type]
+        elif one_of := field.metadata.get("one_of"):
+            found[name] = " | ".join(one_of)
+        elif (least := field.metadata.get("least")) is not None:
+            found[name] = f"at least {least}"
+        elif (above := field.metadata.get("above")) is not None:
+            found[name] = f"above {above}"
+    return found
+
+
+def paths(kind: type, prefix: str = "") -> dict[str, bool]:
+    """Returns the keys that take a path, by their dotted names, and whether they take several."""
+    found: dict[str, bool] = {}
+    for field in dataclasses.fields(kind):
+        hint, name = _hints(kind)[field.name], prefix + field.name
+        if dataclasses.is_dataclass(hint):
+            found |= paths(hint, f"{name}.")  # type: ignore[arg-type]
+        elif one := [h for h in (hint, *get_args(hint)) if h in (Path, Paths)]:
+            found[name] = one[0] == Paths
+    return found
+
+
 def plain(node: Any) -> dict[str, Any]:
     """Returns the plain values of a node: dicts, lists, words and numbers that are copies."""
     return dataclasses.asdict(node)
@@ -116,6 +148,11 @@ def _value(hint: Any, value: Any, key: str, field: dataclasses.Field[Any]) -> An
         raise RequestError(f"{key}={value}: at least {least}")
     if value is not None and above is not None and value <= above:
         raise RequestError(f"{key}={value}: above {above}")
+    if value is not None and (one_of := field.metadata.get("one_of")) and value not in one_of:
+        near = difflib.get_close_matches(str(value), one_of, n=1)
+        raise RequestError(
+            f"{key}={value}: one of {', '.join(one_of)}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
     return value
 
 

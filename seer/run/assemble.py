@@ -224,10 +224,10 @@ def training(config: RunConfig, task: Task, lengths: Durations, world: World, pr
     )
     parts = groups(config, task, lengths)
     if options.mode == "fairscale" and world.group is not None:
-        make = partial(build, "optim", config.optim)
+        make = partial(build, "optim", config.optim, lr=0.0)
         task.model, optimizer = fairscale_backend.shard(task.model, parts, make, world)
     else:
-        optimizer = build("optim", config.optim, parts)
+        optimizer = build("optim", config.optim, parts, lr=0.0)  # the schedule sets it before every step
     lr, plateau = schedule(config.schedule, config.plateau, lengths)
     keep_steps = lengths.steps(config.every.keep_steps, "every.keep_steps")
     return Training(task, optimizer, precision, lr, plateau, every, lengths.total, keep_steps)

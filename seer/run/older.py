@@ -14,6 +14,8 @@ VALUES: dict[tuple[str, str], dict[Any, Any]] = {
 }
 # (group, argument) that the program gives, and that configs used to list as null
 GIVEN = (("model", "device"), ("schedule", "total"))
+# (group, argument) that configs had, and that changed nothing
+IDLE = (("optim", "lr"),)
 NOT_OF_A_RUN = ("replay",)  # words of the verb that stood in its config
 
 
@@ -24,6 +26,9 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     for group, argument in GIVEN:
         if isinstance(node := new.get(group), dict) and node.get(argument, "") is None:
             del node[argument]
+    for group, argument in IDLE:
+        if isinstance(node := new.get(group), dict):
+            node.pop(argument, None)
     for (group, argument), values in VALUES.items():
         if isinstance(node := new.get(group), dict) and node.get(argument) in values:
             node[argument] = values[node[argument]]

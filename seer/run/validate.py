@@ -55,7 +55,7 @@ def check_parts(
     Keep(config.every.keep, kept, config.every.keep_hours)
     schedule(config.schedule, config.plateau, lengths)
     assemble.groups(config, task, lengths)
-    build("optim", config.optim, [nn.Parameter(torch.zeros(1))])
+    build("optim", config.optim, [nn.Parameter(torch.zeros(1))], lr=0.0)
     if config.optim.get("differentiable"):
         raise RequestError("optim.differentiable=true: nothing here goes back through a step; leave it false")
     if config.optim.get("capturable") and world.device.type == "cpu":

@@ -105,7 +105,6 @@ def test_every_recipe_composes_and_its_keys_all_exist(recipe):
     [
         ("batch=64", "batch", 64),
         ("optim.weight_decay=0", "optim.weight_decay", 0),
-        ("optim.lr=1e-3", "optim.lr", 1e-3),
         ("augment.sizes=[64,32]", "augment.sizes", [64, 32]),
         ("every.log=5", "every.log", 5),
         ("every.log=1ep", "every.log", "1ep"),
@@ -136,7 +135,7 @@ def test_a_choice_and_a_key_of_it_may_come_in_any_order():
         ("data.sorce=x", "data.source"),
         ("optim.weight_deacy=0", "optim.weight_decay"),
         ("weight_decay=0", "optim.weight_decay"),
-        ("optimizer.lr=1", "optim.lr"),
+        ("optimizer.lr=1", "schedule.peak"),
         ("modle=regnety_400mf", "model"),
         ("task.prototype=16", "task.prototypes"),
         ("every.logs=1", "every.log"),
@@ -174,7 +173,7 @@ def test_an_unknown_choice_lists_the_choices(word):
 @pytest.mark.parametrize(
     "word",
     [
-        "batch=many", "batch=6.5", "batch=true", "batch=[1]", "seed=1.5", "optim.lr=fast", "optim.lr=[1]", "optim.lr=true",
+        "batch=many", "batch=6.5", "batch=true", "batch=[1]", "seed=1.5", "optim.eps=fast", "optim.eps=[1]", "optim.eps=true",
         "task.batch_norm=1", "task.batch_norm=maybe", "augment.sizes=64", "augment.flip=half", "every.log=[1]",
         "every.log=1.5", "task.iterations=3.0", "parallel.channels_last=0", "every=5", "every={log: x, a: 1}", "groups=5",
     ],
@@ -184,7 +183,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(word):
 
 
 @pytest.mark.parametrize(
-    "word", ["optim.lr=nan", "optim.lr=inf", "augment.flip=-inf", "optim.lr=.nan", "precision.clip=nan"]
+    "word", ["optim.eps=nan", "optim.eps=inf", "augment.flip=-inf", "optim.eps=.nan", "precision.clip=nan"]
 )
 def test_numbers_that_are_none_are_refused(word):
     said = refused(word)
@@ -202,7 +201,7 @@ def test_numbers_that_are_none_are_refused(word):
         ("batch", "not understood"),
         ("=5", "not understood"),
         ("", "not understood"),
-        ("--multirun", "not understood"),
+        ("--multirun", "for x in"),
         ("optim@optim2=sgd", "packages"),
         ("optim@:_global_=sgd", "packages"),
         ("hydra.run.dir=x", "unknown key"),
@@ -249,7 +248,6 @@ PATHS = [
     "relative/path",
     "./here",
     "../up",
-    "~/home",
     "/d/{000000..000009}.tar",
     "/d/{train,test}-{00..03}.tar",
     "/d/2024 (1)/a",

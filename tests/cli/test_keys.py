@@ -86,7 +86,7 @@ def test_a_recipe_that_sets_a_key_takes_no_kind_of_word_away(recipe, word, value
             "every.log=0",
             "every.keep=0",
         ),
-        *("every.checkpoint=often", "every.minutes=-1", "schedule.warmup=long", "schedule.peak=[1]", "optim.lr=-1"),
+        *("every.checkpoint=often", "every.minutes=-1", "schedule.warmup=long", "schedule.peak=[1]", "optim.eps=-1"),
         *("optim.momentum=2", "eval.size=two", "precision.clip=two", "surgery.steps=[{a: 1}]", "surgery.steps=[1]"),
         *("groups=[{pattern: 5}]", "groups=[5]", "groups=[{pattern: head, lr_scale: fast}]", "batch=null", "seed=null"),
         *("groups=[{pattern: prototpyes}]", "groups=[{name: head}]", "weights=[a,b]", "model.widths=[a,b,c]"),
