@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def read(verb: str, words: Sequence[str], *, whole: bool = True) -> dict[str, An
         if word.partition("=")[0] not in known:
             raise RequestError(foreign.told(verb, asked.formed, known, groups) or _unknown(word, [*known, *groups]))
     # every key is known by now, also where no YAML names it
-    full = _whole(verb, _compose(verb, asked, settings=True))
+    full = _whole(verb, _compose(verb, asked, settings=True)) if asked.settings else copy.deepcopy(base)
     if asked.own is not None:
         _check_own(verb, asked, full)
     typed = [w.split("=", 1)[0] for w in asked.settings]
@@ -105,6 +106,7 @@ def chosen(verb: str, words: Sequence[str]) -> dict[str, str]:
     return found
 
 
+@cache
 def groups_of(verb: str) -> list[str]:
     """Returns the groups that a verb has choices of."""
     defaults = yaml.safe_load((folder() / f"{_composes(verb)}.yaml").read_text(encoding="utf-8")).get("defaults", ())
@@ -190,6 +192,7 @@ def choices_of(verb: str, group: str) -> list[str]:
     return [p.stem for p in files] + (_zoo()["names"] if group == "model" else [])
 
 
+@cache
 def _zoo() -> dict[str, Any]:
     return yaml.safe_load((folder() / "model" / ZOO).read_text(encoding="utf-8"))
 
@@ -251,18 +254,19 @@ def _known(base: Mapping[str, Any]) -> list[str]:
 
 def _unknown(word: str, known: Sequence[str]) -> str:
     key = word.partition("=")[0]
-    return f"unknown key {key!r}{_nearest(key, known)}"
+    return f"unknown key {key!r}{nearest(key, known)}"
 
 
 def _check_choice(verb: str, group: str, choice: str, where: str = "") -> None:
     there = choices_of(verb, group)
     if choice not in there:
-        told = foreign.choice_told(group, choice) or f"no such choice{_nearest(choice, there)}"
+        told = foreign.choice_told(group, choice) or f"no such choice{nearest(choice, there)}"
         own = ", or a file: recipe=./mine.yaml" if group == "recipe" else ""
         raise RequestError(f"{where}{group}={choice}: {told}; there are {', '.join(there)}{own}")
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Returns the question whether the nearest of what is known was meant."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
     best_by_tail = [k for k in known if k.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
     choice = best_by_tail[0] if best_by_tail else (close[0] if close else None)
@@ -280,7 +284,7 @@ def _check_types(verb: str, base: dict[str, Any], full: dict[str, Any], keys: Se
         if rule in before and schema.fits(schema.hint_of(SCHEMAS[verb], rule), {}):  # its keys are its user's own
             key, value = rule, {k: v for k, v in after.items() if k.startswith(f"{rule}.")}
         if key not in before:
-            raise RequestError(f"unknown key {key!r}{_nearest(key, sorted(before))}")
+            raise RequestError(f"unknown key {key!r}{nearest(key, sorted(before))}")
         hint = hint_of(key, full, SCHEMAS[verb])
         if hint is Any:
             hint, shown = _like(before[key]), before[key]

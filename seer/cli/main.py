@@ -4,6 +4,7 @@ Standard output carries one line, the result as JSON, from the first rank alone;
 output folder gets the same as `result.json`, with `exit`, since torchrun hides exit statuses behind 1.
 """
 
+import difflib
 import errno
 import importlib
 import json
@@ -15,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from seer import __version__
 from seer.core import log
-from seer.core.build import PLACES
-from seer.core.config import flat
+from seer.core.errors import RequestError
 from seer.core.signals import listener
 
 VERBS = {
@@ -36,7 +37,22 @@ STORAGE = {
     errno.ESTALE,
 }  # failures that it answers for
 GONE = {errno.EPIPE, errno.EIO}  # of standard output: whoever read it, or the terminal; a disk would say more
+ASKS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}  # of a path that no storage could take
+HELP = ("-h", "--help", "help")
+VERSION = ("--version", "-V", "version")
 EXIT_HELP = "exit status: 0 done, 75 saved on request (run again), 65 bad data, 74 storage, 78 wrong request, 70 defect"
+
+HELP_TEXT = "\n".join(
+    [
+        "usage: seer VERB key=value …",
+        *(f"  seer {name:<10}{what}" for name, what in VERBS.items()),
+        "begin with the built-in images, or with a folder of your own:",
+        "  seer pretrain recipe=sample",
+        "  seer pretrain recipe=swav_small data.source=/path/to/images output=runs/mine",
+        "more: seer VERB --help [GROUP], seer VERB … --print-config, seer --version",
+        EXIT_HELP,
+    ]
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -44,15 +60,14 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     rank = int(os.environ.get("RANK", 0))
     log.setup(rank)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_help(), file=sys.stderr)
-        return 0 if words else 78
+    if not words:
+        print(HELP_TEXT, file=sys.stderr)
+        return 78
+    if (status := _shown(words, rank)) is not None:
+        return status
     verb, words = words[0], words[1:]
     if verb not in VERBS:
-        return _end({"verb": verb, "exit": 78, "error": f"no verb {verb!r}; there are {', '.join(VERBS)}"}, rank)
-    if any(word in ("-h", "--help") for word in words):
-        print(_verb_help(verb), file=sys.stderr)
-        return 0
+        return _no_verb(verb, rank)
     result: dict[str, Any] = {"verb": verb, "exit": 0}
     reports = rank == 0  # whether this rank speaks; of failures the one that failed first, or the lowest that is left
     output: list[Path] = []  # the verb appends its output folder as soon as it owns it
@@ -72,6 +87,8 @@ def main(words: Sequence[str] | None = None) -> int:
         listener.result_begins()
         status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
         words = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.errno in ASKS:
+            status = 78
         if isinstance(error, OSError) and error.errno in STORAGE:
             status, words = 74, f"{words}; see to the storage or make room, and run the same command again"
         result.update(getattr(error, "result", {}), exit=status, error=words)
@@ -131,32 +148,57 @@ def _end(result: dict[str, Any], rank: int, output: Path | None = None, reports:
     return status
 
 
-def _help() -> str:
-    verbs = "\n".join(f"  seer {name:<10}{what}" for name, what in VERBS.items())
-    return f"usage: seer VERB key=value … (seer VERB --help lists its keys)\n{verbs}\n{EXIT_HELP}"
-
-
-def _verb_help(verb: str) -> str:
-    from seer.cli.config import choices_of, folder  # Hydra costs half a second, which a wrong verb need not wait for
-    from seer.cli.verbs import SCHEMAS
-    from seer.core import schema
-
-    root, source = folder(), (folder() / f"{verb}.yaml").read_text(encoding="utf-8")
-    head = [line.removeprefix("# ") for line in source.splitlines() if line.startswith("#")]
-    inherited = (root / "pretrain.yaml").read_text(encoding="utf-8") if verb == "plan" else source
-    groups = [
-        f"  {path.name}: {', '.join(choices_of(verb, path.name))}"
-        for path in sorted(root.iterdir())
-        if path.is_dir() and f"- {path.name}:" in inherited
+def _asked_for_help(words: Sequence[str]) -> tuple[str, list[str], list[str]] | None:
+    """Returns the verb ("" for all of them), its other words and the groups asked about, of a call for help; None of any other."""
+    words = list(words)
+    if words and words[0] in HELP:
+        words = [*words[1:2], "--help", *words[2:]]
+    verb, rest = ("", words) if not words or words[0] in HELP else (words[0], words[1:])
+    if not any(word in HELP or word.startswith("--help=") for word in rest):
+        return None
+    at = next(i for i, word in enumerate(rest) if word in HELP or word.startswith("--help="))
+    named = [
+        rest[at].partition("=")[2],
+        *(word for word in rest if "=" not in word and word[:1] != "-" and word not in HELP),
     ]
-    sentences, kind = schema.sentences(SCHEMAS[verb]), SCHEMAS[verb]
-    defaults = flat(schema.defaults(kind, missing="…"))
-    keys = [
-        f"  {key + '=' + json.dumps(value, ensure_ascii=False).strip(chr(34)):34} {sentences.get(key, '')}"
-        for key, value in defaults.items()
-        if key not in PLACES
-    ]
-    parts = [f"seer {verb}: {VERBS[verb]}", "\n".join(head), "keys, with their defaults:\n" + "\n".join(keys)]
-    if groups:
-        parts.append("groups (group=choice, then group.key=value):\n" + "\n".join(groups))
-    return "\n\n".join(parts)
+    return (
+        verb,
+        [word for word in rest if "=" in word and not word.startswith("--help=")],
+        [word for word in named if word],
+    )
+
+
+def _shown(words: Sequence[str], rank: int) -> int | None:
+    """Prints what needs no verb to run: help, version, config. Returns the exit status; None where a verb is to run."""
+    if words and (words[0] in VERSION or (words[0] in VERBS and "--version" in words)):
+        return _print(f"seer {__version__}")
+    asked = _asked_for_help(words)
+    if asked is None and "--print-config" not in words:
+        return None
+    verb, others, named = asked or (words[0], [word for word in words[1:] if word != "--print-config"], [])
+    if not verb or verb not in VERBS:
+        return _no_verb(verb, rank) if verb else _print(HELP_TEXT)
+    from seer.cli import help  # Hydra costs half of what `--help` may cost
+
+    try:
+        return _print(help.of_verb(verb, VERBS[verb], others, named) if asked else help.print_config(verb, others))
+    except RequestError as error:
+        return _end({"verb": verb, "exit": 78, "error": str(error)}, rank)
+
+
+def _print(text: str) -> int:
+    """Prints what was asked for on standard output, where `| less` finds it. Returns 0."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _no_verb(verb: str, rank: int) -> int:
+    from seer.cli.foreign import VERBS as FOREIGN
+
+    near = difflib.get_close_matches(verb.lower(), VERBS, n=1)
+    answer = FOREIGN.get(verb.lower().lstrip("-")) or (f"did you mean {near[0]!r}?" if near else "")
+    error = f"no verb {verb!r}{'; ' if answer else ''}{answer}; there are {', '.join(VERBS)}"
+    return _end({"verb": verb, "exit": 78, "error": error}, rank)

@@ -2,6 +2,7 @@
 tars at hand."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,9 +37,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
 
 def _check(settings: Mapping[str, Any]) -> int:
     """Returns the number of processes. Raises RequestError for what can be told wrong before anything is opened."""
-    if settings["labels"] not in (None, "folder"):
-        raise RequestError(f"labels={settings['labels']}: folder, or null for none")
-    if settings["per_shard"] < 1 or settings["holdout"] < 0:
+    if settings["per_shard"] < 1 or held(settings["holdout"], 100) < 0:
         raise RequestError(f"per_shard={settings['per_shard']}, holdout={settings['holdout']}: at least 1, at least 0")
     for name in ("max_side", "quality", "processes"):
         if settings[name] is not None and not isinstance(settings[name], int):
@@ -51,6 +50,16 @@ def _check(settings: Mapping[str, Any]) -> int:
     if processes < 1:
         raise RequestError(f"processes={processes}: at least 1")
     return processes
+
+
+def held(holdout: int | str, total: int) -> int:
+    """Returns how many images of all are held out, for a number or a share like 20%. Raises RequestError."""
+    if isinstance(holdout, int):
+        return holdout
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*%\s*", holdout)
+    if not found or float(found[1]) > 100:
+        raise RequestError(f"holdout={holdout}: a number of images, or a share of them like 20%")
+    return round(total * float(found[1]) / 100)
 
 
 def _index(settings: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
@@ -68,7 +77,7 @@ def _index(settings: Mapping[str, Any], target: Path, processes: int, output: li
 
 def _write(settings: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
     shards = open_shards(settings["source"], image=settings["image"], fields=settings["fields"])
-    total, holdout = sum(len(s) for s in shards), settings["holdout"]
+    total, holdout = sum(len(s) for s in shards), held(settings["holdout"], sum(len(s) for s in shards))
     if holdout >= total:
         raise RequestError(f"holdout={holdout} of {total} images leaves none; make it smaller")
     classes = class_names(shards) if settings["labels"] == "folder" else None

@@ -2,7 +2,7 @@
 
 from dataclasses import MISSING, dataclass
 
-from seer.core.schema import Node, Number, Path, Paths, Share, Switch, Whole, Word, setting
+from seer.core.schema import Count, Node, Number, Path, Paths, Share, Switch, Whole, Word, setting
 from seer.run.config import RunConfig
 
 
@@ -28,7 +28,9 @@ class Labelled:
     train: Paths = setting(MISSING, "labelled images that are known")
     test: Paths = setting(MISSING, "labelled images that are asked for")
     labels: Word = setting(
-        "auto", "member (`cls`), folder (its name), auto (member where any sample has one); classes match by name"
+        "auto",
+        "member (`cls`), folder (its name), auto (member where any sample has one); classes match by name",
+        one_of=("auto", "member", "folder"),
     )
     size: Whole | None = setting(None, "side of the center crop; null = what the weights were trained for", least=1)
     resize: Whole | None = setting(
@@ -49,8 +51,8 @@ class Evaluate:
     output: Path | None = setting(None, "folder for result.json; null = none is written")
     batch: Whole = setting(256, "images of one forward pass", least=1)
     threads: Whole | None = setting(None, "that read images; null = the cores this process may use", least=1)
-    device: Word = setting("auto", "cpu, cuda, or cuda where there is one")
-    dtype: Word = setting("fp32", "of the forward pass: fp32 or bf16")
+    device: Word = setting("auto", "cuda where there is one", one_of=("auto", "cpu", "cuda"))
+    dtype: Word = setting("fp32", "of the forward pass", one_of=("fp32", "bf16"))
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Export:
         MISSING,
         "a run (its newest whole state), RUN/checkpoints/step-…, a bundle, or weights of torchvision, VISSL, timm or Hugging Face",
     )
-    to: Word = setting(MISSING, "torchvision, timm, safetensors, or all")
+    to: Word = setting(MISSING, "what it is made for", one_of=("torchvision", "timm", "safetensors", "all"))
     output: Path = setting(MISSING, "file or folder; to=all makes a folder for each target in it")
     licence: Word | None = setting(
         None, "of imported weights, kept in the bundle and its model card; null = what the weights say"
@@ -85,8 +87,10 @@ class Shard:
     per_shard: Whole = setting(10000, "images in a shard; all shards hold the same number, give or take one")
     shuffle: Switch = setting(True, "lay the images in a random order, once")
     seed: Whole = setting(0, "of that order")
-    labels: Word | None = setting(None, "folder = the name of the folder that holds an image becomes its `cls` member")
-    holdout: Whole = setting(0, "so many images into OUTPUT/test, the rest into OUTPUT/train")
+    labels: Word | None = setting(
+        None, "folder = the name of the folder that holds an image becomes its `cls` member", one_of=("folder",)
+    )
+    holdout: Count = setting(0, "so many images into OUTPUT/test, or a share like 20%; the rest into OUTPUT/train")
     max_side: Whole | None = setting(
         None, "longest side in pixels; larger images are made smaller, once (changes pixels)"
     )

@@ -23,6 +23,7 @@ Duration = Annotated[int | float | str, "a duration like 20000, 600kimg, 15ep or
 Steps = Annotated[int | str, "a duration like 20000, 600kimg, 15ep or 3%"]
 Rate = Annotated[int | float | str, "a rate like 0.3, 0.3@256 or 0.1%"]
 Share = Annotated[int | float | str, "a share like 1% or 0.01"]
+Count = Annotated[int | str, "a whole number, or a share like 20%"]
 Word = Annotated[str, "a word"]
 Whole = Annotated[int, "a whole number"]
 Number = Annotated[int | float, "a number"]

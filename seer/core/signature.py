@@ -7,8 +7,9 @@ be of any kind, and the constructor says what is wrong with it.
 
 import ast
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ MISSING = object()
 @dataclass(frozen=True)
 class Signature:
     """Holds a signature. parameters: name -> (annotated type, default or MISSING). durations: those that people
-    write as durations."""
+    write as durations. meanings: name -> what the docstring's table says of it."""
 
     parameters: Mapping[str, tuple[Any, Any]]
     durations: tuple[str, ...] = ()
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
 
 @cache
@@ -44,7 +46,7 @@ def signature(target: str) -> Signature | None:
     module, _, name = target.rpartition(".")
     node = _definition(module, name) if module else None
     if isinstance(node, ast.FunctionDef):
-        return Signature(_parameters(node))
+        return Signature(_parameters(node), meanings=_meanings(node))
     if not isinstance(node, ast.ClassDef):
         return None
     made = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
@@ -52,7 +54,22 @@ def signature(target: str) -> Signature | None:
     for one in node.body:
         if isinstance(one, ast.Assign) and [ast.unparse(t) for t in one.targets] == ["durations"]:
             durations = tuple(ast.literal_eval(one.value))
-    return Signature(_parameters(made), durations) if made else None
+    return Signature(_parameters(made), durations, _meanings(node)) if made else None
+
+
+def _meanings(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
+    """Returns the table of a docstring: a line `name  what it means`, two spaces or more between, and deeper lines that go on."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in (ast.get_docstring(node) or "").splitlines():
+        if row := re.match(r"(\w+)  +(\S.*)$", line):
+            name = row[1]
+            found[name] = row[2]
+        elif name and re.match(r"   +\S", line):
+            found[name] += f" {line.strip()}"
+        else:
+            name = ""
+    return found
 
 
 def _definition(module: str, name: str, hops: int = 5) -> ast.stmt | None:

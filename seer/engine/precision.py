@@ -69,8 +69,10 @@ def _quicker_in_bf16() -> bool:
 
 
 class Precision:
-    """Steps an optimizer in a precision. dtype: fp32, bf16, fp16 (with loss scaling), or auto (`default_dtype`).
-    clip: largest gradient norm over all parameters, or None.
+    """Steps an optimizer in a precision.
+
+    dtype  fp32, bf16, fp16 (with loss scaling), or auto: bf16 where the device has instructions for it
+    clip   largest gradient norm over all parameters; null = any
 
     Parameters stay float32. `history`: in fp16 [MOST_SKIPPED + 1, 2] float32, loss scale and gradient norm of the last steps,
     oldest first, zeros before there were so many; else None. Raises RequestError for another dtype, or a clip that is not above 0.

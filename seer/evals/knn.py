@@ -38,7 +38,11 @@ def knn_top1(
 
 
 class KNN:
-    """Evaluates features of train and test by `knn_top1`. dtype of the forward: fp32 or bf16."""
+    """Evaluates features of train and test by `knn_top1`. dtype of the forward: fp32 or bf16.
+
+    k            neighbours that vote
+    temperature  of their votes: exp(cosine / temperature)
+    """
 
     def __init__(
         self,

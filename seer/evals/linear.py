@@ -44,7 +44,11 @@ def linear_top1(
 
 
 class Linear:
-    """Evaluates features of train and test by `linear_top1`."""
+    """Evaluates features of train and test by `linear_top1`.
+
+    penalty     weight of the squared weights, per image
+    iterations  of L-BFGS at the most
+    """
 
     def __init__(
         self,

@@ -29,7 +29,10 @@ def rankme(features: torch.Tensor) -> float:
 
 class RankMe:
     """Evaluates features of `most` images of train, spread evenly, by `rankme`. What their labels are makes no
-    difference."""
+    difference.
+
+    most  images whose features are taken
+    """
 
     def __init__(
         self,

@@ -179,12 +179,13 @@ class RegNet(nn.Module):
     the resolution in its first block. With four stages and `stem_stride=2` the last map is H/32 × W/32; `stem_stride=1`
     doubles every map (for small images) and costs four times the arithmetic.
 
-    Args:
-        widths, depths, group_widths: one integer a stage: channels, blocks, channels a group of the 3×3 convolution.
-        se_ratio: squeeze width of a block over the width that enters it.
-        stem_width: channels of the stem.
-        stem_stride: 1 or 2.
-        device: where parameters are made; "meta" (also by `with torch.device("meta")`) makes none.
+    widths        channels of each stage
+    depths        blocks of each stage
+    group_widths  channels of a group of the 3×3 convolution, of each stage
+    se_ratio      squeeze width of a block over the width that enters it
+    stem_width    channels of the stem
+    stem_stride   1 or 2; 1 doubles every map, for images of about 32 pixels
+    device        where parameters are made; "meta" (also by `with torch.device("meta")`) makes none
 
     Weights are drawn from torch's default generator; call `init_weights(generator)` to draw them from another.
 

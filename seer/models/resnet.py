@@ -26,8 +26,11 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 class ResNet(resnet.ResNet):
     """Is a ResNet of bottleneck blocks without the classifier, [B, 3, H, W] -> [B, 2048].
 
-    depths: blocks of the four stages. groups, width_per_group: of the 3 x 3 convolutions in stage 1; they double from stage
-    to stage. Freshly initialized as torchvision does it. Raises ValueError for numbers that make no network.
+    Freshly initialized as torchvision does it. Raises ValueError for numbers that make no network.
+
+    depths           blocks of the four stages
+    groups           of the 3 x 3 convolutions
+    width_per_group  channels of a group in stage 1; they double from stage to stage
     """
 
     feature_dim = 2048

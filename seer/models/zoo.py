@@ -33,6 +33,9 @@ def build(name: str, *, stem_stride: int = 2, device: torch.device | str | None 
     `device="meta"` (or `with torch.device("meta")`) builds the largest one in a fraction of a second without memory;
     follow with `to_empty` and `init_weights`. Raises ValueError for an unknown name, with the nearest known one, and for
     another stem stride than 2 where the network has no such choice.
+
+    name         a row of docs/zoo.md; chosen by model=NAME
+    stem_stride  1 or 2; 1 doubles every map of a RegNetY, for images of about 32 pixels
     """
     family = next((row for row in families.FAMILIES.values() if name in row.zoo), None)
     if family is None:

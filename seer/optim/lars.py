@@ -43,9 +43,9 @@ class LARS(torch.optim.Optimizer):
 
     params             tensors or parameter groups; a group may override each argument below, and `adapt`
     lr                 learning rate, outside the momentum; SEER: 0.3 per 256 images
-    momentum           0.9
+    momentum           share of the last update that is kept
     weight_decay       multiplied into g' by the ratio too; SEER: 1e-5
-    trust_coefficient  eta
+    trust_coefficient  eta: the length of an update over that of the weights, at rate 1
     eps                added to the denominator of the ratio
     adapt (group key)  True; False makes the group plain SGD
 

@@ -31,6 +31,11 @@ def warmup_cosine(
 
     SEER: peak 9.6, warmup 8000, start 0.15, final 0.0096, total 122070. ValueError when the warm-up does not end inside
     the run.
+
+    peak      highest rate: 0.3, or 0.3@256: in proportion to the batch
+    warmup    the rate rises for so long; a duration
+    start     rate at step 0
+    final     rate at the end; a number, or a share of the peak like 0.1%
     """
     return cosine_restarts(step, peak=peak, total=total, cycles=1, warmup=warmup, start=start, final=final)
 
@@ -53,6 +58,14 @@ def cosine_restarts(
     Wave c starts at peak * decay**c. A "half" wave falls to `final` at its last step and the next one restarts at the
     top; a "full" wave comes back up to its own top. Where the length does not divide, earlier waves are the longer ones
     by one step. ValueError when the waves do not fit in the run.
+
+    peak      highest rate: 0.3, or 0.3@256: in proportion to the batch
+    cycles    waves of the run
+    decay     each wave begins at so much of the former's peak
+    wave      half = down, then a jump back up; full = down and up again
+    warmup    the rate rises for so long; a duration
+    start     rate at step 0
+    final     rate at the end; a number, or a share of the peak like 0.1%
     """
     _check_step(step)
     _check_warmup(warmup, start)
@@ -83,6 +96,11 @@ def constant_halving(
 
     SEER's schedule for streams without an end: the loop appends to `halved_at` when the loss has stopped falling, the
     checkpoint keeps the list, and this function stays pure.
+
+    peak      highest rate: 0.3, or 0.3@256: in proportion to the batch
+    warmup    the rate rises for so long; a duration
+    halved_at  when it is halved, where that is known beforehand; durations
+    start     rate at step 0
     """
     _check_step(step)
     _check_warmup(warmup, start)

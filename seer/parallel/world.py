@@ -55,7 +55,7 @@ def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
     if device not in ("auto", "cpu", "cuda"):
         raise RequestError(f"parallel.device={device}: one of auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise RequestError("parallel.device=cuda, but torch sees no GPU here; use parallel.device=auto")
+        raise RequestError("the device is to be cuda, but torch sees no GPU here; use auto or cpu")
     if device != "cpu" and torch.cuda.is_available():
         if local >= torch.cuda.device_count():
             raise RequestError(f"local rank {local}, but {torch.cuda.device_count()} GPUs; start one rank a GPU")

@@ -69,8 +69,8 @@ class PlateauConfig:
 class ParallelConfig:
     """Says where a step runs, and how it is spread over ranks."""
 
-    device: Word = setting("auto", "cpu, cuda, or cuda where there is one")
-    mode: Word = setting("auto", "of several ranks: ddp, fsdp, fairscale; auto = ddp")
+    device: Word = setting("auto", "cuda where there is one", one_of=("auto", "cpu", "cuda"))
+    mode: Word = setting("auto", "of several ranks; auto = ddp", one_of=("auto", "ddp", "fsdp", "fairscale"))
     batch_norm_group: Whole = setting(0, "ranks that share batch statistics: 0 = all, 1 = none")
     channels_last: Switch = setting(True, "the layout of activations")
     remat: str | list[str] = setting(
@@ -87,7 +87,11 @@ class ProbeConfig:
 
     train: Paths | None = setting(None, "labelled images that are known")
     test: Paths | None = setting(None, "labelled images that are asked for")
-    labels: Word = setting("auto", "member (`cls` in the shards), folder (name of the folder), auto")
+    labels: Word = setting(
+        "auto",
+        "member (`cls` in the shards), folder (its name), auto (member where any sample has one)",
+        one_of=("auto", "member", "folder"),
+    )
     size: Whole | None = setting(None, "side of the center crop; null = that of the large views", least=1)
     resize: Whole | None = setting(
         None, "shorter side before the crop; null = size * 256 / 224, or size below 64", least=1

@@ -21,11 +21,11 @@ from seer.parallel.collectives import Group
 
 
 class HeadsTask(Task):
-    """Trains a classifying head on a backbone. backbone, transform, group: given by the program. classes: their
-    names, in the order of the scores; none: those of the data.
+    """Trains a classifying head on a backbone. backbone, transform, group: given by the program. The rest:
 
-    several: an image may have several classes or none (binary cross-entropy), else it has exactly one (cross-entropy).
-    smoothing: share of the target that is spread over all classes, from 0 up to 1.
+    classes    names of the classes, in the order of the scores; [] = those of the data
+    several    an image may have several classes or none (binary cross-entropy), else it has exactly one (cross-entropy)
+    smoothing  share of the target that is spread over all classes, from 0 up to 1
     """
 
     learns_classes = True

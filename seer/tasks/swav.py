@@ -31,11 +31,20 @@ class SwAVTask(Task):
     """Learns by SwAV. backbone, transform, group: given by the program. The rest are the method's numbers
     (`facts/seer.md` section 2.1).
 
-    hidden, embedding, prototypes, batch_norm, last_batch_norm, heads: see `SwAVHead`; the loss is the mean over heads.
-    temperature of the prediction; epsilon and iterations of Sinkhorn; assign: the views whose codes are predicted, among
-    the large ones. hard_until: before this step codes are one-hot. queue: images whose embeddings stand beside the batch
-    in Sinkhorn, 0 = none; it fills from step queue_from on and is used once it is full. kmeans: `seed_prototypes` wants so
-    many images before the first step, 0 = none: prototypes start at random.
+    hidden           widths of the head's inner layers, [] for none; see `SwAVHead`
+    embedding        dimensions of an embedding
+    prototypes       clusters that codes tell of
+    heads            sets of prototypes; the loss is the mean over them
+    batch_norm       between the inner layers
+    last_batch_norm  before embeddings get unit length; keeps them apart in small batches
+    temperature      of the prediction
+    epsilon          of Sinkhorn: smaller codes are sharper
+    iterations       of Sinkhorn
+    assign           the views whose codes are predicted, among the large ones
+    hard_until       before this step codes are one-hot; a duration
+    queue            images whose embeddings stand beside the batch in Sinkhorn, 0 = none; used once it is full
+    queue_from       the queue fills from this step on; a duration
+    kmeans           prototypes start from the features of so many images, by k-means; 0 = at random
     """
 
     durations = ("hard_until", "queue_from")  # of the arguments: given as steps

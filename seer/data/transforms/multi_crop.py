@@ -52,13 +52,24 @@ class Draw:
 
 
 class MultiCrop:
-    """Cuts views of several sizes. sizes, counts and scales go together, the largest size first: sides in
-    pixels, views of each, area shares.
+    """Cuts views of several sizes. Raises RequestError for arguments that make none.
 
-    brightness, contrast, saturation: factors drawn from [1 - x, 1 + x]; hue: shift drawn from [-x, x] turns, at most
-    0.5. jitter, grayscale, blur, flip: probabilities. blur_sigma in pixels of the finished view. mean and std normalize
-    pixels in [0, 1]. device: where color and blur are applied, "auto" for the device that trains, "cpu" for the loader's
-    threads. Raises RequestError for anything else.
+    sizes         sides of the views in pixels, the largest first
+    counts        how many views there are of each size
+    scales        lowest and highest share of the image's area, of each size
+    aspect        lowest and highest width / height of a box
+    flip          probability of a mirrored view
+    jitter        probability that brightness, contrast, saturation and hue are changed
+    brightness    factors drawn from [1 - x, 1 + x]
+    contrast      the same
+    saturation    the same
+    hue           shift drawn from [-x, x] turns, at most 0.5
+    grayscale     probability
+    blur          probability
+    blur_sigma    lowest and highest, in pixels of the finished view
+    mean          pixels in [0, 1] are normalized by it, a number a channel
+    std           and by this
+    device        where color and blur are applied: auto, the device that trains, or cpu, the loader's threads
     """
 
     def __init__(

@@ -39,13 +39,30 @@ class Placed:
 
 
 class OneView:
-    """Cuts one view of each image, and its targets. size: side of the view in pixels. train: random boxes and
-    color; else the center, after the shorter side was resized to `resize` pixels (by default size * 256 / 224,
-    or the size itself below 64).
+    """Cuts one view of each image, and its targets. Raises RequestError for arguments that make none.
 
-    scale, aspect, flip and the numbers of color are those of MultiCrop for a view; without jitter, grayscale and blur
-    none is applied. label (int64 [B]) and labels (float32 [B, C]) are given by the program (`targets.ClassLabel`,
-    `targets.ClassLabels`); mask: uint8 [B, S, S]; boxes: so many at the most, 0 = none. Raises RequestError.
+    Without jitter, grayscale and blur no color is changed. label (int64 [B]) and labels (float32 [B, C]) are given by the
+    program (`targets.ClassLabel`, `targets.ClassLabels`).
+
+    size          side of the view in pixels
+    train         random boxes and color; else the center
+    resize        shorter side before the center is cut; null = size * 256 / 224, or the size itself below 64
+    scale         lowest and highest share of the image's area
+    aspect        lowest and highest width / height of a box
+    flip          probability of a mirrored view
+    jitter        probability that brightness, contrast, saturation and hue are changed
+    brightness    factors drawn from [1 - x, 1 + x]
+    contrast      the same
+    saturation    the same
+    hue           shift drawn from [-x, x] turns, at most 0.5
+    grayscale     probability
+    blur          probability
+    blur_sigma    lowest and highest, in pixels of the finished view
+    mean          pixels in [0, 1] are normalized by it, a number a channel
+    std           and by this
+    device        where color and blur are applied: auto, the device that trains, or cpu, the loader's threads
+    mask          the mask of an image is cut with it: uint8 [B, S, S]
+    boxes         so many boxes of an image at the most are cut with it; 0 = none
     """
 
     def __init__(
