@@ -202,7 +202,9 @@ def _store(own: Recipe | None) -> Iterator[None]:
     """Lets Hydra find `model=NAME` for every name of the zoo, and a recipe that is a file, inside this context alone: the
     store is the whole process's."""
     store, zoo = ConfigStore.instance(), _zoo()
-    names = [("model", name, {**zoo["node"], "name": name}, None) for name in zoo["names"]]
+    names: list[tuple[str, str, dict[str, Any], str | None]] = [
+        ("model", name, {**zoo["node"], "name": name}, None) for name in zoo["names"]
+    ]
     if own is not None:
         names += [(group, OWN, node, None) for group, node in own.nodes.items()]
         names += [("recipe", OWN, own.composed(), "_global_")]

@@ -319,7 +319,8 @@ def ours(verb: str, key: str, value: str) -> str | None:
 def told(verb: str, words: Sequence[str], known: Sequence[str], groups: Sequence[str]) -> str | None:
     """Returns the answer to the foreign ones among words, with the whole line as it should read; None where there is none, or
     another unknown word comes first."""
-    line, said = [], []
+    line: list[str] = []
+    said: list[str] = []
     for word in words:
         key, _, value = word.partition("=")
         mine = None if key in known or key in groups else ours(verb, key, value)

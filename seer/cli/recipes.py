@@ -156,7 +156,9 @@ def _bare(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
     if known is None:
         return dict(node)
     made = {"_target_": node["_target_"]}
-    for name, (_, default) in known.parameters.items():
+    for name, (hint, default) in known.parameters.items():
+        if hint is Any and type(default) is int:  # torch: `weight_decay: float | Tensor = 0`
+            default = float(default)
         if name not in GIVEN.get(group, ()) and (default is not MISSING or name in node):
             made[name] = node[name] if default is MISSING else default
     return made
