@@ -37,7 +37,7 @@ STORAGE = {
     errno.ESTALE,
 }  # failures that it answers for
 GONE = {errno.EPIPE, errno.EIO}  # of standard output: whoever read it, or the terminal; a disk would say more
-ASKS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}  # of a path that no storage could take
+ASKS = {errno.ENAMETOOLONG, errno.ELOOP}  # of a path that no storage could take
 HELP = ("-h", "--help", "help")
 VERSION = ("--version", "-V", "version")
 EXIT_HELP = "exit status: 0 done, 75 saved on request (run again), 65 bad data, 74 storage, 78 wrong request, 70 defect"
@@ -88,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
         status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
         words = str(error) or type(error).__name__
         if isinstance(error, OSError) and error.errno in ASKS:
-            status = 78
+            status, words = 78, f"{error.filename}: {error.strerror}; give a path that this file system takes"
         if isinstance(error, OSError) and error.errno in STORAGE:
             status, words = 74, f"{words}; see to the storage or make room, and run the same command again"
         result.update(getattr(error, "result", {}), exit=status, error=words)
