@@ -12,6 +12,7 @@ from seer.cli.main import _end
 from seer.core.errors import StorageError
 from seer.models.bundle import write_bundle
 from seer.models.zoo import build
+from tests.data.image_files import jpeg
 from tests.engine.checkpoints import full_disk
 from tests.messages import naming, says
 from tests.program import ROOT, seer
@@ -37,6 +38,18 @@ def test_a_storage_that_fails_anywhere_ends_a_verb_with_74_and_the_remedy(capfd,
     ended = seer(capfd, "plan")
     assert ended.status == ended.result["exit"] == 74 and "Traceback" not in ended.words
     assert says(ended.result["error"], "'/data/x'", os.strerror(getattr(errno, code)), "storage")
+
+
+def test_a_name_that_no_file_system_takes_is_a_wrong_request(capfd, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jpg").write_bytes(jpeg(1, 40, 40))
+    for words in (
+        ("pretrain", f"data.source={tmp_path / 'a'}", f"output={tmp_path / ('x' * 300)}"),
+        ("shard", f"source={tmp_path / 'a'}", f"output={tmp_path / ('x' * 300)}"),
+        ("evaluate", f"weights={tmp_path / ('x' * 300)}", "data.train=a", "data.test=b"),
+    ):
+        ended = seer(capfd, *words)
+        assert ended.status == 78 and "Traceback" not in ended.words and says(ended.words, "x" * 300, "path")
 
 
 def test_another_error_of_the_system_is_a_defect_with_its_traceback(capfd, monkeypatch):

@@ -10,6 +10,7 @@ from seer.cli import config
 from seer.cli.help import print_config
 from seer.core.build import build
 from seer.core.errors import RequestError
+from seer.run.older import renewed
 from tests.messages import naming, says
 
 PACKAGED = sorted(p.stem for p in (Path(config.folder()) / "recipe").glob("*.yaml"))
@@ -176,3 +177,12 @@ def test_recipes_that_start_from_themselves_and_files_that_are_none_are_refused(
 def test_what_was_read_does_not_stay_in_the_process(tmp_path):
     config.read("pretrain", [written(tmp_path, "batch: 3\n")])
     assert config.read("pretrain", [])["batch"] == 256 and "no such choice" in refused("recipe=_own")
+
+
+def test_a_config_of_a_time_when_optim_had_a_rate_means_what_it_did(tmp_path):
+    """The schedule wrote over it before the first step, so another number was no other run."""
+    old = config.read("pretrain", ["recipe=cifar"])
+    old.pop("replay")
+    assert "lr" not in old["optim"]
+    with_rate = {**old, "optim": {**old["optim"], "lr": 0.1}}
+    assert renewed(with_rate) == renewed(old) == old

@@ -540,6 +540,19 @@ def test_wrong_words_are_refused_before_anything_is_written(loose, tmp_path, cap
     assert ended.status == 78 and says(ended.result["error"], *complaint) and not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize(
+    ("share", "held"), [("20%", 12), ("0.5 %", 0), ("100%", None), ("20", None), ("-5%", None), ("x%", None)]
+)
+def test_a_holdout_may_be_a_share_of_the_images(loose, tmp_path, capfd, share, held):
+    ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path / 'o'}", f"holdout='{share}'", "processes=2")
+    if held is None:
+        assert ended.status == 78 and says(ended.result["error"], "holdout", N if share == "100%" else share)
+    else:
+        assert {name: part["pictures"] for name, part in ended.result["parts"].items()} == (
+            {"test": held, "train": N - held} if held else {"all": N}
+        )
+
+
 def test_a_holdout_and_the_rest_share_no_image(loose, tmp_path, capfd):
     ended = seer(capfd, "shard", f"source={loose}", f"output={tmp_path}", "holdout=13", "labels=folder", "processes=2")
     assert ended.status == 0 and ended.result["parts"]["test"]["pictures"] == 13
