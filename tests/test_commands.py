@@ -48,4 +48,6 @@ def test_a_command_that_is_shown_is_understood(file, verb, words):
         "evaluate": ("weights", "data.train", "data.test"),
         "export": ("weights", "to", "output"),
     }
-    config.read(verb, [*words, *(f"{key}=x" for key in needed.get(verb, ()) if key not in given)])
+    config.read(
+        verb, [*words, *("to=all" if key == "to" else f"{key}=x" for key in needed.get(verb, ()) if key not in given)]
+    )
