@@ -157,15 +157,10 @@ def _asked_for_help(words: Sequence[str]) -> tuple[str, list[str], list[str]] | 
     if not any(word in HELP or word.startswith("--help=") for word in rest):
         return None
     at = next(i for i, word in enumerate(rest) if word in HELP or word.startswith("--help="))
-    named = [
-        rest[at].partition("=")[2],
-        *(word for word in rest if "=" not in word and word[:1] != "-" and word not in HELP),
-    ]
-    return (
-        verb,
-        [word for word in rest if "=" in word and not word.startswith("--help=")],
-        [word for word in named if word],
-    )
+    after = [word for word in rest[at + 1 :] if word not in HELP]
+    named = [rest[at].partition("=")[2], *(word for word in after if "=" not in word and word[:1] != "-")]
+    others = [*rest[:at], *(word for word in after if "=" in word or word[:1] == "-")]
+    return verb, others, [word for word in named if word]
 
 
 def _shown(words: Sequence[str], rank: int) -> int | None:
