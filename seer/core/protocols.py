@@ -66,6 +66,10 @@ class Task(Modules, Protocol):
     def before_step(self, step: int) -> None:
         """Called before the loss of a step."""
 
+    def before_parts(self, parts: Sequence[Batch]) -> None:
+        """Called before the losses of a step whose batch is run in parts (`accumulate`), which then come in this order. Makes
+        what a loss needs of the whole batch; a loss that is a mean over images needs nothing."""
+
     def after_step(self, step: int) -> None:
         """Called when the parameters of a step are updated."""
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from seer.core.errors import Interrupted
 from seer.core.protocols import Evaluator, Task
 from seer.engine.checkpoint_policy import Checkpoints
+from seer.engine.clock import Clock
 from seer.engine.monitor import Monitor
 from seer.engine.stop_request import StopRequest
 from seer.parallel.batchnorm import averaged
@@ -23,20 +25,21 @@ SAVE, GIVE_UP, STOP = 1, 2, 3  # what a rank may ask for at the end of a step; t
 
 @dataclass(frozen=True)
 class Every:
-    """Holds the intervals of a run, in steps; 0 = only where it must be (evaluation and checkpoint: at the end;
-    compare, of the weights that ranks hold in common: before a checkpoint). minutes: a checkpoint also so long
-    after the last one, on any rank's clock; 0 = not."""
+    """Holds the intervals of a run, in steps, or as shares of one whose length is a time; 0 = only where it must be
+    (evaluation and checkpoint: at the end; compare, of the weights that ranks hold in common: before a checkpoint). minutes: a
+    checkpoint also so long after the last one, on any rank's clock; 0 = not."""
 
-    log: int
-    evaluate: int
-    checkpoint: int
-    compare: int = 0
+    log: int | Fraction
+    evaluate: int | Fraction
+    checkpoint: int | Fraction
+    compare: int | Fraction = 0
     minutes: float = 0.0
 
 
 @dataclass
 class Control:
-    """Decides what follows a step. save(step) begins to save the state of a run; checkpoints tells how that went."""
+    """Decides what follows a step. save(step) begins to save the state of a run; checkpoints tells how that went. clock: of the
+    run; once its time is over, total_steps are those that are done."""
 
     task: Task
     every: Every
@@ -47,6 +50,7 @@ class Control:
     stop: StopRequest
     first_step: int
     total_steps: int
+    clock: Clock = field(default_factory=Clock)
     _saved_at: float = field(default_factory=time.monotonic)
 
     @contextmanager
@@ -56,6 +60,18 @@ class Control:
         with self.stop.held(), closing(self.checkpoints):
             yield
 
+    def __post_init__(self) -> None:
+        if self.clock.over:
+            self.total_steps = self.first_step
+
+    def steps(self) -> Iterator[int]:
+        """Yields the steps that are left, until the last is done or the time is over."""
+        self.clock.start()
+        step = self.first_step
+        while step < self.total_steps:
+            yield step
+            step += 1
+
     def before(self) -> None:
         """Evaluates what has not been trained yet."""
         if self.first_step == 0 and self.evaluators:
@@ -64,7 +80,11 @@ class Control:
 
     def after(self, step: int) -> None:
         """Does what is due after a step. Raises Interrupted, StorageError and NumericsError."""
-        done, end, enough = step + 1, step + 1 == self.total_steps, False
+        done, enough = step + 1, False
+        self.clock.read(self.monitor.world.group)
+        if self.clock.over:
+            self.total_steps = done
+        end = done == self.total_steps
         if self._due(done, self.every.log):
             enough = self.monitor.log(step)
         if self.evaluators and self._due(done, self.every.evaluate):
@@ -74,7 +94,7 @@ class Control:
         asked = max_over_ranks(self._wish(enough), self.monitor.world.group)  # what any rank asks for
         if asked == GIVE_UP and not end:
             self.checkpoints.wait()
-        if self.every.compare and done % self.every.compare == 0:
+        if self._comes(done, self.every.compare):
             self._compare(done)
         if asked or self._due(done, self.every.checkpoint):
             with self.monitor.phase(done, "saving"):
@@ -84,14 +104,20 @@ class Control:
         if end or asked == STOP:
             self.checkpoints.wait()
         if asked == STOP and not end:
+            end_at = self.total_steps if self.clock.limit is None else f"about {self.clock.total(done)}"
             raise Interrupted(
-                f"stopped on {self.stop.asked or 'request'} after step {done} of {self.total_steps}, saved; run again to go on",
+                f"stopped on {self.stop.asked or 'request'} after step {done} of {end_at}, saved; run again to go on",
                 done,
             )
         self.monitor.ready(done)
 
-    def _due(self, done: int, interval: int) -> bool:
-        return done == self.total_steps or (interval > 0 and done % interval == 0)
+    def _due(self, done: int, interval: int | Fraction) -> bool:
+        return done == self.total_steps or self._comes(done, interval)
+
+    def _comes(self, done: int, interval: int | Fraction) -> bool:
+        if isinstance(interval, Fraction):
+            return self.clock.passed(interval)
+        return interval > 0 and done % interval == 0
 
     def _wish(self, enough: bool) -> int:
         late = self.every.minutes and time.monotonic() - self._saved_at > 60 * self.every.minutes

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from seer.core.lines import Lines
 from seer.core.log import log
 from seer.core.protocols import MetricSink
+from seer.engine.clock import Clock
 
 
 class Metrics:
@@ -107,15 +108,23 @@ class ProgressBar:
     chance_loss: what a model that predicts nothing scores, told beside the loss where it is known (ln K for
     SwAV).
 
-    A terminal gets a moving bar; a log file a line now and then, at most one every `quiet_s` seconds.
+    A terminal gets a moving bar; a log file a line now and then, at most one every `quiet_s` seconds. clock: of a run whose
+    length is a time; its steps are then as many as its speed gives.
     """
 
-    def __init__(self, total_steps: int, first_step: int, chance_loss: float | None = None, quiet_s: float = 20):
-        self._total, self._quiet = total_steps, quiet_s
+    def __init__(
+        self,
+        total_steps: int,
+        first_step: int,
+        chance_loss: float | None = None,
+        quiet_s: float = 20,
+        clock: Clock | None = None,
+    ):
+        self._total, self._quiet, self._clock = total_steps, quiet_s, clock
         self._chance = "" if chance_loss is None else f" (chance {chance_loss:.2f})"
         self._live = sys.stderr.isatty()
         self._bar = tqdm(
-            total=total_steps,
+            total=None if clock is not None else total_steps,
             initial=first_step,
             unit="step",
             file=sys.stderr,
@@ -125,6 +134,8 @@ class ProgressBar:
         self._start, self._first, self._said = time.monotonic(), first_step, -math.inf
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        if self._clock is not None:
+            self._total = self._bar.total = self._clock.total(step + 1)
         if "loss" not in values:
             self._say(step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
             return
@@ -138,6 +149,8 @@ class ProgressBar:
         elif time.monotonic() - self._said >= self._quiet or step + 1 == self._total:
             done = step + 1 - self._first
             left = (time.monotonic() - self._start) / max(done, 1) * (self._total - step - 1)
+            if self._clock is not None and self._clock.limit is not None:
+                left = max(0.0, self._clock.limit - self._clock.seconds)
             self._say(step + 1, f"{words}  {left / 60:.1f} min left")
             self._said = time.monotonic()
 

@@ -12,11 +12,19 @@ from torch import Tensor, nn
 
 from seer.core.protocols import Task
 from seer.core.records import Batch
+from seer.engine.accumulate import in_parts
 from seer.engine.precision import Precision
 
 
 def replay(
-    task: Task, batch: Batch, precision: Precision, *, step: int, weights: Mapping[str, Tensor], scale: float | None
+    task: Task,
+    batch: Batch,
+    precision: Precision,
+    *,
+    step: int,
+    weights: Mapping[str, Tensor],
+    scale: float | None,
+    accumulate: int = 1,
 ) -> dict[str, Any]:
     """Runs the forward and backward pass of a step again. weights: a state of the task. scale: the loss scale
     of the step, for fp16.
@@ -35,9 +43,12 @@ def replay(
         m.register_forward_hook(_looking(name, forward, backward)) for name, m in task.model.named_modules() if name
     ]
     try:
-        with precision.autocast():
-            loss = task.loss(batch).loss
-        precision.backward(loss)
+        if accumulate == 1:
+            with precision.autocast():
+                loss = task.loss(batch).loss
+            precision.backward(loss)
+        else:
+            loss = in_parts(task, batch, precision, accumulate).loss
     finally:
         for hook in hooks:
             hook.remove()

@@ -26,7 +26,7 @@ Group = dist.ProcessGroup
 
 __all__ = [
     *("Group", "all_gather_stack", "all_reduce_max", "all_reduce_mean", "all_reduce_sum", "any_rank", "broadcast"),
-    *("copy_full_tensor_", "gather_text", "highest", "broadcast_text", "waited", "gather_to_rank0"),
+    *("copy_full_tensor_", "first_ranks", "gather_text", "highest", "broadcast_text", "waited", "gather_to_rank0"),
 ]
 
 
@@ -181,6 +181,13 @@ def max_over_ranks(value: int, group: Group | None) -> int:
     with waited:
         dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
     return int(found.item())
+
+
+def first_ranks(value: float, group: Group | None) -> float:
+    """Returns the first rank's number, to the last bit, on every rank; waits for it."""
+    if group is None:
+        return value
+    return float(broadcast(torch.tensor(value, dtype=torch.float64, device=_device(group)), group).item())
 
 
 def gather_text(text: str, group: Group | None) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from seer.data.quarantine import known_as, read_exclude
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import Shard
 from seer.data.shards.writer import SHARDS_MANIFEST, write_shards
+from seer.engine.clock import Clock
 from seer.engine.control import Every
 from seer.engine.precision import Precision
 from seer.optim.groups import build_groups
@@ -57,8 +59,8 @@ class Data:
 
 @dataclass
 class Training:
-    """Holds what trains. keep_steps: checkpoints at its multiples stay for ever. licence: of the weights that
-    the backbone started from."""
+    """Holds what trains. keep_steps: checkpoints at its multiples stay for ever. by_group: schedules of groups that have
+    their own. licence: of the weights that the backbone started from."""
 
     task: Task
     optimizer: torch.optim.Optimizer
@@ -68,6 +70,8 @@ class Training:
     every: Every
     total_steps: int
     keep_steps: int
+    clock: Clock
+    by_group: dict[str, Schedule]
     licence: str | None = None
 
 
@@ -128,15 +132,20 @@ def view_shapes(transform: Transform, images: int) -> list[tuple[int, ...]]:
     return [shape for name, (_, shape) in transform.layout(images).items() if name.startswith("views/")]
 
 
-def counted_loss(task: Task, images: int, ranks: int) -> Loss:
-    """Returns the task's loss as `step_memory` counts it: of one rank of so many, with so many images."""
+def counted_loss(task: Task, images: int, ranks: int, parts: int = 1) -> Loss:
+    """Returns the task's loss as `step_memory` counts it: of one rank of so many, with so many images in each part of a
+    batch; of several, that of the second, beside the gradients of the first and what the task keeps of the whole."""
     layout = task.transform.layout(images, painted=True)
 
     def loss(model: nn.Module, views: list[torch.Tensor]) -> torch.Tensor:
         # finish() works in place on views that are float32 already: they are counted once, by whoever made them
         fields = {f"views/{view.shape[-1]}": view for view in views}
         fields |= {n: torch.zeros(shape, dtype=dtype) for n, (dtype, shape) in layout.items() if n not in fields}
-        return task.counted(model, ranks).loss(Batch(fields, [], images)).loss
+        twin, batch = task.counted(model, ranks), Batch(fields, [], images)
+        if parts > 1:
+            twin.before_parts([batch] * parts)
+            twin.loss(batch).loss.backward()
+        return twin.loss(batch).loss
 
     return loss
 
@@ -178,20 +187,20 @@ def intervals(config: RunConfig, lengths: Durations) -> Every:
     """Turns `every` into steps. Raises RequestError and ValueError."""
     names = ("log", "evaluate", "checkpoint", "compare")
     every = Every(
-        **{name: lengths.steps(getattr(config.every, name), f"every.{name}") for name in names},
+        **{name: lengths.interval(getattr(config.every, name), f"every.{name}") for name in names},
         minutes=float(config.every.minutes),
     )
-    if every.log < 1:
+    if every.log <= 0:
         raise RequestError(f"every.log={config.every.log}: at least one step")
     return every
 
 
 def groups(config: RunConfig, task: Task, lengths: Durations) -> list[dict[str, Any]]:
     """Makes parameter groups by the rules, of the names MODULE.PARAMETER. Raises ValueError."""
-    rules = [
-        {**rule, "frozen_steps": lengths.steps(rule.get("frozen_steps", 0), "groups: frozen_steps")}
-        for rule in config.groups or ()
-    ]
+    rules = []
+    for rule in config.groups or ():
+        frozen = lengths.interval(rule.get("frozen_steps", 0), "groups: frozen_steps")
+        rules.append({**rule, "frozen_steps": 0 if isinstance(frozen, Fraction) else frozen})  # see `frozen_by_clock`
     names = [
         (f"{part}.{name}", parameter)
         for part, module in task.modules().items()
@@ -200,12 +209,27 @@ def groups(config: RunConfig, task: Task, lengths: Durations) -> list[dict[str, 
     return build_groups(names, rules, weight_decay=config.optim.get("weight_decay", 0.0))
 
 
+def frozen_by_clock(config: RunConfig, lengths: Durations, clock: Clock, lr: Schedule) -> dict[str, Schedule]:
+    """Returns schedules by group name, of groups that stand still for a share of a run whose length is a time."""
+
+    def since(share: Fraction) -> Schedule:
+        return lambda step: None if clock.share < share else lr(step)
+
+    found: dict[str, Schedule] = {}
+    for rule in config.groups or ():
+        frozen = lengths.interval(rule.get("frozen_steps", 0), "groups: frozen_steps")
+        if isinstance(frozen, Fraction):
+            found[rule.get("name") or rule["pattern"]] = since(frozen)
+    return found
+
+
 def training(config: RunConfig, task: Task, lengths: Durations, world: World, precision: Precision) -> Training:
     """Makes model, optimizer, schedule: everything that depends on the length of the run and on the world."""
     every, options = intervals(config, lengths), config.parallel
     if str(options.remat).startswith("budget=") and world.device.type == "cpu":
         mmap_large_blocks()  # a promise of memory is worth more time than a policy
-    here = config.batch // world.size
+    parts = config.accumulate
+    here = config.batch // world.size // parts
     task.model = parallelize(
         task.model,
         world,
@@ -217,17 +241,19 @@ def training(config: RunConfig, task: Task, lengths: Durations, world: World, pr
             task.model,
             view_shapes(task.transform, here),
             precision.dtype,
-            counted_loss(task, here, world.size),
+            counted_loss(task, here, world.size, parts),
         ),
         compiled=options.compile,
         dtype=precision.dtype,
     )
-    parts = groups(config, task, lengths)
+    by_rule = groups(config, task, lengths)
     if options.mode == "fairscale" and world.group is not None:
         make = partial(build, "optim", config.optim, lr=0.0)
-        task.model, optimizer = fairscale_backend.shard(task.model, parts, make, world)
+        task.model, optimizer = fairscale_backend.shard(task.model, by_rule, make, world)
     else:
-        optimizer = build("optim", config.optim, parts, lr=0.0)  # the schedule sets it before every step
-    lr, plateau = schedule(config.schedule, config.plateau, lengths)
+        optimizer = build("optim", config.optim, by_rule, lr=0.0)  # the schedule sets it before every step
+    clock = Clock(lengths.clock)
+    lr, plateau = schedule(config.schedule, config.plateau, lengths, clock)
     keep_steps = lengths.steps(config.every.keep_steps, "every.keep_steps")
-    return Training(task, optimizer, precision, lr, plateau, every, lengths.total, keep_steps)
+    by_group = frozen_by_clock(config, lengths, clock, lr)
+    return Training(task, optimizer, precision, lr, plateau, every, lengths.total, keep_steps, clock, by_group)

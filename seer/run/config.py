@@ -121,8 +121,11 @@ class RunConfig:
     output: Path = setting("runs/pretrain", "the run folder; the same request again goes on from its last checkpoint")
     seed: Whole = setting(0, "from which every random number of the run comes")
     weights: Path | None = setting(None, "start from a run, a bundle or foreign weights: the backbone is loaded")
-    steps: Duration = setting("100ep", "length of the run")
+    steps: Duration = setting(
+        "100ep", "length of the run; a time, like 8h or 30min, is that of training, and the schedule follows it"
+    )
     batch: Whole = setting(256, "images of one step over all ranks")
+    accumulate: Whole = setting(1, "parts in which each rank runs its share of the batch, for less memory", least=1)
     surgery: Node = setting({"steps": []}, "what is done to the backbone before it trains")
     data: DataConfig = setting(DataConfig(), "what is trained on")
     every: IntervalsConfig = setting(IntervalsConfig(), "how often")

@@ -21,7 +21,9 @@ from seer.engine.lock import RunLock
 from seer.parallel.collectives import broadcast_text
 from seer.parallel.consistency import same_request
 from seer.parallel.world import World
+from seer.run.longer import check_length
 from seer.run.older import renewed
+from seer.run.schedule import Durations
 from seer.run.skipped import merge_skipped
 
 CONFIG = "config.yaml"
@@ -45,9 +47,9 @@ BEFORE_TRAINING = (*MAKING, CONFIG, "train.log", "result.json", ".result.json.wr
 
 
 @contextmanager
-def claim(folder: Path, settings: Mapping[str, Any], world: World) -> Iterator[None]:
+def claim(folder: Path, settings: Mapping[str, Any], world: World, lengths: Durations | None = None) -> Iterator[None]:
     """Makes the folder ours, or finds that it is, and keeps other jobs out. Raises RequestError when it belongs
-    to another run, to something else, or to a job that runs now.
+    to another run, to something else, or to a job that runs now. lengths: of a run that may go on to another length.
 
     A run that ended before it had images, metrics or checkpoints holds nothing to lose: whoever corrects a wrong word
     goes on in the same folder. What ranks skipped is gathered at both ends.
@@ -57,7 +59,10 @@ def claim(folder: Path, settings: Mapping[str, Any], world: World) -> Iterator[N
         before = flat(renewed(read_config(folder)))
         now = flat(renewed(settings))
         differ = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
-        if differ and any(path.name not in BEFORE_TRAINING for path in folder.iterdir()):
+        holds_something = any(path.name not in BEFORE_TRAINING for path in folder.iterdir())
+        if differ == ["steps"] and holds_something and lengths is not None:
+            check_length(folder, before["steps"], now["steps"], lengths)
+        elif differ and holds_something:
             changes = ", ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in differ[:5])
             raise RequestError(
                 f"output={folder} belongs to another run ({changes}); give another output= or the same words"

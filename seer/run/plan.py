@@ -43,14 +43,19 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
     batch, options = config.batch, config.parallel
     if gpus < 1:
         raise RequestError(f"gpus={gpus}: at least one")
-    if batch % gpus:
-        raise RequestError(f"batch={batch} over gpus={gpus}: the batch is a multiple of the GPUs; give batch=…")
+    pieces = config.accumulate
+    if batch % (gpus * pieces):
+        raise RequestError(
+            f"batch={batch} over gpus={gpus}, accumulate={pieces}: the batch is a multiple of the GPUs and of the parts of each; "
+            "give batch=…"
+        )
+    images = batch // gpus // pieces  # that run at once
     task = _task(config)
     host = options.device == "cpu"
     dtype = _dtype(config, host)
     sharded = options.mode == "fsdp" and gpus > 1
-    shapes = assemble.view_shapes(task.transform, batch // gpus)
-    loss = assemble.counted_loss(task, batch // gpus, gpus)
+    shapes = assemble.view_shapes(task.transform, images)
+    loss = assemble.counted_loss(task, images, gpus, pieces)
     policy = assemble.recomputed(options.remat, task.model, shapes, dtype, loss)
 
     units = _units(task.model)
@@ -61,15 +66,16 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
     tensors = step_memory(task.model, shapes, dtype, policy, sharded=sharded, loss=loss).peak
     scratch = _scratch(config.optim, task.model, host) / share  # beside gradients, once activations are gone
     gradients = 4 * parameters / share
-    step = max(tensors, scratch + (0 if sharded else gradients), 0 if host else _painting(task, batch // gpus))
+    step = max(tensors, scratch + (0 if sharded else gradients), 0 if host else _painting(task, images))
     # under DDP the step's peak has the gradients in it already
     held = {
         "weights": 4 * parameters / share,
-        "gradients": gradients if sharded else 0,
+        # FSDP holds whole ones while it adds up parts
+        "gradients": gradients + (4 * parameters if pieces > 1 else 0) if sharded else 0,
         "momentum": 4 * moments(config.optim) * parameters / share,
         "gathered": torch.finfo(dtype).bits // 8 * sum(largest) if sharded else 0,
         "buffers": 4 * largest[-1] if sharded else 4 * parameters if gpus > 1 else 0,
-        "pictures": _images(config, task, batch // gpus, shapes, host),
+        "pictures": _images(config, task, images, shapes, host),
         "step": step,
     }
     if host:
@@ -118,14 +124,14 @@ def _print_parts(held: Mapping[str, float], memory: float) -> float:
 
 def _images(config: RunConfig, task: Task, images: int, shapes: Shapes, host: bool) -> float:
     """Returns the bytes of the float32 views of a step, and of uint8 batches: on a GPU one more step of both, on a CPU the
-    ring."""
-    pixels = sum(3 * n * side * side for n, _, side, _ in shapes)
+    ring. images, shapes: of what runs at once; of several parts the uint8 ones are there twice, and one part's float32 ones."""
+    pixels, parts = sum(3 * n * side * side for n, _, side, _ in shapes), config.accumulate
     if not host:
-        return 2 * 5 * pixels
-    block = BatchLayout(task.transform.layout(images, painted=True), images).bytes
+        return 2 * 5 * pixels if parts == 1 else (2 * 4 + 3 * parts) * pixels
+    block = BatchLayout(task.transform.layout(images * parts, painted=True), images * parts).bytes
     options = config.data
     ahead = max(1, int(min(options.prefetch, options.prefetch_gb * 1e9 // block - HELD)))  # as `Loader` chooses
-    return 4 * pixels + (HELD if options.threads == 0 else ahead + HELD) * block
+    return 4 * pixels + (parts * pixels if parts > 1 else 0) + (HELD if options.threads == 0 else ahead + HELD) * block
 
 
 def _scratch(optim: Mapping[str, Any], model: nn.Module, host: bool) -> float:

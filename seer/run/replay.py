@@ -74,4 +74,12 @@ def _repeated(
     step = int(card["step"])
     with closing(data.loader.batches(step * config.batch)) as batches:  # type: ignore[type-var]
         batch = next(batches).to(world.device)
-    return engine.replay(task, batch, training.precision, step=step, weights={**weights, **own}, scale=scale)
+    return engine.replay(
+        task,
+        batch,
+        training.precision,
+        step=step,
+        weights={**weights, **own},
+        scale=scale,
+        accumulate=config.accumulate,
+    )

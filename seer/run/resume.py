@@ -84,8 +84,10 @@ def resume(
                 f"{facts[name]}: {remedy}, or give another output="
             )
     if "batch_norm_images" in manifest:
-        same_statistics(world, batch_norm_group, facts["batch"], manifest["batch_norm_images"])
+        images = facts["batch"] // facts.get("accumulate", 1)  # in each part
+        same_statistics(world, batch_norm_group, images, manifest["batch_norm_images"])
     for name, part in parts(training).items():
         part.load_state_dict(before[name])
+    training.clock.start(float(manifest.get("seconds", 0.0)))
     log.info(f"going on from step {manifest['step']}")
     return int(manifest["step"])

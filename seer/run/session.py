@@ -36,8 +36,10 @@ from seer.run import assemble, resume, validate
 from seer.run.assemble import Data, Training
 from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
+from seer.run.doubts import accumulates, doubts
 from seer.run.finish import Bundles, Ending
 from seer.run.folder import begun_with, check_same_on_ranks, claim
+from seer.run.longer import restated
 from seer.run.result import describe_lost_peer, finished, summary
 from seer.run.schedule import Durations, rate
 from seer.run.skipped import SkippedLines, over_ranks
@@ -47,7 +49,8 @@ Probed = tuple[LabelledImages, LabelledImages]  # labelled images that are known
 
 @dataclass
 class Session:
-    """Holds a run whose folder is claimed. sinks, evaluators: given by a caller, beside the run's own."""
+    """Holds a run whose folder is claimed. sinks, evaluators: given by a caller, beside the run's own. length_before: what
+    `steps` was when it ran last."""
 
     config: RunConfig
     folder: Path
@@ -58,6 +61,7 @@ class Session:
     probed: Probed | None
     sinks: Sequence[MetricSink] = ()
     evaluators: Sequence[Evaluator] = ()
+    length_before: Any = None
 
 
 def train(
@@ -118,7 +122,8 @@ def _train(
     lengths = Durations(config.steps, config.batch, images)
     task, licence = assemble.task(config, transform, lengths, world)
     validate.check_parts(config, task, lengths, precision, world, images)
-    with claim(folder, config.plain(), world):
+    length_before = begun_with(folder, "steps")
+    with claim(folder, config.plain(), world, lengths):
         output.append(folder)
         shards = assemble.drawn(config, folder, world) if shards is None else shards
         probed = _probed(config, transform) if draws_probe else probed
@@ -127,7 +132,9 @@ def _train(
         data = assemble.data(config, shards, transform, world)
         training = assemble.training(config, task, lengths, world, precision)
         training.licence = licence
-        return _run(Session(config, folder, world, stop, data, training, probed, sinks, evaluators))
+        return _run(
+            Session(config, folder, world, stop, data, training, probed, sinks, evaluators, length_before), lengths
+        )
 
 
 def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:
@@ -149,7 +156,7 @@ def _probed(config: RunConfig, transform: Any) -> Probed | None:
     return labelled(config.eval, transform.input_size) if config.eval.train else None
 
 
-def _run(session: Session) -> dict[str, Any]:
+def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     config, folder, world, training = session.config, session.folder, session.world, session.training
     group = config.parallel.batch_norm_group
     facts = _facts(session)
@@ -158,11 +165,12 @@ def _run(session: Session) -> dict[str, Any]:
     )
     checkpoints = resume.checkpoints(config, folder, training, world, bundles)
     first = resume.resume(checkpoints, training, facts, world, group)
-    if first >= training.total_steps and (done := finished(folder)):
-        log.info(f"{folder} is complete; give another output=, or delete it to train again")
+    if (first >= training.total_steps or training.clock.over) and (done := finished(folder)):
+        log.info(f"{folder} is complete; give more steps= to go on, or another output=")
         return done
     probe = _probe(session)
     _announce(session, first)
+    _tell_of_length(session, first, lengths)
     if config.parallel.deterministic:
         _tell_cost(session)
     if first == 0:
@@ -188,7 +196,8 @@ def _run(session: Session) -> dict[str, Any]:
     )
 
     def save(step: int) -> None:
-        checkpoints.save(step, resume.state(training), {**facts, "images": step * config.batch})
+        spent = {"images": step * config.batch, "seconds": training.clock.seconds}
+        checkpoints.save(step, resume.state(training), {**facts, **spent})
 
     evaluators = [*_evaluators(session, probe), *session.evaluators]
     control = Control(
@@ -201,6 +210,7 @@ def _run(session: Session) -> dict[str, Any]:
         session.stop,
         first,
         training.total_steps,
+        training.clock,
     )
     return _fit(session, monitor, control, lines, ending)
 
@@ -217,6 +227,8 @@ def _fit(session: Session, monitor: Monitor, control: Control, lines: SkippedLin
             precision=training.precision,
             monitor=monitor,
             control=control,
+            by_group=training.by_group,
+            accumulate=session.config.accumulate,
         )
     except Interrupted as interrupted:
         monitor.metrics.close()
@@ -234,7 +246,7 @@ def _fit(session: Session, monitor: Monitor, control: Control, lines: SkippedLin
     finally:
         lines.close()
     monitor.metrics.close()
-    return ending.result(training.total_steps)
+    return ending.result(control.total_steps)
 
 
 def _facts(session: Session) -> dict[str, Any]:
@@ -242,7 +254,8 @@ def _facts(session: Session) -> dict[str, Any]:
     config, data = session.config, session.data
     groups = statistics_groups(session.world, config.parallel.batch_norm_group)
     facts: dict[str, Any] = {"data": fingerprint(data.shards), "plan": data.plan.fingerprint, "batch": config.batch}
-    return facts | {"batch_norm_images": config.batch // groups, "licence": session.training.licence}
+    seen = config.batch // groups // config.accumulate
+    return facts | {"accumulate": config.accumulate, "batch_norm_images": seen, "licence": session.training.licence}
 
 
 def _guard(session: Session) -> NaNGuard:
@@ -264,10 +277,18 @@ def _guard(session: Session) -> NaNGuard:
     )
 
 
+def _tell_of_length(session: Session, first: int, lengths: Durations) -> None:
+    """Tells what another length changes of a run that goes on."""
+    config, before, training = session.config, session.length_before, session.training
+    if first and before is not None and str(before) != str(config.steps):
+        for words in restated(config, before, lengths, first, training.lr(first)):
+            log.info(words)
+
+
 def _tell_cost(session: Session) -> None:
     """Tells what deterministic algorithms cost, measured with the batch of one rank."""
     training, world = session.training, session.world
-    example = training.task.example(session.config.batch // world.size).to(world.device)
+    example = training.task.example(session.config.batch // world.size // session.config.accumulate).to(world.device)
     times = cost(training.task, example, training.precision, world.device)
     log.info(f"deterministic algorithms only: a forward and a backward pass take {times:.2f} times as long here")
 
@@ -316,7 +337,7 @@ def _evaluators(session: Session, probe: KNN | None) -> list[Evaluator]:
 
 def _announce(session: Session, first: int) -> None:
     config, data, training, world = session.config, session.data, session.training, session.world
-    batch, total = config.batch, training.total_steps
+    batch = config.batch
     sizes = ", ".join(
         f"{name} {sum(p.numel() for p in module.parameters()) / 1e6:.1f} M parameters"
         for name, module in training.task.modules().items()
@@ -327,12 +348,22 @@ def _announce(session: Session, first: int) -> None:
     )
     peak, start = config.schedule["peak"], training.task.chance_loss
     log.info(
-        f"{total} steps of {batch} images ({total * batch / data.plan.total:.1f} epochs), from step {first}; peak learning "
-        f"rate {rate(peak, batch, None):g} (schedule.peak={peak})"
+        f"{_length(session)}, from step {first}; peak learning rate {rate(peak, batch, None):g} (schedule.peak={peak})"
         + ("" if start is None else f"; loss of a model that predicts nothing: {start:.2f}")
     )
-    for words in training.task.describe(batch):
+    for words in (*training.task.describe(batch), *doubts(config, data.plan.total, training.optimizer.defaults)):
         log.warning(words)
+    if config.accumulate > 1:
+        log.info(accumulates(config.accumulate, batch // world.size, training.task.model))
+
+
+def _length(session: Session) -> str:
+    """Returns in words how long a run is."""
+    batch, clock, total = session.config.batch, session.training.clock, session.training.total_steps
+    if clock.limit is None:
+        return f"{total} steps of {batch} images ({total * batch / session.data.plan.total:.1f} epochs)"
+    spent = f", {clock.seconds:.0f} s of them over" if clock.seconds else ""
+    return f"steps of {batch} images for {clock.limit:.0f} s of training{spent}, which the schedule follows"
 
 
 def _sinks(session: Session, first: int) -> list[MetricSink]:
@@ -342,4 +373,5 @@ def _sinks(session: Session, first: int) -> list[MetricSink]:
     sinks: list[MetricSink] = [JsonLines(folder / "metrics.jsonl", first)]
     if session.config.log.tensorboard:
         sinks.append(TensorBoard(folder / "tensorboard", first))
-    return [*sinks, ProgressBar(training.total_steps, first, training.task.chance_loss)]
+    clock = training.clock if training.clock.limit is not None else None
+    return [*sinks, ProgressBar(training.total_steps, first, training.task.chance_loss, clock=clock)]

@@ -44,6 +44,11 @@ def check_batch(config: RunConfig, world: World) -> None:
             f"batch={config.batch} over {world.size} ranks: the batch is a multiple of the number of ranks, one image each "
             "at least"
         )
+    if (config.batch // world.size) % config.accumulate:
+        raise RequestError(
+            f"accumulate={config.accumulate}: each of {world.size} ranks has {config.batch // world.size} images of "
+            f"batch={config.batch}, which do not fall into so many equal parts"
+        )
 
 
 def check_parts(

@@ -100,6 +100,7 @@ class SwAVTask(Task):
         self.temperature, self.epsilon, self.iterations, self.assign = temperature, epsilon, iterations, tuple(assign)
         self.queue = Queue(queue, group) if queue else None
         self.hard_until, self.queue_from, self.step, self.kmeans = hard_until, queue_from, 0, kmeans
+        self._whole: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []  # codes and metrics for parts to come
         self.chance_loss = math.log(prototypes)  # what a model that predicts nothing scores
         self.alarms = alarms(self.chance_loss, prototypes)
 
@@ -117,34 +118,67 @@ class SwAVTask(Task):
         ]
 
     def loss(self, batch: Batch) -> StepOutput:
+        every_view, scores = self._seen(batch)  # [V*B, D], [V*B, H*K]
+        embeddings = every_view.detach().unflatten(0, (self.transform.views, -1))[list(self.assign)]  # [A, B, D]
+        by_head = scores.unflatten(0, (self.transform.views, -1)).split(self.prototypes, dim=2)  # H of [V, B, K]
+        if self._whole:
+            codes, metrics = self._whole.pop(0)
+            return StepOutput(self._by_codes(by_head, codes), metrics, {"embeddings": every_view.detach()})
+        codes, deviation = self._codes(torch.stack([s.detach()[list(self.assign)] for s in by_head]))  # [H, A, B, K]
+        loss = self._by_codes(by_head, codes)
+        queued = {} if self.queue is None else {f"queue.{k}": v for k, v in self.queue.state_dict().items()}
+        if self.queue is not None and self.step >= self.queue_from:
+            self.queue.push(embeddings)
+        metrics = self._told(codes, deviation, embeddings, scores.detach().amax())
+        return StepOutput(loss, metrics, {"embeddings": every_view.detach(), **queued})
+
+    @torch.no_grad()
+    def before_parts(self, parts: Sequence[Batch]) -> None:
+        """Makes the codes of all parts together, as for the whole batch: one forward pass of each part before the one that it
+        learns from. Running statistics are put back, so that each part counts once; the queue gets the batch."""
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        seen = []
+        for part in parts:
+            every_view, scores = self._seen(part)
+            of_assigned = [x.unflatten(0, (self.transform.views, -1))[list(self.assign)] for x in (every_view, scores)]
+            seen.append((*of_assigned, scores.amax()))
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(before[name])
+        embeddings, scores = (torch.cat([one[i] for one in seen], dim=1) for i in (0, 1))  # [A, B, D], [A, B, H*K]
+        codes, deviation = self._codes(torch.stack(scores.split(self.prototypes, dim=2)))  # [H, A, B, K]
+        metrics = self._told(codes, deviation, embeddings, torch.stack([one[2] for one in seen]).amax())
+        if self.queue is not None and self.step >= self.queue_from:
+            self.queue.push(embeddings)
+        self._whole = [(share, metrics) for share in codes.chunk(len(parts), dim=2)]
+
+    def _seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns embeddings [V*B, D] and scores [V*B, H*K]."""
         device = batch.fields[f"views/{self.transform.sizes[0]}"].device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             views = [
                 augment_batch(batch.fields, size, self.transform.mean, self.transform.std)
                 for size in self.transform.sizes
             ]
-        every_view, scores = self.model(views)  # [V*B, D], [V*B, H*K]
-        embeddings = every_view.detach().unflatten(0, (self.transform.views, -1))[list(self.assign)]  # [A, B, D]
-        by_head = scores.unflatten(0, (self.transform.views, -1)).split(self.prototypes, dim=2)  # H of [V, B, K]
-        codes, deviation = self._codes(torch.stack([s.detach()[list(self.assign)] for s in by_head]))  # [H, A, B, K]
+        return self.model(views)
+
+    def _by_codes(self, by_head: Sequence[torch.Tensor], codes: torch.Tensor) -> torch.Tensor:
+        """Returns the loss [] of scores, H of [V, B, K], for codes [H, A, B, K]."""
         losses = [
             swav_loss(s, q, temperature=self.temperature, assign=self.assign)
             for s, q in zip(by_head, codes, strict=True)
         ]
-        queued = {} if self.queue is None else {f"queue.{k}": v for k, v in self.queue.state_dict().items()}
-        if self.queue is not None and self.step >= self.queue_from:
-            self.queue.push(embeddings)
-        return StepOutput(
-            torch.stack(losses).mean(),
-            {
-                "codes/entropy": code_entropy(codes),
-                "codes/used_prototypes": torch.stack([used_prototypes(q, self.group) for q in codes]).float().mean(),
-                "codes/residual": deviation,
-                "embeddings/spread": embedding_spread(embeddings, self.group),
-                "scores/largest": scores.detach().amax(),
-            },
-            {"embeddings": every_view.detach(), **queued},
-        )
+        return torch.stack(losses).mean()
+
+    def _told(
+        self, codes: torch.Tensor, deviation: torch.Tensor, embeddings: torch.Tensor, largest: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        return {
+            "codes/entropy": code_entropy(codes),
+            "codes/used_prototypes": torch.stack([used_prototypes(q, self.group) for q in codes]).float().mean(),
+            "codes/residual": deviation,
+            "embeddings/spread": embedding_spread(embeddings, self.group),
+            "scores/largest": largest,
+        }
 
     def warm_start(self, batches: Iterator[Batch], seed: int) -> None:
         """Starts prototypes from the embeddings of the first images, where `kmeans` asks for it."""
@@ -208,7 +242,7 @@ class SwAVTask(Task):
         """Returns a copy with a full queue and, where codes are ever one-hot, with those."""
         twin = copy.copy(self)
         twin.model, twin.backbone, twin.head, twin.group = model, model.backbone, model.head, None  # type: ignore[assignment]
-        twin.step = 0
+        twin.step, twin._whole = 0, []
         if self.queue is not None:
             share = max(1, self.queue.length // ranks)
             twin.queue = Queue(share)
