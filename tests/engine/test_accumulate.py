@@ -154,8 +154,7 @@ def test_the_program_runs_in_parts_and_goes_on_bit_for_bit(tmp_path, capfd):
              "parallel.device=cpu", "task.queue=32", f"data.source={tmp_path / '*.jpg'}")  # fmt: skip
     whole = seer(capfd, *words, "accumulate=4", "steps=6", "every.checkpoint=3", f"output={tmp_path / 'a'}")
     assert whole.status == 0 and (whole.result["steps"], whole.result["images"]) == (6, 96)
-    for left in ("metrics.jsonl",):
-        rows = [json.loads(line) for line in (tmp_path / "a" / left).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert [row["images"] for row in rows] == [16 * n for n in range(1, 7)]
     newest = tmp_path / "a" / "checkpoints"
     for path in (newest / "step-00000006").iterdir():
@@ -172,3 +171,18 @@ def test_the_program_runs_in_parts_and_goes_on_bit_for_bit(tmp_path, capfd):
     assert other.status == 78 and "accumulate: 4 -> 2" in other.result["error"]
     uneven = seer(capfd, *words, "accumulate=3", "steps=6", f"output={tmp_path / 'b'}")
     assert uneven.status == 78 and "accumulate=3" in uneven.result["error"] and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_the_plan_counts_one_part_at_a_time_beside_the_gradients_of_those_before(mode, capfd):
+    words = ("plan", "model=regnety_200mf", "augment=swav", "augment.sizes=[160,96]", "augment.counts=[2,4]", "gpus=2",
+             f"parallel.mode={mode}", "task.prototypes=256")  # fmt: skip
+    part, whole = seer(capfd, *words, "batch=32"), seer(capfd, *words, "batch=128", "accumulate=4", "steps=8h")
+    assert part.status == whole.status == 0
+    gradients = 4 * part.result["parameters"] / 1e9
+    step = whole.result["step"] - part.result["step"]
+    assert -0.011 <= step <= gradients + 0.03  # figures are rounded to 0.01 GB; codes of 64 images are small
+    more = whole.result["gradients"] - part.result["gradients"]
+    assert more == pytest.approx(gradients if mode == "fsdp" else 0, abs=0.011)
+    at_once = seer(capfd, *words, "batch=128")
+    assert at_once.result["step"] > 2 * whole.result["step"]
