@@ -67,9 +67,10 @@ def restated(config: RunConfig, before: Any, lengths: Durations, first: int, rat
 
 
 def _rates(config: RunConfig, earlier: Durations, first: int, rate: float | None) -> str:
-    """Returns the learning rate of a step by the new length, and by the earlier where it was one of steps."""
+    """Returns the learning rate of a step by the new length, and by the earlier where it was one of steps. A schedule that is
+    halved on a plateau has its halvings in the checkpoint, whatever the length."""
     now = "" if rate is None else f"; the learning rate goes on at {rate:.3g}"
-    if earlier.clock is not None or rate is None:
+    if earlier.clock is not None or rate is None or "halved_at" in config.schedule:
         return now
     old = schedule(config.schedule, config.plateau, earlier)[0](first)
     return now if old is None or old == rate else f"{now}, where the schedule of {earlier.total} steps had {old:.3g}"

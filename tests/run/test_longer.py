@@ -11,7 +11,8 @@ from seer.core.errors import RequestError
 from seer.data import synthetic as sample
 from seer.engine.manifest import with_checksum
 from seer.optim.schedules import warmup_cosine
-from seer.run.longer import check_length, trained
+from seer.run.config import RunConfig
+from seer.run.longer import check_length, restated, trained
 from seer.run.schedule import Durations
 from tests.program import losses, seer, went_on_from
 
@@ -66,6 +67,19 @@ def test_checkpoints_of_earlier_versions_note_no_time_and_a_damaged_one_is_passe
     folder = done(tmp_path / "run", 50)
     (done(tmp_path / "run", 60) / "checkpoints" / "step-00000060" / "manifest.json").write_text("{")
     assert trained(folder) == (50, 0.0)
+
+
+def test_what_another_length_moves_is_told_with_both_numbers():
+    node = {"_target_": "seer.optim.schedules.warmup_cosine", "peak": 1.0, "final": "10%", "warmup": "10%"}
+    others = {name: {} for name in ("model", "task", "augment", "optim", "precision")}
+    rules = [{"pattern": "^head", "frozen_steps": "5%"}, {"pattern": "x", "frozen_steps": "1ep"}]
+    asked = {**others, "schedule": node, "steps": 200, "groups": rules, "every": {"evaluate": 7, "compare": 0}}
+    told = restated(RunConfig.of(asked), 100, Durations(200, 16, 1600), 50, 0.9)
+    assert "steps=100 before, steps=200 from step 50" in told[0] and " 0.9," in told[0]
+    assert f"{warmup_cosine(50, peak=1, final=0.1, total=100, warmup=10):.3g}" in told[0]
+    assert "schedule.warmup=10%: 10 -> 20 steps" in told[1] and "^head frozen_steps=5%: 5 -> 10 steps" in told[1]
+    assert "every.checkpoint=5%: 5 -> 10 steps" in told[1]
+    assert not any(word in told[1] for word in ("final", "evaluate", "1ep"))
 
 
 @pytest.fixture(scope="module")
