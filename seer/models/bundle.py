@@ -38,6 +38,8 @@ from torch import Tensor, nn
 from seer.core.errors import StorageError
 from seer.models import families, zoo
 from seer.models.families.family import Network
+from seer.models.file_kinds import kind_of
+from seer.models.numbers import check_numbers
 from seer.models.zoo import name_of
 
 BUNDLE_FORMAT = "seer-bundle"
@@ -183,12 +185,15 @@ def check_weights(given: Mapping[str, Any], expected: Mapping[str, Tensor], *, w
         raise ValueError(f"{what} do not fit the architecture, nothing was loaded: {'; '.join(problems[:5])}{more}")
 
 
-def fill(backbone: Network, weights: Mapping[str, Tensor], *, what: str) -> Network:
+def fill(backbone: Network, weights: Mapping[str, Tensor], *, what: str, checked: bool = False) -> Network:
     """Copies the weights into a backbone on meta, as float32 on the CPU, and returns it in eval mode.
 
-    Copies, because the given tensors may be a window onto a file that someone overwrites later.
+    Copies, because the given tensors may be a window onto a file that someone overwrites later. checked: that keys, shapes
+    and numbers are right is known already. Raises as `check_weights` and `check_numbers` do.
     """
-    check_weights(weights, backbone.state_dict(), what=f"the weights in {what}")
+    if not checked:
+        check_weights(weights, backbone.state_dict(), what=f"the weights in {what}")
+        check_numbers(weights, what=f"the weights in {what}")
     backbone.to_empty(device="cpu")
     backbone.load_state_dict(dict(weights), strict=True)
     return backbone.eval()
@@ -246,7 +251,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as opened:
             yield opened
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or a cut one: {error}") from error
+        kind = kind_of(path)
+        told = f"but {kind}" if kind else f"or a cut one: {error}. Fetch or save it again"
+        raise ValueError(f"{path} is no safetensors file, {told}") from error
 
 
 def _described_in(opened: Any, path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Reads the state dict of a backbone from files that torch.save wrote, also those of VISSL in all their containers.
+"""Reads files that torch.save wrote: other trainers' as they are, those of VISSL out of all their containers.
 
 VISSL's files (`.torch`), told apart by their entry `type` and by what they hold:
 
@@ -8,8 +8,8 @@ VISSL's files (`.torch`), told apart by their entry `type` and by what they hold
     slice_list    as consolidated, but {name: path}; each file holds one tensor as `weight`. Older ones keep it in `layers`
 
 Surprising:
-- No file runs code: torch's restricted unpickler reads them, and knows one foreign name more, VISSL's `AttrDict`, which it
-  makes a plain dict. Everything else is refused by name.
+- No file runs code: torch's restricted unpickler reads them. Of foreign names it knows those of `models/inert_types.py`, none of
+  which has anything behind it; everything else is refused by name.
 - The lists record paths of the machine that wrote them, perhaps absolute ones. Only their last name counts, beside the list
   (slices: in the folder of that name beside it), so a list can be moved and cannot point anywhere else.
 - Buffers are whole in every shard; the first one's are taken. Padding at the end of a shard is cut off.
@@ -32,16 +32,20 @@ import torch
 from torch import Tensor
 
 from seer.core.errors import RequestError
+from seer.models.file_kinds import kind_of
+from seer.models.inert_types import ALLOWED
 
-# Where VISSL's attribute dict lived; it has no behaviour that weights need.
-_ALLOWED: list[Any] = [(dict, "vissl.config.attr_dict.AttrDict"), (dict, "vissl.utils.hydra_config.AttrDict")]
 _CHAIN = ("classy_state_dict", "base_model", "model")
 _TRUNKS = ("trunk", "model_state_dict", "state_dict")
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # torch's messages have colors
+_FOREIGN = re.compile(
+    r"GLOBAL ([A-Za-z_][\w.]*) (?:was not|whose)"
+)  # a name that torch knows and this program does not
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
-    """Returns (names as in the file -> tensors of the backbone, and of heads where the file mixes them; which
-    container it was).
+    """Returns (what VISSL's container holds of the backbone, and of heads where it mixes them, under the file's names; of
+    another trainer's file all of it; which container it was).
 
     Tensors may be windows onto the file. Raises RequestError for Python objects beyond tensors, cut files, parts without
     their whole, and containers of another make.
@@ -63,33 +67,48 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
         state = _trunk(path, top)
         if kind == "slice_list" or (state and all(isinstance(value, str) for value in state.values())):
             state, kind = _from_slices(path, state), "slice_list"
-    _check(path, state)
     return state, kind or ("consolidated" if "classy_state_dict" in top else "state dict")
 
 
 def _load(path: Path) -> Any:
     """Returns what torch.save wrote, read by torch's restricted unpickler: tensors, numbers, strings and
-    containers only."""
+    containers only, and nothing for the types that are inert."""
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        which = f" ({found[1]})" if found else ""
-        raise RequestError(
-            f"{path} holds Python objects beyond tensors{which}, or is no file of torch.save; it was not opened further: "
-            "such a file can run code. Where you trust it, save its state dict alone, torch.save(model.state_dict(), …), "
-            f"and give that. ({str(error).splitlines()[0]})"
-        ) from error
     except OSError:
         raise
     except Exception as error:  # a cut or foreign file makes torch.load raise nearly anything
-        raise RequestError(
-            f"{path} cannot be read as a file of torch.save: {type(error).__name__}: {error}. Fetch or save it again"
-        ) from error
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: Exception) -> RequestError:
+    """Returns the error that says what is wrong with a file that torch did not load, as far as that is known."""
+    said = _said(error)
+    foreign = _FOREIGN.search(said) if isinstance(error, pickle.UnpicklingError) else None
+    kind = kind_of(path)
+    if kind and not (foreign and kind.startswith("a text")):  # a pickle of the first protocol is a text, too
+        return RequestError(f"{path} is no file of torch.save but {kind}")
+    if foreign:
+        return RequestError(
+            f"{path} holds Python objects beyond tensors ({foreign[1]}), which could run code; it was not opened further. "
+            "Where you trust it, save its state dict alone, torch.save(model.state_dict(), …), and give that"
+        )
+    return RequestError(
+        f"{path} cannot be read as a file of torch.save: {type(error).__name__}: {said}. Fetch or save it again"
+    )
+
+
+def _said(error: Exception) -> str:
+    """Returns the line of torch's message that names the fault, without its colors and its advice to trust the file."""
+    lines = [line.strip() for line in _ESCAPES.sub("", str(error)).split("Check the documentation")[0].splitlines()]
+    last = next((line for line in reversed(lines) if line), type(error).__name__)
+    return last.removeprefix("WeightsUnpickler error:").split(". Please use", 1)[0].strip()
 
 
 def _trunk(path: Path, top: Mapping[str, Any]) -> dict[str, Any]:
+    if "classy_state_dict" not in top and not isinstance(top.get("layers"), Mapping):
+        return dict(top)  # not VISSL's: `models/candidates.py` looks for the backbone in it
     node = top
     for step in _CHAIN:
         if isinstance(node.get(step), Mapping):
@@ -107,17 +126,10 @@ def _trunk(path: Path, top: Mapping[str, Any]) -> dict[str, Any]:
     return dict(node)
 
 
-def _check(path: Path, state: Mapping[Any, Any]) -> None:
-    nested = [key for key, value in state.items() if isinstance(value, Mapping)]
-    if nested:
-        raise RequestError(
-            f"{path} is a checkpoint of several parts, {', '.join(map(repr, nested[:5]))}: save the backbone's part alone"
-        )
-    odd = [key for key in state if not isinstance(key, str)]
-    if odd:
-        raise RequestError(f"{path} has the key {odd[0]!r}, wanted a state dict: names -> tensors. Save that alone")
+def check_stored(path: Path, state: Mapping[str, Any]) -> None:
+    """Raises RequestError for a tensor whose shape its numbers do not fill: copying it could fill the memory."""
     for key, value in state.items():
-        if isinstance(value, Tensor) and value.layout == torch.strided:
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
             stored = value.untyped_storage().nbytes()
             if value.numel() * value.itemsize > stored:
                 raise RequestError(

@@ -50,4 +50,5 @@ def checked(architecture: Any, *, what: str) -> dict[str, Any]:
     absent = [key for key in of(architecture).keys if key not in architecture]
     if absent:
         raise ValueError(f"the description of {what} lacks architecture.{', architecture.'.join(absent)}")
-    return {key: architecture[key] for key in ("family", *of(architecture).keys) if key in architecture}
+    row = of(architecture)
+    return {key: architecture[key] for key in ("family", *row.keys, *row.optional) if key in architecture}

@@ -98,7 +98,9 @@ class Family:
     network, freshly initialized. keys: those entries. zoo: names -> architectures without the stem's stride, small to large.
     describe: an architecture in one line. features: of an architecture, the numbers an image becomes. claims: whether
     unwrapped keys of a file name blocks of it. read: (state dict of a file, its keys -> unwrapped ones, what to call the
-    file) -> a `Reading`; raises RequestError. torchvision, timm: None where that library has no such networks.
+    file) -> a `Reading`; raises RequestError. torchvision, timm: None where that library has no such networks. children: the names
+    of the children of torchvision's network, in their order, as `nn.Sequential(*model.children())` numbers them. optional:
+    entries of an architecture that may be absent.
     """
 
     name: str
@@ -112,6 +114,8 @@ class Family:
     read: Callable[[Mapping[str, Any], Mapping[str, str], str], Reading] = _unread
     torchvision: Torchvision | None = None
     timm: Timm | None = None
+    children: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def build(self, architecture: Mapping[str, Any], device: torch.device | str | None = None) -> Network:
         """Returns the network of an architecture, freshly initialized."""

@@ -201,6 +201,7 @@ FAMILY = Family(
     describe=_describe,
     features=lambda architecture: architecture["widths"][-1],
     claims=_claims,
+    children=("stem", "trunk_output", "avgpool", "fc"),
     read=read,
     torchvision=Torchvision(
         rename=partial(to_names, TORCHVISION),

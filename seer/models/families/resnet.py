@@ -112,6 +112,7 @@ FAMILY = Family(
     describe=_describe,
     features=lambda architecture: 2048,
     claims=_claims,
+    children=("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"),
     read=read,
     torchvision=Torchvision(_same, _torchvision, shown=lambda backbone: {"resnet": backbone.architecture}),
     timm=Timm(

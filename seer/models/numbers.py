@@ -1,0 +1,50 @@
+"""Checks that weights are numbers, in one place for warm starts, evaluation and export: the same words for the same fault.
+
+Surprising: every value is read once, which a weights file is anyway when it is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seer.core.errors import RequestError
+
+
+class UnusableNumbersError(RequestError):
+    """Says that tensors of the right names and shapes hold nothing to compute with: exit 78."""
+
+
+def check_numbers(weights: Mapping[str, Any], *, what: str) -> None:
+    """Raises UnusableNumbersError that names the first five tensors without usable numbers, and the kinds of fault."""
+    found = [f"{name} {fault}" for name, value in weights.items() if (fault := fault_of(value))]
+    if found:
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UnusableNumbersError(
+            f"{what} cannot be used, {len(found)} of {len(weights)} tensors hold no usable numbers: "
+            f"{'; '.join(found[:5])}{more}. Give weights of finite floating-point numbers"
+        )
+
+
+def fault_of(value: Any) -> str | None:
+    """Returns what is wrong with the numbers of a tensor, or None."""
+    if not isinstance(value, Tensor):
+        return f"is no tensor but a {type(value).__name__}"
+    if value.is_meta:
+        return "is on the meta device: it has a shape and no numbers (a state dict that was never materialized)"
+    if not value.numel():
+        return f"is empty, {list(value.shape)}"
+    if not value.is_floating_point():
+        return None  # a counter; that a weight is one is told where dtypes are compared
+    held = value.detach()
+    held = held if held.itemsize >= 2 else held.float()  # not all operations know 8-bit floats
+    finite = torch.isfinite(held)
+    if bool(finite.all()):
+        return None
+    nan = int(torch.isnan(held).sum())
+    infinite = int((~finite).sum()) - nan
+    counts = [f"{count} {name}" for count, name in ((nan, "NaN"), (infinite, "infinite")) if count]
+    return f"has {' and '.join(counts)} of {value.numel()} values"
