@@ -38,7 +38,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
             threads=threads,
             dtype=DTYPES[settings["dtype"]],
         )
-        values = evaluator.run(Alone(backbone.to(world.device).eval()))
+        values = evaluator.run(Alone(backbone.to(world.device).eval()))  # type: ignore[arg-type]
     log.info("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     return {
         **values,

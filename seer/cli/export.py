@@ -20,7 +20,7 @@ from seer.data.shards.open import open_shards
 from seer.data.shards.shard import image_of
 from seer.evals.features import center
 from seer.export import to_safetensors, to_timm, to_torchvision
-from seer.models.regnet import RegNet
+from seer.models.families.family import Network
 from seer.run.weights import state
 
 TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -57,7 +57,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
 
 
 def _all(
-    backbone: RegNet, card: dict[str, Any], folder: Path, images: torch.Tensor, weights: dict[str, Any]
+    backbone: Network, card: dict[str, Any], folder: Path, images: torch.Tensor, weights: dict[str, Any]
 ) -> dict[str, Any]:
     """Exports every target into a folder of its own name in `folder`. weights: what is told of them in the result."""
     rows: dict[str, dict[str, Any]] = {}

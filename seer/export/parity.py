@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from seer.models.families.family import Network
+from seer.models.numbers import check_numbers
 
 TOLERANCE = 1e-5
 
@@ -27,7 +28,8 @@ def features(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 def reference(backbone: Network, images: Tensor) -> Tensor:
     """Returns the original's own features [N, C], from a float32 copy on the CPU. Raises ValueError without any
-    image."""
+    image, and for weights that are no usable numbers."""
+    check_numbers(backbone.state_dict(), what="the backbone")
     if images.ndim != 4 or images.shape[0] < 1 or images.shape[1] != 3:
         raise ValueError(f"the parity check wants images [N, 3, S, S] with N >= 1, got {list(images.shape)}")
     return features(copy.deepcopy(backbone).to("cpu", torch.float32).eval(), images)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from seer.core.errors import RequestError
 from seer.export import parity
-from seer.models import families
+from seer.export.targets import of_library
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, check_weights, plain, write_safetensors
 from seer.models.families.family import Network, Timm
 from seer.models.pretrained import MODEL_FILE
@@ -48,7 +48,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Ten
     Raises RequestError where timm is not installed or has no such shape, and ValueError for features that differ by more
     than 1e-5 of their largest value.
     """
-    theirs = _theirs(backbone)
+    theirs: Timm = of_library("timm", backbone)
     model, name = _empty_timm_model(backbone, theirs)
     output = Path(output)
     if output.suffix in (".pth", ".pt", ".safetensors"):
@@ -88,31 +88,15 @@ def timm_model(folder: Path) -> nn.Module:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def _theirs(backbone: Network) -> Timm:
-    """Returns what timm has of the backbone's family. Raises RequestError where it cannot hold this backbone."""
-    family = families.of_model(backbone)
-    if family.timm is None:
-        raise family.refuse("timm")
-    if why := family.timm.refusal(backbone):
-        raise RequestError(why)
-    return family.timm
-
-
 def _empty_timm_model(backbone: Network, theirs: Timm) -> tuple[nn.Module, str]:
     """Returns (timm's model of this shape on meta, its name). Raises RequestError."""
-    ours = name_of(backbone.architecture)
-    if ours is None or ours not in theirs.names:
-        others = [target for target in families.of_model(backbone).exports if target != "timm"]
-        raise RequestError(
-            f"timm names no network of the shape {ours or backbone.architecture}; it has those of {', '.join(theirs.names)}. "
-            f"{' and '.join(f'to={target}' for target in others)} take every shape"
-        )
+    name = theirs.names[str(name_of(backbone.architecture))]
     try:
         import timm
     except ImportError as error:
         raise RequestError(f"to=timm is checked in timm, which is not installed ({error}): pip install timm") from error
     with torch.device("meta"):
-        return timm.create_model(theirs.names[ours], num_classes=0), theirs.names[ours]
+        return timm.create_model(name, num_classes=0), name
 
 
 def _config(backbone: Network, card: Mapping[str, Any], name: str, theirs: Timm) -> str:

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seer.core.errors import RequestError
 from seer.export import parity
-from seer.models import families
+from seer.export.targets import of_library
 from seer.models.bundle import plain
 from seer.models.families.family import Network, Torchvision
 
@@ -41,7 +40,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Ten
     Raises RequestError where torchvision has no such network, ValueError for features that differ by more than 1e-5, and for
     a module that is no plain network of its family any more.
     """
-    theirs = _theirs(backbone)
+    theirs: Torchvision = of_library("torchvision", backbone)
     output = Path(output)
     target = output if output.suffix in (".pth", ".pt") else output / "torchvision.pth"
     expected = parity.reference(backbone, images)
@@ -74,18 +73,8 @@ def torchvision_model(backbone: Network, weights: Path) -> nn.Module:
     """Returns torchvision's network of the backbone's shape in eval mode, without classifier, loaded strictly
     from `weights`."""
     with torch.device("meta"):
-        model = _theirs(backbone).network(backbone)
+        model = of_library("torchvision", backbone).network(backbone)
     model.fc = nn.Identity()
     state = torch.load(weights, map_location="cpu", weights_only=True)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
-
-
-def _theirs(backbone: Network) -> Torchvision:
-    """Returns what torchvision has of the backbone's family. Raises RequestError where it cannot hold this backbone."""
-    family = families.of_model(backbone)
-    if family.torchvision is None:
-        raise family.refuse("torchvision")
-    if why := family.torchvision.refusal(backbone):
-        raise RequestError(why)
-    return family.torchvision

@@ -127,8 +127,8 @@ def _candidates(entries: tuple[str, ...], state: Mapping[Any, Any], what: str) -
         for key, name in names.items():
             if not name.startswith(prefix) or name.startswith(tuple(inner)):
                 continue
-            own = name[len(prefix) :]
-            own = _by_name(own, row) if numbered else own
+            own: str | None = name[len(prefix) :]
+            own = _by_name(own or "", row) if numbered else own
             if own is not None and own.partition(".")[0] not in HEADS:
                 plain[key] = own
         held = {key: state[key] for key in plain}

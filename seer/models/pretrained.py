@@ -42,7 +42,7 @@ from seer.models.model_folders import INDEX, LAYOUTS, MODEL_FILE, file_in, read_
 from seer.models.numbers import check_numbers
 
 if TYPE_CHECKING:
-    from seer.core.protocols import Backbone
+    from seer.models.families.family import Network
 
 __all__ = ["MODEL_FILE", "Origin", "load_backbone", "load_with_origin", "tell_age"]
 
@@ -62,7 +62,7 @@ class Origin:
     others: tuple[str, ...] = ()
 
 
-def load_backbone(path_or_run: str | os.PathLike[str]) -> Backbone:
+def load_backbone(path_or_run: str | os.PathLike[str]) -> Network:
     """Loads the backbone that a run, a bundle or a weights file holds: float32, on the CPU, in eval mode.
 
     Takes a run folder (with `bundle/`), a bundle folder, a folder as timm and Hugging Face write it (`model.safetensors`,
@@ -77,7 +77,7 @@ def load_backbone(path_or_run: str | os.PathLike[str]) -> Backbone:
     return load_with_origin(path_or_run)[0]
 
 
-def load_with_origin(path_or_run: str | os.PathLike[str]) -> tuple[Backbone, Origin]:
+def load_with_origin(path_or_run: str | os.PathLike[str]) -> tuple[Network, Origin]:
     """Loads as `load_backbone` does, and returns where the weights came from, too; what was chosen is told."""
     path = Path(path_or_run)
     if path.is_dir():
@@ -144,7 +144,7 @@ def tell_age(bundle: Path, described: Mapping[str, Any]) -> None:
 
 def _from_state(
     path: Path, state: Mapping[Any, Any], container: str, described: Mapping[str, Any] | None
-) -> tuple[Backbone, Origin]:
+) -> tuple[Network, Origin]:
     """Makes the backbone of a state dict. described: what a bundle's file says of itself; its shape is not guessed."""
     what = str(path)
     if described is not None:

@@ -5,6 +5,8 @@ Surprising:
   nothing is renamed on the way in or out.
 - The stem halves the image twice (a 7 x 7 convolution of stride 2 and a pooling): `stem_stride` has no meaning here.
 - Importing torchvision's models costs 1.4 s, so this file is imported when a ResNet is asked for, not before.
+- SwAV's ResNet-50w2 and its like multiply every width by `widen`. torchvision has no such network: its `wide_resnet` widens
+  the 3 x 3 convolutions alone, which is `width_per_group` here. An architecture says `widen` only where it is not 1.
 - Old files lack the counters of batch norm (`num_batches_tracked`), which nothing reads while `momentum` is a number.
 
 Sources: He et al. 2015 (1512.03385), Xie et al. 2016 (1611.05431), torchvision.models.resnet.
@@ -24,32 +26,44 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class ResNet(resnet.ResNet):
-    """Is a ResNet of bottleneck blocks without the classifier, [B, 3, H, W] -> [B, 2048].
+    """Is a ResNet of bottleneck blocks without the classifier, [B, 3, H, W] -> [B, 2048 * widen].
 
     Freshly initialized as torchvision does it. Raises ValueError for numbers that make no network.
 
     depths           blocks of the four stages
     groups           of the 3 x 3 convolutions
     width_per_group  channels of a group in stage 1; they double from stage to stage
+    widen            times the usual number of channels, everywhere
     """
-
-    feature_dim = 2048
 
     def __init__(
         self,
         depths: Sequence[int],
         groups: int = 1,
         width_per_group: int = 64,
+        widen: int = 1,
         device: torch.device | str | None = None,
     ):
-        if len(depths) != len(STAGES) or min(*depths, groups, width_per_group) < 1:
+        if len(depths) != len(STAGES) or min(*depths, groups, width_per_group, widen) < 1:
             raise ValueError(
-                f"depths={list(depths)}, groups={groups}, width_per_group={width_per_group}: wanted four depths, all at least 1"
+                f"depths={list(depths)}, groups={groups}, width_per_group={width_per_group}, widen={widen}: wanted four "
+                "depths, all at least 1"
             )
+        self.widen = widen  # torchvision's constructor calls `_make_layer`, which asks for it
         with torch.device(device) if device is not None else torch.device(torch.get_default_device()):
             super().__init__(resnet.Bottleneck, list(depths), 1, groups=groups, width_per_group=width_per_group)
-        self.depths, self.width_per_group = tuple(depths), width_per_group
+            if widen > 1:
+                self.conv1 = nn.Conv2d(3, 64 * widen, 7, 2, 3, bias=False)
+                nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+                self.bn1 = nn.BatchNorm2d(64 * widen)
+        self.depths, self.width_per_group, self.feature_dim = tuple(depths), width_per_group, 2048 * widen
         del self.fc
+
+    def _make_layer(self, block: Any, planes: int, *arguments: Any, **named: Any) -> nn.Sequential:
+        """Returns a stage of `widen` times the channels; the first of them takes the stem's."""
+        if planes == 64:
+            self.inplanes = 64 * self.widen
+        return super()._make_layer(block, planes * self.widen, *arguments, **named)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -59,6 +73,7 @@ class ResNet(resnet.ResNet):
             "depths": list(self.depths),
             "groups": self.groups,
             "width_per_group": self.width_per_group,
+            **({"widen": self.widen} if self.widen != 1 else {}),
         }
 
     def blocks(self) -> dict[str, nn.Module]:

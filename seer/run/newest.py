@@ -27,7 +27,8 @@ from seer.engine.manifest import CHECKPOINT_MANIFEST
 from seer.engine.retention import NAME, steps_in
 from seer.models import zoo
 from seer.models.bundle import BUNDLE_WEIGHTS, PROVENANCE, card_of, fill, read_bundle, read_description, step_of
-from seer.models.regnet import RegNet
+from seer.models.families.family import Network
+from seer.models.numbers import UnusableNumbersError
 from seer.run.config import RunConfig
 from seer.run.folder import CONFIG, read_config
 from seer.run.older import renewed
@@ -42,7 +43,7 @@ class State:
     """Holds a backbone and its card. step: None where that is not known. kind: "bundle", "checkpoint", or
     "file" for others."""
 
-    backbone: RegNet
+    backbone: Network
     card: dict[str, Any]
     step: int | None = None
     kind: str = "file"
@@ -140,9 +141,11 @@ def _one(path: Path) -> State:
 def _bundle(folder: Path) -> State:
     try:
         backbone, described = read_bundle(folder)
+    except UnusableNumbersError:  # the file is whole: it is what training made
+        raise
     except (OSError, ValueError) as error:
         raise StorageError(str(error)) from error
-    return State(backbone, card_of(described), step_of(described), "bundle")  # type: ignore[arg-type]
+    return State(backbone, card_of(described), step_of(described), "bundle")
 
 
 def _checkpoint(run: Path, folder: Path) -> State:
@@ -165,7 +168,7 @@ def _config(run: Path) -> RunConfig:
     return RunConfig.of(renewed(values))
 
 
-def _filled(config: RunConfig, tensors: Mapping[str, Tensor], folder: Path) -> RegNet:
+def _filled(config: RunConfig, tensors: Mapping[str, Tensor], folder: Path) -> Network:
     """Makes the backbone that was trained, as a plain network of its shape: what merely freezes it has no bearing on reading."""
     with torch.device("meta"):
         model = build("model", config.model, device=None)
@@ -174,7 +177,7 @@ def _filled(config: RunConfig, tensors: Mapping[str, Tensor], folder: Path) -> R
         if not isinstance(model, nn.Module) or not isinstance(getattr(model, "architecture", None), dict):
             raise RequestError(f"{config.model.get('_target_')} of the run's {CONFIG} is no backbone")
         plain = zoo.of(model.architecture)  # type: ignore[arg-type]
-    return fill(plain, tensors, what=str(folder))  # type: ignore[return-value]
+    return fill(plain, tensors, what=str(folder))
 
 
 def _card(config: RunConfig, manifest: Mapping[str, Any], run: Path) -> dict[str, Any]:

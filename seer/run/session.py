@@ -30,6 +30,7 @@ from seer.evals.features import LabelledImages
 from seer.evals.knn import KNN, baselines
 from seer.evals.probe import labelled
 from seer.evals.rankme import RankMe
+from seer.export.targets import told
 from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
 from seer.run import assemble, resume, validate
@@ -355,6 +356,8 @@ def _announce(session: Session, first: int) -> None:
         log.warning(words)
     if config.accumulate > 1:
         log.info(accumulates(config.accumulate, batch // world.size, training.task.model))
+    if words := told(training.task.modules()["backbone"]):  # type: ignore[arg-type,assignment]
+        log.info(words)
 
 
 def _length(session: Session) -> str:

@@ -7,16 +7,16 @@ from typing import Any
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.models.bundle import BUNDLE_WEIGHTS, IMAGENET_MEAN, IMAGENET_STD, card_of, read_bundle, step_of
+from seer.models.families.family import Network
 from seer.models.key_maps import VISSL
 from seer.models.pretrained import load_with_origin, tell_age
-from seer.models.regnet import RegNet
 from seer.models.zoo import name_of
 from seer.parallel.collectives import Group, gather_text
 from seer.run import newest as run_weights
 from seer.run.newest import BUNDLE, State
 
 
-def load(path: str) -> tuple[RegNet, dict[str, Any]]:
+def load(path: str) -> tuple[Network, dict[str, Any]]:
     """Returns the backbone and the card of `state`."""
     found = state(path)
     return found.backbone, found.card
@@ -35,7 +35,7 @@ def state(path: str) -> State:
         if (folder / BUNDLE_WEIGHTS).is_file():
             backbone, described = read_bundle(folder)
             tell_age(folder, described)
-            return State(backbone, card_of(described), step_of(described), "bundle")  # type: ignore[arg-type]
+            return State(backbone, card_of(described), step_of(described), "bundle")
     loaded, origin = load_with_origin(path)
     if origin.caution:
         log.warning(f"{path}: {origin.caution}")
@@ -44,11 +44,11 @@ def state(path: str) -> State:
         licence += "; Meta published its SEER weights for non-commercial use only"
     card = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "input_size": 224, "licence": licence}
     card["caution"] = origin.caution
-    return State(loaded, card)  # type: ignore[arg-type]
+    return State(loaded, card)
 
 
 def start_from(
-    path: str, backbone: RegNet, *, mean: Sequence[float], std: Sequence[float], group: Group | None = None
+    path: str, backbone: Network, *, mean: Sequence[float], std: Sequence[float], group: Group | None = None
 ) -> str | None:
     """Copies the weights into a backbone that will be trained on, in place; returns the licence they came with.
 

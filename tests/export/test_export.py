@@ -112,11 +112,11 @@ def test_weights_that_are_not_finite_do_not_pass_the_parity_check(tmp_path, imag
     backbone = small()
     with torch.no_grad():
         backbone.stage4.block0.c.bn.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=naming("features", "nan")):
+    with pytest.raises(ValueError, match=naming("stage4.block0.c.bn.weight", "NaN")):
         to_torchvision.export(backbone, CARD_FIELDS, tmp_path / "model.pth", images)
-    with pytest.raises(ValueError, match=naming("features", "nan")):
+    with pytest.raises(ValueError, match=naming("stage4.block0.c.bn.weight", "NaN")):
         to_safetensors.export(backbone, CARD_FIELDS, tmp_path / "bundle", images)
-    assert os.listdir(tmp_path) == ["bundle"] and os.listdir(tmp_path / "bundle") == []
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_safetensors_export_is_a_bundle_that_keeps_stride_and_card(tmp_path, images):
@@ -185,7 +185,7 @@ def test_timms_model_of_each_name_has_our_widths(name):
     ("make", "words"),
     [
         (lambda: build("regnety_200mf", stem_stride=1), ("stem_stride=1", "to=safetensors")),
-        (lambda: small(), ("timm", str(small().architecture), "to=torchvision", "to=safetensors")),
+        (lambda: small(), ("timm", "16, 24, 40, 64", "to=torchvision", "to=safetensors")),
         (lambda: build("regnety_4gf_tv", device="meta"), ("timm", "regnety_4gf_tv")),
     ],
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from seer.core.errors import RequestError
 from seer.models.families.family import Family, Reading, Timm, Torchvision
 from seer.models.infer_architecture import architecture_of
-from seer.models.key_maps import OURS, TIMM, TORCHVISION, Names, recognise
+from seer.models.key_maps import HUGGING_FACE, OURS, TIMM, TORCHVISION, Names, recognise
 from seer.models.regnet import RegNet, Shape
 
 
@@ -117,8 +117,10 @@ def read(state: Mapping[str, Any], plain: Mapping[str, str], what: str) -> Readi
             raise RequestError(f"{what} holds one tensor twice, as {spelled[ours]!r} and {key!r}: remove one of them")
         spelled[ours] = key
     if not any(".se." in ours for ours in spelled):
+        kind = "a RegNetX, or a ResNet in Hugging Face's names" if names is HUGGING_FACE else "a RegNetX"
         raise RequestError(
-            f"{what} is a RegNet of {names.library} without squeeze-and-excitation (RegNetX); only RegNetY is supported"
+            f"{what} has blocks in names of {names.library} without squeeze-and-excitation ({kind}); of networks in these "
+            "names only RegNetY is read"
         )
     known = {ours: trunk[key] for ours, key in spelled.items()}
     wrapper = _in_front(spelled.values(), plain)

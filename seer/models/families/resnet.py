@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,14 +74,17 @@ def architecture_of(tensors: Mapping[str, Any], *, what: str) -> dict[str, Any]:
             f"{what} does not tell its architecture: layer1.0.conv2.weight is missing or damaged. Give the whole file"
         )
     width, each = middle.shape[:2]
-    out = tensors["layer1.0.conv3.weight"].shape[0]
-    if out != OUT:
-        times = out / OUT
+    last = tensors["layer1.0.conv3.weight"]
+    out = last.shape[0] if isinstance(last, Tensor) and last.ndim == 4 else 0
+    widen = out // OUT
+    if out % OUT or not widen or each % widen or min(depths) < 1:
         raise RequestError(
-            f"{what} is a ResNet whose stages are {times:g} times as wide (layer1 gives {out} channels, not {OUT}), like "
-            "SwAV's ResNet-50w2; the ResNets read are those of the usual width, ResNet-50, -101, -152 and ResNeXt"
+            f"{what} is a ResNet of other widths: layer1 gives {out} channels, of a 3 x 3 convolution of {width} in groups of "
+            f"{each}, and its stages have {depths} blocks; those read give a multiple of {OUT}, like ResNet-50, ResNeXt and "
+            "SwAV's ResNet-50w2, and have four stages"
         )
-    return {"family": "resnet", "depths": depths, "groups": width // each, "width_per_group": each}
+    architecture = {"family": "resnet", "depths": depths, "groups": width // each, "width_per_group": each // widen}
+    return architecture | ({"widen": widen} if widen > 1 else {})
 
 
 def _claims(keys: Iterable[str]) -> bool:
@@ -89,7 +93,14 @@ def _claims(keys: Iterable[str]) -> bool:
 
 def _describe(shape: Mapping[str, Any]) -> str:
     depths = ", ".join(f"{depth:g}" for depth in shape["depths"])
-    return f"depths {depths}, {shape['groups']} groups of {shape['width_per_group']} channels"
+    widened = f", {shape['widen']} times as wide" if shape.get("widen", 1) != 1 else ""
+    return f"depths {depths}, {shape['groups']} groups of {shape['width_per_group']} channels{widened}"
+
+
+def _refusal(library: str, backbone: ResNet) -> str | None:
+    if backbone.widen == 1:
+        return None
+    return f"widen={backbone.widen}: {library} has no ResNet whose every width is so many times the usual. to=safetensors keeps it"
 
 
 def _same(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -110,15 +121,22 @@ FAMILY = Family(
     keys=("depths", "groups", "width_per_group"),
     zoo=ROWS,
     describe=_describe,
-    features=lambda architecture: 2048,
+    features=lambda architecture: 2048 * architecture.get("widen", 1),
     claims=_claims,
     children=("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"),
     read=read,
-    torchvision=Torchvision(_same, _torchvision, shown=lambda backbone: {"resnet": backbone.architecture}),
+    torchvision=Torchvision(
+        _same,
+        _torchvision,
+        shown=lambda backbone: {"resnet": backbone.architecture},
+        refusal=partial(_refusal, "torchvision"),
+    ),
+    optional=("widen",),
     timm=Timm(
         _same,
         names={"resnet_50": "resnet50", "resnext_101_32x8d": "resnext101_32x8d"},
         first_conv="conv1",
         classifier="fc",
+        refusal=partial(_refusal, "timm"),
     ),
 )

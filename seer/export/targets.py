@@ -1,0 +1,52 @@
+"""Says which targets of `seer export` a network cannot go to, and why: one rule, for exports and for the start of a run.
+
+Surprising: that a library is not installed is no reason here. It can be installed when the training is over.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from seer.core.errors import RequestError
+from seer.models import families
+from seer.models.families.family import Network, Timm, Torchvision
+from seer.models.zoo import name_of
+
+Target = Literal["torchvision", "timm"]
+LIBRARIES: tuple[Target, ...] = ("torchvision", "timm")  # safetensors, our own format, takes every network
+
+
+def refusal(target: Target, backbone: Network) -> str | None:
+    """Returns why a library cannot hold this network, with what can; None where it can."""
+    family = families.of_model(backbone)
+    theirs: Torchvision | Timm | None = getattr(family, target)
+    if theirs is None:
+        return str(family.refuse(target))
+    if why := theirs.refusal(backbone):
+        return why
+    if isinstance(theirs, Timm):
+        name = name_of(backbone.architecture)
+        if name not in theirs.names:
+            others = [f"to={other}" for other in family.exports if other != target]
+            return (
+                f"timm names no network of the shape {name or family.describe(backbone.architecture)}. It has those of "
+                f"{', '.join(theirs.names)}. {' and '.join(others)} take every shape"
+            )
+    return None
+
+
+def of_library(target: Target, backbone: Network) -> Any:
+    """Returns what a library has of the network's family. Raises RequestError where it cannot hold this network."""
+    if why := refusal(target, backbone):
+        raise RequestError(why)
+    return getattr(families.of_model(backbone), target)
+
+
+def told(backbone: Network) -> str | None:
+    """Returns a line for the start of a run that says where its network cannot go; None where it can go everywhere."""
+    refused = {target: why for target in LIBRARIES if (why := refusal(target, backbone))}
+    if not refused:
+        return None
+    goes = [*(target for target in LIBRARIES if target not in refused), families.family.OURS]
+    reasons = "; ".join(f"not to {target}: {why.split('. ', 1)[0]}" for target, why in refused.items())
+    return f"this network can be exported to {' and '.join(goes)}, {reasons}"
