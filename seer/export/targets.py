@@ -29,7 +29,7 @@ def refusal(target: Target, backbone: Network) -> str | None:
         if name not in theirs.names:
             others = [f"to={other}" for other in family.exports if other != target]
             return (
-                f"timm names no network of the shape {name or family.describe(backbone.architecture)}. It has those of "
+                f"no network of timm's has the shape {name or family.describe(backbone.architecture)}. It has those of "
                 f"{', '.join(theirs.names)}. {' and '.join(others)} take every shape"
             )
     return None

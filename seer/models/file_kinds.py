@@ -67,12 +67,13 @@ def kind_of(path: Path) -> str | None:
 
 
 def _zip(path: Path) -> str | None:
-    if not zipfile.is_zipfile(path):
-        return (
-            "a zip, as torch.save writes, that is cut off, for the list at its end is missing: fetch or save it again"
-        )
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        if not zipfile.is_zipfile(path):
+            return "a zip, as torch.save writes, that is cut off (its end is missing): fetch or save it again"
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
+        return f"a zip whose list of contents is damaged ({error}): fetch or save it again"
     last = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in last:
         return (

@@ -19,24 +19,34 @@ class UnusableNumbersError(RequestError):
 
 
 def check_numbers(weights: Mapping[str, Any], *, what: str) -> None:
-    """Raises UnusableNumbersError that names the first five tensors without usable numbers, and the kinds of fault."""
-    found = [f"{name} {fault}" for name, value in weights.items() if (fault := fault_of(value))]
+    """Raises UnusableNumbersError that names the first tensors without usable numbers, by their fault."""
+    found: dict[str, list[str]] = {}
+    for name, value in weights.items():
+        if fault := fault_of(value):
+            found.setdefault(fault, []).append(name)
     if found:
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        count = sum(map(len, found.values()))
+        told = [f"{_first(names)}: {fault}" for fault, names in found.items()]
+        more = f"; and {len(told) - 5} faults more" if len(told) > 5 else ""
         raise UnusableNumbersError(
-            f"{what} cannot be used, {len(found)} of {len(weights)} tensors hold no usable numbers: "
-            f"{'; '.join(found[:5])}{more}. Give weights of finite floating-point numbers"
+            f"{what} cannot be used, {count} of {len(weights)} tensors hold no usable numbers: {'; '.join(told[:5])}{more}. "
+            "Give weights of finite floating-point numbers"
         )
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def fault_of(value: Any) -> str | None:
     """Returns what is wrong with the numbers of a tensor, or None."""
     if not isinstance(value, Tensor):
-        return f"is no tensor but a {type(value).__name__}"
+        return f"no tensor but a {type(value).__name__}"
     if value.is_meta:
-        return "is on the meta device: it has a shape and no numbers (a state dict that was never materialized)"
+        return "on the meta device, which keeps shapes and no numbers"
     if not value.numel():
-        return f"is empty, {list(value.shape)}"
+        return f"empty, {list(value.shape)}"
     if not value.is_floating_point():
         return None  # a counter; that a weight is one is told where dtypes are compared
     held = value.detach()
@@ -47,4 +57,4 @@ def fault_of(value: Any) -> str | None:
     nan = int(torch.isnan(held).sum())
     infinite = int((~finite).sum()) - nan
     counts = [f"{count} {name}" for count, name in ((nan, "NaN"), (infinite, "infinite")) if count]
-    return f"has {' and '.join(counts)} of {value.numel()} values"
+    return f"{' and '.join(counts)} of {value.numel()} values"

@@ -1,11 +1,14 @@
 """ResNets: torchvision's own features, files as torchvision, timm, SwAV and VISSL write them, and out again."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
+from torch import nn
 
 from seer.core.errors import RequestError
 from seer.export import to_safetensors, to_timm, to_torchvision
-from seer.models import zoo
+from seer.models import families, zoo
 from seer.models.bundle import read_bundle, write_bundle
 from seer.models.pretrained import load_backbone, load_with_origin
 from seer.models.resnet import ResNet
@@ -161,3 +164,66 @@ def test_timm_loads_an_exported_resnet_50_by_name(tmp_path):
     backbone = zoo.build("resnet_50").eval()
     found = to_timm.export(backbone, {}, tmp_path / "out", drawn(100, 2))
     assert found["timm"] == "resnet50" and found["parity"] <= 1e-5
+
+
+def widened(times: int) -> nn.Sequential:
+    """SwAV's ResNet-50w2 in small, put together by hand of torchvision's blocks: every width is `times` the usual."""
+    torch.manual_seed(0)
+    stages, entering = [], 64 * times
+    for number, planes in enumerate((64, 128, 256, 512)):
+        stride = 1 if number == 0 else 2
+        leaving = planes * times * 4
+        projection = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))
+        first = resnet.Bottleneck(entering, planes * times, stride, projection)
+        stages.append(nn.Sequential(first, resnet.Bottleneck(leaving, planes * times)))
+        entering = leaving
+    stem = OrderedDict(
+        conv1=nn.Conv2d(3, 64 * times, 7, 2, 3, bias=False),
+        bn1=nn.BatchNorm2d(64 * times),
+        relu=nn.ReLU(),
+        maxpool=nn.MaxPool2d(3, 2, 1),
+    )
+    layers = OrderedDict((f"layer{number + 1}", stage) for number, stage in enumerate(stages))
+    return nn.Sequential(stem | layers | OrderedDict(avgpool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()))
+
+
+@pytest.mark.parametrize("times", [2])
+def test_a_widened_resnet_of_swav_gives_its_features_bit_for_bit_and_goes_to_a_bundle_alone(tmp_path, times):
+    model = widened(times)
+    with torch.no_grad():
+        model.train()(drawn(0, 2))  # so that its statistics are its own
+    model.eval()
+    head = {"module.projection_head.0.weight": torch.zeros(2, 2), "module.prototypes.weight": torch.zeros(3, 2)}
+    torch.save({f"module.{k}": v for k, v in model.state_dict().items()} | head, tmp_path / "w.pth")
+    backbone = load_backbone(tmp_path / "w.pth")
+    images = drawn(100, 2)
+    with torch.no_grad():
+        assert torch.equal(backbone(images), model(images))
+    assert backbone.architecture == {
+        "family": "resnet",
+        "depths": [2] * 4,
+        "groups": 1,
+        "width_per_group": 64,
+        "widen": times,
+    }
+    assert backbone.feature_dim == 2048 * times == families.of_model(backbone).features(backbone.architecture)
+    for exporter in (to_torchvision, to_timm):
+        with pytest.raises(RequestError, match=naming(f"widen={times}", "to=safetensors")):
+            exporter.export(backbone, {}, tmp_path / "out", images)
+    found = to_safetensors.export(backbone, {}, tmp_path / "out", images)
+    again, described = read_bundle(tmp_path / "out")
+    assert found["parity"] == 0.0 and again.architecture == backbone.architecture
+    assert described["architecture"]["widen"] == times and zoo.name_of(backbone.architecture) is None
+
+
+def test_torchvisions_wide_resnet_widens_its_middle_alone(tmp_path):
+    model = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], width_per_group=128).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    backbone = load_backbone(tmp_path / "w.pth")
+    assert backbone.architecture == {"family": "resnet", "depths": [1] * 4, "groups": 1, "width_per_group": 128}
+
+
+def test_every_tensor_of_a_widened_resnet_is_made_on_meta_too():
+    shape = {"family": "resnet", "depths": [1] * 4, "groups": 1, "width_per_group": 64, "widen": 2}
+    model = zoo.of(shape, device="meta")
+    assert all(p.is_meta for p in (*model.parameters(), *model.buffers())) and model.architecture == shape
