@@ -5,6 +5,7 @@ Surprising: every value is read once, which a weights file is anyway when it is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,9 @@ def fault_of(value: Any) -> str | None:
         return None  # a counter; that a weight is one is told where dtypes are compared
     held = value.detach()
     held = held if held.itemsize >= 2 else held.float()  # not all operations know 8-bit floats
+    # a sum of anything not finite is not finite, and costs a fifth; one that is not may also have overflowed
+    if math.isfinite(held.sum(dtype=torch.promote_types(held.dtype, torch.float32)).item()):
+        return None
     finite = torch.isfinite(held)
     if bool(finite.all()):
         return None

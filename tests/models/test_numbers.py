@@ -91,6 +91,8 @@ def test_warm_start_evaluation_and_every_kind_of_file_say_the_same(tmp_path):
 def test_sound_numbers_of_every_floating_type_pass():
     kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
     check_numbers({str(kind): torch.ones(3).to(kind) for kind in kinds} | {"count": torch.tensor(3)}, what="these")
+    largest = {str(kind): torch.full((9,), torch.finfo(kind).max, dtype=kind) for kind in kinds}  # whose sum is none
+    check_numbers(largest, what="these")
 
 
 def test_a_tensor_without_elements_is_told():

@@ -202,3 +202,35 @@ def test_no_backbone_at_all_names_what_is_there_and_both_families(path):
     torch.save({"model": {"blocks.0.attn.qkv.weight": torch.zeros(2, 2)}, "epoch": 3}, path)
     with pytest.raises(RequestError, match=naming("'model'", "'blocks.0.attn.qkv.weight'", "RegNetY", "ResNet")):
         load_backbone(path)
+
+
+def test_what_timms_own_saver_wrote_is_read(path, tmp_path):
+    timm = pytest.importorskip("timm")
+    from timm.utils import CheckpointSaver, ModelEmaV3
+
+    torch.manual_seed(0)
+    model = timm.create_model("regnety_002", num_classes=7).eval()
+    average = ModelEmaV3(model, decay=0.5)
+    with torch.no_grad():
+        for parameter in average.module.parameters():
+            parameter.add_(1)
+    args = argparse.Namespace(model="regnety_002", data_dir=PosixPath("/data"), lr=np.float64(0.1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    saver = CheckpointSaver(
+        model, optimizer, args=args, model_ema=average, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path)
+    )
+    saver.save_checkpoint(3, metric=np.float64(71.5))
+    backbone, origin = load_with_origin(tmp_path / "last.pth.tar")
+    assert origin.library == "timm" and origin.others == ("state_dict_ema > *",)
+    images = torch.rand(2, 3, 64, 64)
+    model.reset_classifier(0)
+    with torch.no_grad():
+        wanted = model(images)
+        assert (backbone(images) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_a_configuration_of_omegaconf_among_lightnings_hyper_parameters_stands_for_nothing(path):
+    omegaconf = pytest.importorskip("omegaconf")
+    hyper = omegaconf.OmegaConf.create({"lr": 0.1, "model": {"name": "x", "sizes": [1, 2], "deep": None, "on": True}})
+    torch.save({"state_dict": under("model.", foreign.named("timm")), "hyper_parameters": {"config": hyper}}, path)
+    assert gives(load_backbone(path), foreign.weights())
