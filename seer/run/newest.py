@@ -11,7 +11,7 @@ Surprising:
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,18 @@ MOST_TRIES = 20  # states of a run that were damaged, or gone by the time they w
 @dataclass(frozen=True)
 class State:
     """Holds a backbone and its card. step: None where that is not known. kind: "bundle", "checkpoint", or
-    "file" for others."""
+    "file" for others. chosen: which part of a file was taken and what was not, where there was a choice."""
 
     backbone: Network
     card: dict[str, Any]
     step: int | None = None
     kind: str = "file"
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def origin(self) -> dict[str, Any]:
         """Returns what the result of a verb says of it."""
-        return {"weights_step": self.step, "weights_from": self.kind}
+        return {"weights_step": self.step, "weights_from": self.kind, **self.chosen}
 
 
 def of(path: Path) -> State | None:

@@ -9,6 +9,7 @@ from seer.core.log import log
 from seer.models.bundle import BUNDLE_WEIGHTS, IMAGENET_MEAN, IMAGENET_STD, card_of, read_bundle, step_of
 from seer.models.families.family import Network
 from seer.models.key_maps import VISSL
+from seer.models.model_folders import LAYOUTS, pixels_in
 from seer.models.pretrained import load_with_origin, tell_age
 from seer.models.zoo import name_of
 from seer.parallel.collectives import Group, gather_text
@@ -24,7 +25,7 @@ def load(path: str) -> tuple[Network, dict[str, Any]]:
 
 def state(path: str) -> State:
     """Returns the backbone of a run, a checkpoint, a bundle or a file of weights, its card (ImageNet's
-    normalization where none is told), and the step that it is of.
+    normalization where none is told, as a model folder's config may), and the step that it is of.
 
     The licence of foreign weights stands in no file, so the card says that, and what is known of VISSL's.
     """
@@ -42,9 +43,19 @@ def state(path: str) -> State:
     licence = f"imported from {place.name} in names of {origin.library}, which states none"
     if origin.library == VISSL.library:
         licence += "; Meta published its SEER weights for non-commercial use only"
-    card = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "input_size": 224, "licence": licence}
-    card["caution"] = origin.caution
-    return State(loaded, card)
+    card: dict[str, Any] = {
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "input_size": 224,
+        "licence": licence,
+    }
+    card |= {"caution": origin.caution}
+    folder = place.parent if place.name in LAYOUTS else place
+    if folder.is_dir() and (said := pixels_in(folder)):
+        log.info(f"{path} says of its pixels: {', '.join(f'{key} {value}' for key, value in said.items())}")
+        card |= said
+    chosen = {"weights_part": origin.taken, "weights_left_out": origin.left_out, "weights_others": list(origin.others)}
+    return State(loaded, card, chosen={key: value for key, value in chosen.items() if value})
 
 
 def start_from(

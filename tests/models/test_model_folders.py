@@ -8,7 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from seer.core.errors import RequestError
+from seer.export import to_timm
+from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD
 from seer.models.pretrained import load_backbone, load_with_origin
+from seer.models.zoo import build
+from seer.run import weights as run_weights
 from tests.messages import naming, says
 from tests.models import foreign_files as foreign
 from tests.models.test_trainers import gives, other
@@ -125,3 +129,48 @@ def test_a_name_of_the_hub_is_answered_with_how_to_fetch_it():
     with pytest.raises(FileNotFoundError) as caught:
         load_backbone("runs/model.pth")
     assert "hf download" not in str(caught.value)
+
+
+def test_what_a_folder_says_of_its_pixels_is_heeded(tmp_path):
+    """timm's folder, as the export writes it and timm reads it; and one of Hugging Face."""
+    timm = pytest.importorskip("timm")
+    model = build("regnety_200mf").eval()
+    card = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.1], "input_size": 96}
+    to_timm.export(model, card, tmp_path / "timm", torch.rand(1, 3, 64, 64))
+    theirs = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True))
+    found = run_weights.state(str(tmp_path / "timm")).card
+    assert {key: found[key] for key in card} == card
+    assert (list(theirs["mean"]), list(theirs["std"]), theirs["input_size"][-1]) == tuple(card.values())
+
+    (tmp_path / "hf").mkdir()
+    whole(tmp_path / "hf", BIN, published())
+    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": 384}}
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(said))
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({"model_type": "regnet", "depths": [1]}))
+    for place in (tmp_path / "hf", tmp_path / "hf" / BIN):
+        found = run_weights.state(str(place)).card
+        assert (found["mean"], found["std"], found["input_size"]) == ([0.5] * 3, [0.5] * 3, 384)
+
+
+@pytest.mark.parametrize(
+    "said", ['{"image_mean": "x", "image_std": [0, 1, 1], "size": -3}', "nonsense", "[1]", '{"size": {}}']
+)
+def test_what_makes_no_sense_of_the_pixels_is_told_and_passed_over(tmp_path, caplog, said):
+    whole(tmp_path, BIN, published())
+    (tmp_path / "preprocessor_config.json").write_text(said)
+    found = run_weights.state(str(tmp_path)).card
+    assert (found["mean"], found["std"], found["input_size"]) == (list(IMAGENET_MEAN), list(IMAGENET_STD), 224)
+    assert ("preprocessor_config.json" in caplog.text) == (said != "[1]")
+
+
+def test_the_result_of_a_verb_says_which_part_was_taken(tmp_path):
+    both = {"student": {f"backbone.{k}": v for k, v in foreign.named("timm").items()}}
+    both["teacher"] = other(both["student"])
+    torch.save(both, tmp_path / "w.pth")
+    told = run_weights.state(str(tmp_path / "w.pth")).told
+    assert told == {
+        "weights_step": None,
+        "weights_from": "file",
+        "weights_part": "student > backbone.*",
+        "weights_others": ["teacher > backbone.*"],
+    }
