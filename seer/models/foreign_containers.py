@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -66,7 +67,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
         state = _from_shards(path, top.get("shards"))
     else:
         state = _trunk(path, top)
-        if kind == "slice_list" or (state and all(isinstance(value, str) for value in state.values())):
+        theirs = state is not top and bool(state) and all(isinstance(value, str) for value in state.values())
+        if kind == "slice_list" or theirs:
             state, kind = _from_slices(path, state), "slice_list"
     return state, kind or ("consolidated" if "classy_state_dict" in top else "state dict")
 
@@ -75,7 +77,8 @@ def _load(path: Path) -> Any:
     """Returns what torch.save wrote, read by torch's restricted unpickler: tensors, numbers, strings and
     containers only, and nothing for the types that are inert."""
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*TorchScript archive")  # refused in our own words
             if path.suffix == ".safetensors":  # torch goes by that name; the bytes say otherwise
                 with open(path, "rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
@@ -112,7 +115,7 @@ def _said(error: Exception) -> str:
 
 def _trunk(path: Path, top: Mapping[str, Any]) -> dict[str, Any]:
     if "classy_state_dict" not in top and not isinstance(top.get("layers"), Mapping):
-        return dict(top)  # not VISSL's: `models/candidates.py` looks for the backbone in it
+        return top  # type: ignore[return-value]  # not VISSL's: `models/candidates.py` looks for the backbone in it
     node = top
     for step in _CHAIN:
         if isinstance(node.get(step), Mapping):

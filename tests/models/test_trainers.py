@@ -234,3 +234,10 @@ def test_a_configuration_of_omegaconf_among_lightnings_hyper_parameters_stands_f
     hyper = omegaconf.OmegaConf.create({"lr": 0.1, "model": {"name": "x", "sizes": [1, 2], "deep": None, "on": True}})
     torch.save({"state_dict": under("model.", foreign.named("timm")), "hyper_parameters": {"config": hyper}}, path)
     assert gives(load_backbone(path), foreign.weights())
+
+
+def test_a_dict_of_words_is_not_taken_for_a_list_of_files(path):
+    torch.save({"name": "regnet", "license": "MIT"}, path)
+    with pytest.raises(RequestError, match=naming("tensors", "'name'", "'license'")) as caught:
+        load_backbone(path)
+    assert "slice" not in str(caught.value)
