@@ -5,6 +5,7 @@ Surprising: that a library is not installed is no reason here. It can be install
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from seer.core.errors import RequestError
@@ -44,6 +45,8 @@ def of_library(target: Target, backbone: Network) -> Any:
 
 def told(backbone: Network) -> str | None:
     """Returns a line for the start of a run that says where its network cannot go; None where it can go everywhere."""
+    if not isinstance(getattr(backbone, "architecture", None), Mapping):
+        return None  # of a stranger's task: no rule of ours speaks of it
     refused = {target: why for target in LIBRARIES if (why := refusal(target, backbone))}
     if not refused:
         return None

@@ -1,6 +1,7 @@
 """Where a network cannot be exported to is one rule, which exports and the start of a run both ask."""
 
 import pytest
+from torch import nn
 
 from seer.core.errors import RequestError
 from seer.export import targets, to_timm, to_torchvision
@@ -32,6 +33,10 @@ def test_what_is_said_at_the_start_is_what_the_export_does(tmp_path, network):
             EXPORTERS[target].export(backbone, {}, tmp_path / "out", drawn(0, 1))
         assert str(caught.value) == targets.refusal(target, backbone)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_a_network_that_tells_no_architecture_nothing_is_said():
+    assert targets.told(nn.Linear(1, 1)) is None
 
 
 @pytest.mark.slow
