@@ -9,8 +9,9 @@ from typing import Any
 from seer.core.build import build
 from seer.core.log import log
 from seer.engine.precision import DTYPES
-from seer.evals.features import Alone, LabelledImages
+from seer.evals.features import Alone
 from seer.evals.probe import labelled
+from seer.evals.used import tell_overlap, used
 from seer.parallel.world import open_world
 from seer.run.weights import state
 
@@ -39,19 +40,12 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
             dtype=DTYPES[settings["dtype"]],
         )
         values = evaluator.run(Alone(backbone.to(world.device).eval()))  # type: ignore[arg-type]
+    tell_overlap(train, test)
     log.info("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     return {
         **values,
         "weights": str(settings["weights"]),
         **weights.origin,
-        **counts(train, test),
+        **used(train, test),
         "seconds": round(time.monotonic() - start, 1),
     }
-
-
-def counts(train: LabelledImages, test: LabelledImages) -> dict[str, int]:
-    """Returns the number of classes of train, how many images there were a figure of, and how many had no label."""
-    origin = {"classes": len(train.classes)}
-    origin |= {name: len(one) - len(one.broken) for name, one in (("train", train), ("test", test))}
-    unlabelled = train.unlabelled + test.unlabelled
-    return {**origin, "unlabelled": unlabelled} if unlabelled else origin

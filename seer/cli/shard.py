@@ -14,13 +14,16 @@ from tqdm import tqdm
 
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.data.ledger import parse_fraction
+from seer.data.label_words import check_word
+from seer.data.ledger import parse_fraction, shown
 from seer.data.shards.index_tars import index_archives
 from seer.data.shards.open import open_shards
 from seer.data.shards.output_folder import keep_apart, make
 from seer.data.shards.rewrite import Part, write_part
-from seer.data.shards.shard import class_names
+from seer.data.shards.shard import Shard
 from seer.data.shards.source import expand, is_image, is_list
+from seer.evals.labels import BROKEN, UNLABELLED, Labels, find
+from seer.evals.used import sizes
 
 EVERY_S = 30.0  # between lines of progress
 
@@ -37,8 +40,15 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
 
 def _check(settings: Mapping[str, Any]) -> int:
     """Returns the number of processes. Raises RequestError for what can be told wrong before anything is opened."""
-    if settings["per_shard"] < 1 or held(settings["holdout"], 100) < 0:
-        raise RequestError(f"per_shard={settings['per_shard']}, holdout={settings['holdout']}: at least 1, at least 0")
+    if settings["labels"] is not None:
+        check_word(settings["labels"])
+    if settings["labels"] in ("auto", "member"):
+        raise RequestError(
+            f"labels={settings['labels']}: `cls` members stay as they are without it; null, or another word"
+        )
+    if settings["per_shard"] < 1:
+        raise RequestError(f"per_shard={settings['per_shard']}: at least 1")
+    count_or_share(settings["holdout"])
     for name in ("max_side", "quality", "processes"):
         if settings[name] is not None and not isinstance(settings[name], int):
             raise RequestError(f"{name}={settings[name]!r}: a whole number, or null")
@@ -77,14 +87,13 @@ def _index(settings: Mapping[str, Any], target: Path, processes: int, output: li
 
 def _write(settings: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
     shards = open_shards(settings["source"], image=settings["image"], fields=settings["fields"])
-    total, holdout = sum(len(s) for s in shards), held(settings["holdout"], sum(len(s) for s in shards))
-    if holdout >= total:
-        raise RequestError(f"holdout={holdout} of {total} images leaves none; make it smaller")
-    classes = class_names(shards) if settings["labels"] == "folder" else None
-    if classes is not None and len(classes) < 2:
-        raise RequestError(f"labels=folder: the images lie in {len(classes)} folder, so every label would be the same")
+    total = sum(len(s) for s in shards)
+    holdout = held_out(settings["holdout"], total)
+    labels = _labels(shards, settings["labels"])
+    classes = None if labels is None else labels.names
     spans = {"test": (0, holdout), "train": (holdout, total - holdout)} if holdout else {"all": (0, total)}
     options = {name: settings[name] for name in ("per_shard", "shuffle", "seed", "max_side", "quality")}
+    options["labels"] = None if labels is None or _as_ever(labels) else labels.of
     parts = {name: Part(shards, first, rows, classes=classes, **options) for name, (first, rows) in spans.items()}
     words = [settings["source"]] if isinstance(settings["source"], str) else settings["source"]
     keep_apart([word for word in map(str, words) if os.path.isdir(word)], shards, target)
@@ -100,7 +109,52 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
     if skipped:
         log.warning(f"{skipped} images cannot be used and were left out; skipped.jsonl beside the shards names them")
     images = sum(one["pictures"] for one in written.values())
-    return {"pictures": images, "skipped": skipped, "classes": classes, "parts": written}
+    written: dict[str, Any] = {"pictures": images, "skipped": skipped, "classes": classes, "parts": written}
+    return written if labels is None else {**written, "unlabelled": labels.count(UNLABELLED)}
+
+
+def count_or_share(holdout: float | str) -> float | int:
+    """Returns a number of images as an int, and a share of them, 20% or 0.2, as a float. Raises RequestError."""
+    try:
+        settings = holdout if isinstance(holdout, int) else parse_fraction(holdout)
+    except RequestError as error:
+        raise RequestError(f"holdout={holdout}: a whole number, or a share like 20% or 0.2") from error
+    if settings < 0:
+        raise RequestError(f"holdout={holdout}: at least 0")
+    return settings
+
+
+def held_out(holdout: float | str, total: int) -> int:
+    """Returns how many of all images are held out; a share is rounded to whole images. Raises RequestError where that
+    leaves none, or a share takes none."""
+    settings = count_or_share(holdout)
+    count = settings if isinstance(settings, int) else round(settings * total)
+    if settings and not count:
+        raise RequestError(
+            f"holdout={holdout} of {total} images is less than one; give a number of images, like holdout=1"
+        )
+    if count >= total:
+        raise RequestError(f"holdout={holdout} of {total} images leaves none; make it smaller")
+    return count
+
+
+def _labels(shards: Sequence[Shard], word: str | None) -> Labels | None:
+    """Returns the labels that images are to get. Raises RequestError where there are none, or all would be the same."""
+    if word is None:
+        return None
+    found = find(shards, [(s, row) for s, shard in enumerate(shards) for row in range(len(shard))], word)
+    if len(found.names) < 2:
+        raise RequestError(
+            f"labels={word}: all labels would be the same, {shown(found.names[0])}; labels=folder:1, folder:2 … folder:-1 say "
+            "which folders name the classes"
+        )
+    return found
+
+
+def _as_ever(labels: Labels) -> bool:
+    """Returns whether each image has the name of the folder that directly holds it, as it was always written; what an earlier
+    version has begun then goes on."""
+    return labels.direct and not labels.count(UNLABELLED) and not labels.count(BROKEN)
 
 
 @contextmanager
@@ -127,5 +181,6 @@ def _progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], obje
     yield update
 
 
-def _told(manifest: Mapping[str, Any]) -> dict[str, int]:
-    return {"shards": len(manifest["shards"]), "pictures": manifest["samples"], "skipped": manifest["skipped"]}
+def _told(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    written = {"shards": len(manifest["shards"]), "pictures": manifest["samples"], "skipped": manifest["skipped"]}
+    return {**written, **sizes(manifest["class_counts"])} if "class_counts" in manifest else written

@@ -2,7 +2,7 @@
 
 from dataclasses import MISSING, dataclass
 
-from seer.core.schema import Count, Node, Number, Path, Paths, Share, Switch, Whole, Word, setting
+from seer.core.schema import Node, Number, Part, Path, Paths, Share, Switch, Whole, Word, setting
 from seer.run.config import RunConfig
 
 
@@ -27,10 +27,10 @@ class Labelled:
 
     train: Paths = setting(MISSING, "labelled images that are known")
     test: Paths = setting(MISSING, "labelled images that are asked for")
-    labels: Word = setting(
+    labels: Paths = setting(
         "auto",
-        "member (`cls`), folder (its name), auto (member where any sample has one); classes match by name",
-        one_of=("auto", "member", "folder"),
+        "member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto: member where any sample has one, else "
+        "folder; A,B = of train and of test; classes match by name",
     )
     size: Whole | None = setting(None, "side of the center crop; null = what the weights were trained for", least=1)
     resize: Whole | None = setting(
@@ -87,10 +87,11 @@ class Shard:
     per_shard: Whole = setting(10000, "images in a shard; all shards hold the same number, give or take one")
     shuffle: Switch = setting(True, "lay the images in a random order, once")
     seed: Whole = setting(0, "of that order")
-    labels: Word | None = setting(
-        None, "folder = the name of the folder that holds an image becomes its `cls` member", one_of=("folder",)
+    labels: Path | None = setting(
+        None,
+        "what becomes the `cls` member: folder (the one that names a class), folder:N, FILE.csv, json:KEY, text:ENDING",
     )
-    holdout: Count = setting(0, "so many images into OUTPUT/test, or a share like 20%; the rest into OUTPUT/train")
+    holdout: Part = setting(0, "so many images, or such a share of them, into OUTPUT/test, the rest into OUTPUT/train")
     max_side: Whole | None = setting(
         None, "longest side in pixels; larger images are made smaller, once (changes pixels)"
     )

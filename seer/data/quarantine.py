@@ -51,16 +51,18 @@ def known_as(shards: Sequence[Shard]) -> dict[str, list[int]]:
     return names
 
 
-def read_exclude(files: str | Path | Sequence[str | Path] | None, shards: Sequence[Shard]) -> Excluded:
+def read_exclude(
+    files: str | Path | Sequence[str | Path] | None, shards: Sequence[Shard], more: Iterable[tuple[int, int]] = ()
+) -> Excluded:
     """Reads a quarantine list: lines of a `skipped.jsonl`, or `shard<TAB>member`; empty lines and # lines are
-    passed over.
+    passed over. more: (shard, row) that are left out for another reason.
 
     A shard is known by its path, or by its file name where that is unique; one that is not among the shards is told and
     passed over. A member (with or without its extension) that its shard does not hold raises RequestError with the line.
     """
     names = known_as(shards)
     keys: dict[int, dict[str, int]] = {}
-    places: list[tuple[int, int]] = []
+    places: list[tuple[int, int]] = list(more)
     strange: dict[str, int] = {}
     for file in [files] if isinstance(files, str | Path) else files or []:
         try:

@@ -3,10 +3,12 @@
 Legend: M images in all, B in one forward, S side, C features.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,11 +28,12 @@ center = center  # as others know it
 
 
 class LabelledImages:
-    """Holds labelled images for evaluation. labels: member (`cls` of each sample), folder (its folder's name), or auto.
+    """Holds labelled images for evaluation. labels: where labels come from, a word of `label_words`.
 
     size: side of the center cut; resize: length of the shorter side before it, by default size * 256 / 224, or the size
     itself below 64 pixels. most: use so many images at the most, spread evenly over the whole (0 = all). like: those
     whose classes these are matched with by name (`labels.match`). Those without a label are left out.
+    content: of each row that was read and could be used, a hash of the bytes of its image; 0 for others.
     Raises RequestError when there are no labels.
     """
 
@@ -44,21 +47,21 @@ class LabelledImages:
         most: int = 0,
         like: "LabelledImages | None" = None,
     ):
-        if labels not in ("auto", "member", "folder"):
-            raise RequestError(f"labels={labels}: one of auto, member, folder")
         self.shards, self.size = shards, size
         self.short = resize or (size if size < 64 else round(size * 256 / 224))
         rows = [(s, r) for s, shard in enumerate(shards) for r in range(len(shard))]
         rows = [rows[i * len(rows) // most] for i in range(most)] if 0 < most < len(rows) else rows
-        found = find(shards, rows, labels)
+        found = find(shards, rows, labels, () if like is None else like.labels.names)
         if like is None and found.named and len(found.names) < 2:
             raise RequestError(
-                f"{shards[0].path}: one class alone, {shown(found.names[0])}, so all labels are the same"
+                f"{shards[0].path}: one class alone, {shown(found.names[0])}, so all labels are the same; "
+                "labels=folder:1, folder:2 … folder:-1 say which folders name the classes"
             )
         self.labels: Labels = found if like is None else match(like.labels, found)
         self.rows = [(s, r) for s, r in rows if found.of[s][r] >= 0]
         self.unlabelled = sum(int(found.of[s][r] == UNLABELLED) for s, r in rows)
         self.broken: set[tuple[int, int]] = set()  # rows that could not be read so far
+        self.content = [np.zeros(len(shard), dtype=np.uint64) for shard in shards]  # S of [n], 0.1 ms for 100 kB
 
     @property
     def classes(self) -> list[str]:
@@ -67,6 +70,11 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def used(self) -> dict[str, int]:
+        """Returns how many images of each class were read and could be used so far; a class without any is left out."""
+        of = [np.where(content != 0, one, -1) for content, one in zip(self.content, self.labels.of, strict=True)]
+        return replace(self.labels, of=of).per_class()
 
     def batches(self, batch: int = 256, threads: int = 2) -> Iterator[Labelled]:
         """Yields uint8 [B, 3, S, S] and int64 [B], in the order of the rows. An image that cannot be read is
@@ -80,12 +88,16 @@ class LabelledImages:
     def _one(self, place: tuple[int, int]) -> tuple[torch.Tensor, int] | None:
         try:
             sample = self.shards[place[0]].read(*place)
-            image = decode(image_of(sample))
+            data = image_of(sample)
+            image = decode(data)
         except (Undecodable, TarError) as error:
             if place not in self.broken:
                 log.warning(f"{self.shards[place[0]].path} row {place[1]} is left out: {error}")
             self.broken.add(place)
             return None
+        if not self.content[place[0]][place[1]]:
+            digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+            self.content[place[0]][place[1]] = max(1, digest)
         return center(image, self.short, self.size), int(self.labels.of[place[0]][place[1]])
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any, Protocol
 
+from seer.core.errors import RequestError
+from seer.data.label_words import check_word
 from seer.data.shards.open import open_shards
 from seer.evals.features import LabelledImages
 
@@ -14,7 +16,7 @@ class ProbeImages(Protocol):
     @property
     def test(self) -> str | list[str] | None: ...
     @property
-    def labels(self) -> str: ...
+    def labels(self) -> str | list[str]: ...
     @property
     def size(self) -> int | None: ...
     @property
@@ -24,12 +26,17 @@ class ProbeImages(Protocol):
 
 
 def labelled(images: ProbeImages, size: int) -> tuple[LabelledImages, LabelledImages]:
-    """Opens train and test images. Classes are matched by name. size: where `images` has none.
+    """Opens train and test images. Classes are matched by name. size: where `images` has none. Two words for labels are those
+    of train and of test.
 
     Raises RequestError where there are no labels, or none in common.
     """
     assert images.train is not None and images.test is not None
-    options: dict[str, Any] = {"size": images.size or size, "resize": images.resize}
-    options |= {"labels": images.labels, "most": images.most}
-    train = LabelledImages(open_shards(images.train), **options)
-    return train, LabelledImages(open_shards(images.test), like=train, **options)
+    words = [images.labels] * 2 if isinstance(images.labels, str) else images.labels
+    if len(words) != 2:
+        raise RequestError(f"labels={words}: one word, or two: for train images and for test images")
+    for word in words:
+        check_word(word)
+    options: dict[str, Any] = {"size": images.size or size, "resize": images.resize, "most": images.most}
+    train = LabelledImages(open_shards(images.train), labels=words[0], **options)
+    return train, LabelledImages(open_shards(images.test), labels=words[1], like=train, **options)

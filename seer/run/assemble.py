@@ -1,7 +1,7 @@
 """Makes a run's objects from its config, the same for training, for planning and for repeating a step of it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -103,13 +103,20 @@ def drawn(config: RunConfig, folder: Path, world: World) -> list[Shard]:
     return open_shards(folder / "pictures" / "train")
 
 
-def data(config: RunConfig, shards: list[Shard], transform: Transform, world: World) -> Data:
-    """Makes the order and the loader of this rank. Raises RequestError."""
+def data(
+    config: RunConfig,
+    shards: list[Shard],
+    transform: Transform,
+    world: World,
+    unlabelled: Iterable[tuple[int, int]] = (),
+) -> Data:
+    """Makes the order and the loader of this rank. unlabelled: (shard, row) that have nothing to be learned. Raises
+    RequestError."""
     options, batch, seed = config.data, config.batch, config.seed
     lanes = options.lanes or choose_lanes(batch, sum(len(s) for s in shards))
     plan = Plan([len(s) for s in shards], seed=rng.key(seed, "order"), lanes=lanes, block=options.block)
     threads = cores_per_rank(world) if options.threads is None else options.threads
-    exclude = read_exclude(exclude_files(options.exclude), shards)
+    exclude = read_exclude(exclude_files(options.exclude), shards, unlabelled)
     reader = Reader(shards, plan, rng.key(seed, "views"), exclude)
     loader = Loader(
         reader,

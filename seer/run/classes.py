@@ -7,41 +7,52 @@ from seer.core.build import find
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
 from seer.data import synthetic as sample
+from seer.data.label_words import check_word
 from seer.data.shards.shard import Shard
 from seer.data.transforms.targets import ClassLabel, ClassLabels
 from seer.evals import labels
+from seer.evals.labels import Labels
 from seer.run.config import RunConfig
 
 
-def with_classes(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[RunConfig, bool]:
-    """Returns the config with the names of the classes that its task learns, and whether labels are names of folders.
+def with_classes(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[RunConfig, Labels | None]:
+    """Returns the config with the names of the classes that its task learns, and the labels of all images; None where the
+    task finds them in each sample by itself.
 
     shards: None for the built-in images. Raises RequestError where there are no labels.
     """
+    check_word(config.data.labels)
     target = find("task", config.task.get("_target_", ""))
     if not getattr(target, "learns_classes", False):
-        return config, False
+        if config.data.labels != "auto":
+            raise RequestError(f"data.labels={config.data.labels}: this task learns no classes; task=heads does")
+        return config, None
     if shards is None:
-        return _named(config, sample.SHAPE_CLASSES), False
+        return _named(config, sample.SHAPE_CLASSES), None
     if config.task.get("several"):
+        if config.data.labels not in ("auto", "member"):
+            raise RequestError(
+                f"task.several=true reads `cls` members, so data.labels={config.data.labels} says nothing"
+            )
         names = list(dict.fromkeys(name for shard in shards for name in shard.classes or ()))
         if not names and not config.task.get("classes"):
             raise RequestError(
                 "task.several=true: no manifest beside the shards names the classes; write them with `seer shard`, or give task.classes="
             )
-        return _named(config, names), False
+        return _named(config, names), None
     rows = [(s, row) for s, shard in enumerate(shards) for row in range(len(shard))]
-    found = labels.find(shards, rows, "auto")
-    return _named(config, found.names), found.folder
+    found = labels.find(shards, rows, config.data.labels, config.task.get("classes") or ())
+    return _named(config, found.names), found
 
 
 def _named(config: RunConfig, names: Sequence[str]) -> RunConfig:
     return config if config.task.get("classes") else config.replace(task={"classes": list(names)})
 
 
-def give_targets(task: Task, shards: Sequence[Shard], folder: bool) -> None:
-    """Makes the task's transform give the targets that the task asks for."""
+def give_targets(task: Task, shards: Sequence[Shard], found: Labels | None) -> None:
+    """Makes the task's transform give the targets that the task asks for. found: the labels of all images."""
     transform: Any = task.transform
     known = {"label": ClassLabel, "labels": ClassLabels}
+    of = None if found is None or found.by_number else (found.names, found.of)
     for name in task.targets:
-        setattr(transform, name, known[name](shards, task.classes, folder=folder))  # type: ignore[attr-defined]
+        setattr(transform, name, known[name](shards, task.classes, of=of))  # type: ignore[attr-defined]

@@ -35,6 +35,10 @@ class DataConfig:
     fields: dict[str, Word] | None = setting(
         None, "what else belongs to an image, by its ending: {mask: png} makes a.png the mask of a.jpg"
     )
+    labels: Path = setting(
+        "auto",
+        "of a task that learns classes: member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto",
+    )
     exclude: Paths | None = setting(None, "images never to read: a run's skipped.jsonl, or lines of shard<TAB>member")
     drawn: Whole = setting(0, "without a source: how many built-in images to draw for training", least=0)
     drawn_test: Whole = setting(0, "and for the probe", least=0)
@@ -87,10 +91,10 @@ class ProbeConfig:
 
     train: Paths | None = setting(None, "labelled images that are known")
     test: Paths | None = setting(None, "labelled images that are asked for")
-    labels: Word = setting(
+    labels: Paths = setting(
         "auto",
-        "member (`cls` in the shards), folder (its name), auto (member where any sample has one)",
-        one_of=("auto", "member", "folder"),
+        "member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto: member where any sample has one, else "
+        "folder; A,B = of train and of test",
     )
     size: Whole | None = setting(None, "side of the center crop; null = that of the large views", least=1)
     resize: Whole | None = setting(

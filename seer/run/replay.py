@@ -18,6 +18,7 @@ from seer.core.log import log
 from seer.data.shards.open import open_shards
 from seer.engine import replay as engine
 from seer.engine.nan_guard import CAPTURE_JSON, CAPTURE_WEIGHTS
+from seer.evals.labels import UNLABELLED
 from seer.parallel.world import World, open_world
 from seer.run import assemble
 from seer.run.classes import give_targets, with_classes
@@ -63,10 +64,11 @@ def _repeated(
     transform = build("augment", config.augment)
     lengths = Durations(config.steps, config.batch, sum(map(len, shards)))
     task, _ = assemble.task(config, transform, lengths, world)
-    give_targets(task, shards, with_classes(config, shards)[1])
+    labels = with_classes(config, shards)[1]
+    give_targets(task, shards, labels)
     precision = build("precision", config.precision, world.device)
     training = assemble.training(config, task, lengths, world, precision)
-    data = assemble.data(config, shards, transform, world)
+    data = assemble.data(config, shards, transform, world, () if labels is None else labels.places(UNLABELLED))
     own = {
         name: tensor for name, tensor in seen.items() if name in weights
     }  # what each rank has of its own, like a queue

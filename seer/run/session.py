@@ -28,9 +28,11 @@ from seer.engine.stop_request import StopRequest
 from seer.evals.classification import HeadTop1
 from seer.evals.features import LabelledImages
 from seer.evals.knn import KNN, baselines
+from seer.evals.labels import UNLABELLED
 from seer.evals.probe import labelled
 from seer.evals.rankme import RankMe
 from seer.export.targets import told
+from seer.evals.used import sizes, tell_overlap, used
 from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
 from seer.run import assemble, resume, validate
@@ -116,7 +118,7 @@ def _train(
     source = config.data.source
     options = {"check_crc": config.data.check_crc, "image": config.data.image, "fields": config.data.fields}
     shards = open_shards(source, **options) if source else None  # type: ignore[arg-type]  # a wrong path must leave no folder
-    config, by_folder = with_classes(config, shards)
+    config, labels = with_classes(config, shards)
     draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
     probed = None if draws_probe else _probed(config, transform)
     images = sum(map(len, shards)) if shards is not None else config.data.drawn
@@ -128,14 +130,18 @@ def _train(
         output.append(folder)
         shards = assemble.drawn(config, folder, world) if shards is None else shards
         probed = _probed(config, transform) if draws_probe else probed
-        give_targets(task, shards, by_folder)
+        give_targets(task, shards, labels)
         check_same_on_ranks(config.plain(), fingerprint(shards), world)
-        data = assemble.data(config, shards, transform, world)
+        unlabelled = () if labels is None else labels.places(UNLABELLED)
+        data = assemble.data(config, shards, transform, world, unlabelled)
         training = assemble.training(config, task, lengths, world, precision)
         training.licence = licence
-        return _run(
+        result = _run(
             Session(config, folder, world, stop, data, training, probed, sinks, evaluators, length_before), lengths
         )
+        learned = {} if labels is None else {"classes": len(labels.per_class()), **sizes(labels.per_class())}
+        probe = used(*probed) if probed is not None else {}
+        return {**result, **learned, **({"probe": probe} if probe.get("test") else {})} if result else result
 
 
 def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:
@@ -181,6 +187,7 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     if probe and first == 0:
         options = {"k": probe.k, "temperature": probe.temperature}
         metrics.add(0, baselines(probe.train, probe.test, **options, threads=max(1, session.data.threads)))  # type: ignore[arg-type]
+        tell_overlap(probe.train, probe.test)
     ending = Ending(folder, bundles, world, config.batch, recorder)
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
     lines = SkippedLines(folder, world, first, limits, config.batch, session.data.excluded)

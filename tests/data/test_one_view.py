@@ -156,7 +156,11 @@ def test_classes_are_matched_by_name_whatever_numbers_their_shards_gave_them():
     ]
     assert found == [1, 1, 0, 2]
     assert ClassLabel(shards, ["5", "3"])(Sample(SampleRef(2, 0), "k", {"cls": b"03"})) == 1
-    assert ClassLabel(shards, ["b", "a"], folder=True)(Sample(SampleRef(0, 0), "x/a/1", {})) == 1
+    of = (["a", "b"], [np.array([-1, 0]), np.array([1])])  # found before, by name and not by number
+    assert ClassLabel(shards, ["b", "a"], of=of)(Sample(SampleRef(0, 1), "k", {"cls": b"0"})) == 1
+    assert ClassLabel(shards, ["b", "a"], of=of)(Sample(SampleRef(1, 0), "k", {})) == 0
+    with pytest.raises(Undecodable):
+        ClassLabel(shards, ["b", "a"], of=of)(Sample(SampleRef(0, 0), "k", {"cls": b"0"}))
     many = ClassLabels(shards, ["ant", "bee", "cat"])
     for cls, expected in (
         (b"0 2", [1, 1, 0]),

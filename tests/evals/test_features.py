@@ -71,11 +71,18 @@ def test_labels_come_from_the_members_of_the_samples(members):
         assert images.classes == ["0", "3", "7"] and labels_of(images) == [1, 0, 2]
 
 
-def test_labels_come_from_the_folders_that_directly_hold_the_images_in_the_order_of_names(folders):
-    for how in ("auto", "folder"):
+def test_labels_come_from_the_first_folders_in_the_order_of_names(folders):
+    """A folder inside that of a class was a class of its own: ant/deep/d was a `deep`."""
+    for how, classes in (
+        ("auto", ["ant", "cat", "dog"]),
+        ("folder", ["ant", "cat", "dog"]),
+        ("folder:1", ["ant", "cat", "dog"]),
+    ):
         images = LabelledImages(open_shards(folders), size=16, labels=how)
-        assert images.classes == ["cat", "deep", "dog"]
-        assert labels_of(images) == [1, 0, 0, 2]  # ant/deep/d, cat/a, cat/c, dog/b
+        assert images.classes == classes
+        assert labels_of(images) == [0, 1, 1, 2]  # ant/deep/d, cat/a, cat/c, dog/b
+    direct = LabelledImages(open_shards(folders), size=16, labels="folder:-1")
+    assert direct.classes == ["cat", "deep", "dog"] and labels_of(direct) == [1, 0, 0, 2]
 
 
 def test_test_images_take_the_classes_of_the_training_images(folders, tmp_path_factory):

@@ -78,13 +78,14 @@ class Reader:
                 if skipped
                 else ""
             )
-            left_out = f"data.exclude names {len(self.exclude)} images; " if excluded else ""
+            left_out = f"{len(self.exclude)} images are named by data.exclude or have no label; " if excluded else ""
             raise BadDataError(
                 f"none of the {probes} images of data.source can be used: {bad}{left_out}give other data", skipped
             )
         raise BadDataError(
             f"{probes} places tried for one image of lane {lane}, {excluded} of them excluded; "
-            f"data.exclude names {len(self.exclude)} images: leave whole shards out of data.source instead",
+            f"{len(self.exclude)} images are named by data.exclude or have no label: leave whole shards out of data.source "
+            "instead",
             skipped,
         )
 

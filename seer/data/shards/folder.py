@@ -132,8 +132,8 @@ class FolderShard:
     def iter_keys(self) -> Iterator[str]:
         return (self.key(row) for row in range(len(self)))
 
-    def iter_labels(self, rows: Iterable[int]) -> Iterator[tuple[str | None, bytes | None]]:
-        label = next((ending for ending in self._beside if self._endings.called(ending) == "cls"), None)
+    def iter_labels(self, rows: Iterable[int], ending: str = "cls") -> Iterator[tuple[str | None, bytes | None]]:
+        label = next((one for one in self._beside if self._endings.called(one) == ending), None)
         for row in rows:
             yield self.key(row), self._bytes(f"{self._split(row)[0]}.{label}", absent=True) if label else None
 

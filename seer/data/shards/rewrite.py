@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -54,7 +54,8 @@ class Part:
     """Holds rows first to first + total of the (shuffled) images of some shards, and how they are to be stored.
 
     max_side: longest side in pixels; larger images are made smaller, once. quality: of JPEG, to which all images are
-    then turned. classes: the name of the folder that holds an image becomes its `cls` member.
+    then turned. classes: names of those that images get as their `cls` member: the one of which labels[shard][row] is the
+    number, none where that is negative; without labels, the folder that directly holds the image.
     """
 
     shards: Sequence[Shard]
@@ -64,6 +65,7 @@ class Part:
     shuffle: bool = True
     seed: int = 0
     classes: Sequence[str] | None = None
+    labels: Sequence[np.ndarray] | None = None
     max_side: int | None = None
     quality: int | None = None
     ends: np.ndarray = field(init=False, repr=False)  # int64 [shards], row behind each shard
@@ -84,6 +86,8 @@ class Part:
         words += [self.classes, self.max_side, self.quality]
         if any(self._renumbered(shard) for shard in self.shards):
             words.append(self.names)
+        if self.labels is not None:
+            words.append(hashlib.sha256(b"".join(of.astype("<i4").tobytes() for of in self.labels)).hexdigest())
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
     def _renumbered(self, shard: Shard) -> bool:
@@ -110,9 +114,15 @@ class Part:
                 f"{ending}, told in pixels of the image, which would be made smaller without it; leave max_side out"
             )
 
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes or ())}
+
+    def _label(self, shard: int, row: int, key: str) -> int:
+        return self._numbers[folder_of(key)] if self.labels is None else int(self.labels[shard][row])
+
     def samples(self, first: int, last: int, skipped: list[Skipped], tick: Callable[[], None]) -> Iterator[Member]:
         """Yields samples as they are to be written. Appends to skipped what cannot be."""
-        labels = {name: str(n).encode() for n, name in enumerate(self.classes or ())}
         for shard, row in self.places(first, last):
             name = f"row {row}"
             try:
@@ -132,8 +142,10 @@ class Part:
                     raise
                 skipped.append(Skipped(str(one.path), one.key(row), str(error), row, UNREADABLE))
             else:
-                if labels:
-                    fields["cls"] = labels[folder_of(sample.key)]
+                if self.classes is not None:
+                    fields.pop("cls", None)  # the number of another list of classes
+                    label = self._label(shard, row, sample.key)
+                    fields |= {} if label < 0 else {"cls": str(label).encode()}
                 elif self._renumbered(self.shards[shard]):
                     _renumber(fields, self.shards[shard].classes or (), self.names or ())
                 yield f"{shard:05d}-{row:09d}", fields
@@ -193,15 +205,16 @@ def _write(
 
     def work(number: int, tick: Callable[[], None]) -> Entry:
         skipped: list[Skipped] = []
+        labels = Counter[str]()
         first, last = shard_rows(number, count, part.total)
-        path, members = shard_path(output, number, count), part.samples(first, last, skipped, tick)
+        path, members = shard_path(output, number, count), _counted(part.samples(first, last, skipped, tick), labels)
         member = next(members, None)
         if member:
             entry = write_shard(path, chain([member], members))
         else:
             path.unlink(missing_ok=True)  # of a run that was killed, when there still were images
             entry = {"name": path.name, "count": 0}
-        return {**entry, "skipped": [asdict(one) for one in skipped]}
+        return {**entry, "skipped": [asdict(one) for one in skipped], "labels": dict(labels)}
 
     seen, bad, limit = 0, Counter[str](), parse_fraction(max_bad)
 
@@ -235,10 +248,31 @@ def _write(
     card: dict[str, Any] = {"request": part.request, "skipped": bad.total(), "skipped_by_reason": dict(bad)}
     if part.names is not None:
         card["classes"] = list(part.names)
+        if all("labels" in entry for entry in entries):  # an earlier version's journal does not tell
+            card["class_counts"] = _by_class(entries, part.names)
     if bad:
         _list_skipped(output / "skipped.jsonl", entries)
-    shards = [{k: v for k, v in e.items() if k != "skipped"} for e in entries if e["count"]]
+    shards = [{k: v for k, v in e.items() if k not in ("skipped", "labels")} for e in entries if e["count"]]
     return write_manifest(output, shards, card)
+
+
+def _counted(members: Iterable[Member], labels: Counter[str]) -> Iterator[Member]:
+    """Yields what there is, and counts the numbers in its `cls`, "" for none."""
+    for key, fields in members:
+        labels[fields.get("cls", b"").strip()[: MOST_DIGITS + 1].decode("ascii", "replace")] += 1
+        yield key, fields
+
+
+def _by_class(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, int]:
+    """Returns how many images of each class were written, of those that have any."""
+    labels = Counter[str]()
+    for entry in entries:
+        labels.update(entry["labels"])
+    counts = np.zeros(len(names), dtype=np.int64)
+    for text, count in labels.items():
+        if text.isdecimal() and int(text) < len(names):
+            counts[int(text)] += count
+    return {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
 
 
 def _list_skipped(path: Path, entries: Sequence[Entry]) -> None:

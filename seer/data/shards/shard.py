@@ -12,7 +12,8 @@ from seer.data.shards.names import IMAGE_ENDINGS
 class Shard(Protocol):
     """Holds rows of samples. `identity` names the content for fingerprints; `read` may be called from any
     thread. classes: what the numbers in `cls` members mean, where a manifest tells. iter_labels: the key and
-    the `cls` of each of some rows, with no image read; a key of None where the headers of a row are damaged."""
+    the `cls`, or another member, of each of some rows, with no image read; a key of None where the headers of a row
+    are damaged."""
 
     @property
     def path(self) -> Path: ...
@@ -31,7 +32,7 @@ class Shard(Protocol):
 
     def iter_keys(self) -> Iterator[str]: ...
 
-    def iter_labels(self, rows: Iterable[int]) -> Iterator[tuple[str | None, bytes | None]]: ...
+    def iter_labels(self, rows: Iterable[int], ending: str = "cls") -> Iterator[tuple[str | None, bytes | None]]: ...
 
     def keys(self) -> list[str]: ...
 

@@ -273,8 +273,8 @@ class TarShard:
             for record in index[:-1]:
                 yield _key(buffer, record, endings)
 
-    def iter_labels(self, rows: Iterable[int]) -> Iterator[tuple[str | None, bytes | None]]:
-        """Reads headers and the bytes of `cls`: some microseconds a row, whatever the images weigh."""
+    def iter_labels(self, rows: Iterable[int], ending: str = "cls") -> Iterator[tuple[str | None, bytes | None]]:
+        """Reads headers and the bytes of one member: some microseconds a row, whatever the images weigh."""
         index = self._opened.get(self)[1]
         endings = self._endings(index)
         with mapped(self.path, few=True) as buffer:
@@ -286,7 +286,7 @@ class TarShard:
                 try:
                     for member in walk(buffer[first : first + size], whole=False):
                         names.append(member.name)
-                        if endings.called(endings.split(member.name)[1]) == "cls":
+                        if endings.called(endings.split(member.name)[1]) == ending:
                             cls = bytes(buffer[first + member.data : first + member.data + member.size])
                     yield (_key_of(names, endings, mark) if names else None), cls
                 except TarError:

@@ -17,7 +17,7 @@ from seer.core.errors import RequestError
 from seer.core.records import Sample
 from seer.data.decode import Undecodable, decode_mask
 from seer.data.ledger import shown
-from seer.data.shards.shard import Shard, folder_of
+from seer.data.shards.shard import Shard
 
 MASKS = ("mask.png", "seg.png")  # endings of the member that is the mask
 BOXES = "boxes.json"
@@ -28,20 +28,31 @@ class ClassLabel:
     """Gives the class of a sample, a number below `count`. names: of the classes, in the order of their numbers.
 
     A number in `cls` means the class that the manifest beside its shard names so; where none does, the number is its own
-    name. folder: the name of the folder that holds the image is that of its class, and `cls` is not looked at.
+    name. of: the classes of all rows, as names[of[shard][row]] of its own names, negative where a row has none; then `cls`
+    is not looked at.
     """
 
-    def __init__(self, shards: Sequence[Shard], names: Sequence[str], *, folder: bool = False):
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        names: Sequence[str],
+        *,
+        of: tuple[Sequence[str], Sequence[np.ndarray]] | None = None,
+    ):
         if len(set(names)) < len(names) or not names:
             raise RequestError(f"classes={list(names)[:5]}…: at least one name, each once")
-        self.count, self._folder = len(names), folder
+        self.count, self._of = len(names), of
         self._numbers = {name: number for number, name in enumerate(names)}
         self._known = [shard.classes for shard in shards]
 
     def __call__(self, sample: Sample) -> int:
         """Returns the class. Raises Undecodable."""
-        if self._folder:
-            return self.number_of(folder_of(sample.key))
+        if self._of is not None:
+            names, rows = self._of
+            label = int(rows[sample.ref.shard][sample.ref.row])
+            if label < 0:
+                raise Undecodable("it has no label", "target")
+            return self.number_of(names[label])
         return self.number_of(self.name_of(sample, _member(sample, "cls").decode("utf-8", "replace").strip()))
 
     def name_of(self, sample: Sample, text: str) -> str:
