@@ -44,7 +44,7 @@ def level_of(folders: Collection[str], known: Iterable[str] = ()) -> int:
         return sum(name_at(folder, level) in names for folder in folders)
 
     deepest = max(len(parts_of(folder)) for folder in folders)
-    best = max([*range(deepest), DIRECT], key=found)
+    best = max([DIRECT, *range(deepest)], key=found)  # of equals the first, as earlier versions had it
     return best if found(best) > found(usual) else usual
 
 

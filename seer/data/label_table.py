@@ -169,7 +169,7 @@ def _columns(path: str, first: list[str]) -> tuple[int, int, bool]:
 
 
 def _plain(name: str) -> str:
-    """Returns a name with slashes, and without a leading ./"""
+    """Returns a name with slashes, and without ./ before it."""
     name = name.replace("\\", "/") if "\\" in name and "/" not in name else name
     while name.startswith("./"):
         name = name[2:]

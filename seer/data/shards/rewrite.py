@@ -207,7 +207,8 @@ def _write(
         skipped: list[Skipped] = []
         labels = Counter[str]()
         first, last = shard_rows(number, count, part.total)
-        path, members = shard_path(output, number, count), _counted(part.samples(first, last, skipped, tick), labels)
+        path, members = shard_path(output, number, count), part.samples(first, last, skipped, tick)
+        members = members if part.names is None else _counted(members, labels)
         member = next(members, None)
         if member:
             entry = write_shard(path, chain([member], members))
@@ -245,11 +246,7 @@ def _write(
     )
     if bad.total() == seen:
         raise too_many(entries[-1])
-    card: dict[str, Any] = {"request": part.request, "skipped": bad.total(), "skipped_by_reason": dict(bad)}
-    if part.names is not None:
-        card["classes"] = list(part.names)
-        if all("labels" in entry for entry in entries):  # an earlier version's journal does not tell
-            card["class_counts"] = _by_class(entries, part.names)
+    card = {"request": part.request, "skipped": bad.total(), "skipped_by_reason": dict(bad), **_classes(part, entries)}
     if bad:
         _list_skipped(output / "skipped.jsonl", entries)
     shards = [{k: v for k, v in e.items() if k not in ("skipped", "labels")} for e in entries if e["count"]]
@@ -263,16 +260,22 @@ def _counted(members: Iterable[Member], labels: Counter[str]) -> Iterator[Member
         yield key, fields
 
 
-def _by_class(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, int]:
-    """Returns how many images of each class were written, of those that have any."""
-    labels = Counter[str]()
+def _classes(part: Part, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Returns what the manifest says of the classes that numbers in `cls` mean: their names, and how many images were written
+    of those that have any."""
+    names, labels = part.names, Counter[str]()
+    if names is None:
+        return {}
+    if not all("labels" in entry for entry in entries):  # an earlier version's journal does not tell
+        return {"classes": list(names)}
     for entry in entries:
         labels.update(entry["labels"])
     counts = np.zeros(len(names), dtype=np.int64)
     for text, count in labels.items():
         if text.isdecimal() and int(text) < len(names):
             counts[int(text)] += count
-    return {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
+    written = {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
+    return {"classes": list(names), "class_counts": written}
 
 
 def _list_skipped(path: Path, entries: Sequence[Entry]) -> None:
