@@ -6,12 +6,15 @@ quality, without its EXIF) is another one here. The CRCs of an index are no help
 differ between copies of one image.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from seer.core.log import log
+from seer.data.shards.folder import FolderShard
+from seer.data.shards.shard import Shard
 from seer.evals.features import LabelledImages
 from seer.evals.labels import BROKEN
 
@@ -29,6 +32,38 @@ def used(train: LabelledImages, test: LabelledImages) -> dict[str, Any]:
         "unreadable": sum(len(one.broken) + one.labels.count(BROKEN) for one in (train, test)),
     }
     return {**told, **{name: count for name, count in left_out.items() if count}, **sizes(**each)}
+
+
+def learned(shards: Sequence[Shard], test: LabelledImages) -> int:
+    """Returns how many test images are images of shards that a head learns from, and warns where there are any.
+
+    They are told by their places, the same file or the same row of one tar, since images are not read for it: a copy of an
+    image is another one here.
+    """
+    tars = {os.path.realpath(shard.path) for shard in shards if not isinstance(shard, FolderShard)}
+    count, files = 0, set[str]()
+    for shard, of in zip(test.shards, test.labels.of, strict=True):
+        rows = np.flatnonzero(of >= 0)
+        if isinstance(shard, FolderShard):
+            files.update(_files(shard, rows.tolist()))
+        elif os.path.realpath(shard.path) in tars:
+            count += len(rows)
+    for shard in shards if files else ():
+        if isinstance(shard, FolderShard):
+            before = len(files)
+            files.difference_update(_files(shard, range(len(shard))))
+            count += before - len(files)
+    if count:
+        log.warning(
+            f"{count} of the {len(test)} test images ({count / len(test):.1%}) are among those that are learned from: the accuracy "
+            "on them tells what is known by heart; take them out of one of the two"
+        )
+    return count
+
+
+def _files(shard: FolderShard, rows: Iterable[int]) -> Iterator[str]:
+    base = os.path.realpath(shard.base)  # once: a million look-ups of links would take a minute
+    return (os.path.normpath(os.path.join(base, shard.name(row))) for row in rows)
 
 
 def sizes(counts: Mapping[str, int] | None = None, **sides: Mapping[str, int]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Finds the names of the classes that a run learns in its data, and has its transform give the targets."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from seer.core.build import find
@@ -13,13 +14,15 @@ from seer.data.transforms.targets import ClassLabel, ClassLabels
 from seer.evals import labels
 from seer.evals.labels import Labels
 from seer.run.config import RunConfig
+from seer.run.folder import begun_with
 
 
 def with_classes(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[RunConfig, Labels | None]:
     """Returns the config with the names of the classes that its task learns, and the labels of all images; None where the
     task finds them in each sample by itself.
 
-    shards: None for the built-in images. Raises RequestError where there are no labels.
+    shards: None for the built-in images. Of a run that goes on, the folders that name classes are those that named them when
+    it began, where that was by another rule. Raises RequestError where there are no labels.
     """
     check_word(config.data.labels)
     target = find("task", config.task.get("_target_", ""))
@@ -41,7 +44,8 @@ def with_classes(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[Run
             )
         return _named(config, names), None
     rows = [(s, row) for s, shard in enumerate(shards) for row in range(len(shard))]
-    found = labels.find(shards, rows, config.data.labels, config.task.get("classes") or ())
+    known = config.task.get("classes") or begun_with(Path(config.output), "task.classes") or ()
+    found = labels.find(shards, rows, config.data.labels, known)
     return _named(config, found.names), found
 
 

@@ -28,11 +28,11 @@ from seer.engine.stop_request import StopRequest
 from seer.evals.classification import HeadTop1
 from seer.evals.features import LabelledImages
 from seer.evals.knn import KNN, baselines
-from seer.evals.labels import UNLABELLED
+from seer.evals.labels import UNLABELLED, Labels
 from seer.evals.probe import labelled
 from seer.evals.rankme import RankMe
+from seer.evals.used import learned, sizes, tell_overlap, used
 from seer.export.targets import told
-from seer.evals.used import sizes, tell_overlap, used
 from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
 from seer.run import assemble, resume, validate
@@ -136,12 +136,21 @@ def _train(
         data = assemble.data(config, shards, transform, world, unlabelled)
         training = assemble.training(config, task, lengths, world, precision)
         training.licence = licence
+        known = learned(shards, probed[1]) if labels is not None and probed is not None else None
         result = _run(
             Session(config, folder, world, stop, data, training, probed, sinks, evaluators, length_before), lengths
         )
-        learned = {} if labels is None else {"classes": len(labels.per_class()), **sizes(labels.per_class())}
-        probe = used(*probed) if probed is not None else {}
-        return {**result, **learned, **({"probe": probe} if probe.get("test") else {})} if result else result
+        return {**result, **_counts(labels, probed, known)} if result else result
+
+
+def _counts(labels: Labels | None, probed: Probed | None, known: int | None) -> dict[str, Any]:
+    """Returns what the result says of labels: of the classes that were learned, and of the images of the probe. known: how many
+    test images are learned from, where any are learned from."""
+    found = {} if labels is None else {"classes": len(labels.per_class()), **sizes(labels.per_class())}
+    probe = {} if probed is None else used(*probed)
+    if probe.get("test"):
+        found["probe"] = probe if known is None else {**probe, "learned": known}
+    return found
 
 
 def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:

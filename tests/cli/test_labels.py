@@ -11,10 +11,13 @@ from seer.cli.shard import held_out
 from seer.core.errors import RequestError
 from seer.data import synthetic as sample
 from seer.data.shards.open import open_shards
+from seer.data.shards.rewrite import Part
 from seer.data.shards.shard import image_of
 from seer.data.shards.writer import write_shards
+from seer.evals.features import LabelledImages
+from seer.evals.used import learned
 from tests.data.image_files import png
-from tests.evals.test_labels import folder
+from tests.evals.test_labels import folder, sharded
 from tests.evals.test_used import spread
 from tests.messages import naming, says
 from tests.program import SMALL, seer
@@ -53,6 +56,27 @@ def test_a_folder_inside_a_class_and_one_around_all_make_no_classes_of_shards(tm
         ended = seer(capfd, "shard", f"source={source}", f"output={output}", f"labels={word}", "processes=1")
         assert ended.status == 0 and ended.result["unlabelled"] == 1, ended.words
         assert [written(output)[png(n)] for n in range(4)] == expected
+
+
+def test_shards_that_an_earlier_version_has_begun_go_on(tmp_path, capfd):
+    """Its journal does not count labels, and its request knew the folder that directly holds an image alone."""
+    source = spread(tmp_path / "x", [f"{'ab'[n % 2]}/{n}" for n in range(8)])
+    words = ("shard", f"source={source}", "labels=folder", "per_shard=4", "processes=1")
+    assert seer(capfd, *words, f"output={tmp_path / 'whole'}").status == 0
+    manifest = json.loads((tmp_path / "whole/manifest.json").read_text())
+    shards = open_shards(source)
+    assert manifest["request"] == Part(shards, 0, 8, per_shard=4, classes=["a", "b"]).request
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    entry = {"number": 0, **manifest["shards"][0], "skipped": []}
+    (begun / ".unfinished.jsonl").write_text(
+        json.dumps({"request": manifest["request"]}) + "\n" + json.dumps(entry) + "\n"
+    )
+    for name in (entry["name"], f"{entry['name']}.index.npy"):
+        (begun / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    assert seer(capfd, *words, f"output={begun}").status == 0
+    assert written(begun) == written(tmp_path / "whole")
+    assert json.loads((begun / "manifest.json").read_text())["classes"] == ["a", "b"]
 
 
 @pytest.mark.parametrize("word", ["member", "auto", "folders", "folder:0", "none.csv"])
@@ -171,6 +195,23 @@ def test_a_head_learns_classes_of_folders_whose_names_are_no_text(tmp_path, capf
 
 
 @pytest.mark.slow
+def test_a_head_that_began_with_the_folders_that_directly_hold_images_goes_on_with_them(tmp_path, capfd):
+    """Earlier versions had no data.labels, and a class was always the folder that directly holds an image."""
+    source = spread(tmp_path / "x", [f"{place}/{n}" for place in ("ant/deep", "bee", "cat") for n in range(4)])
+    words = (*WORDS, f"data.source={source}", f"output={tmp_path / 'run'}", "batch=4", "steps=2")
+    begun = seer(capfd, *words, "data.labels=folder:-1")
+    assert begun.status == 0 and begun.result["per_class"] == {"bee": 4, "cat": 4, "deep": 4}
+    kept = tmp_path / "run/config.yaml"
+    config = yaml.safe_load(kept.read_text())
+    del config["data"]["labels"]
+    kept.write_text(yaml.safe_dump(config))
+    again = seer(capfd, *words)
+    assert again.status == 0 and "is complete" in again.words, again.words
+    assert again.result["per_class"] == {"bee": 4, "cat": 4, "deep": 4}
+    assert seer(capfd, *words, "data.labels=folder:1").status == 78
+
+
+@pytest.mark.slow
 def test_the_probe_of_a_run_counts_what_it_used_and_tells_an_overlap(tmp_path, capfd):
     train, test = folder(tmp_path / "a", ["ant", "bee"]), folder(tmp_path / "b", ["ant", "bee"], 5)
     words = (f"data.source={train}", f"eval.train={train}", f"eval.test={test}", "batch=8", "steps=1")
@@ -180,6 +221,27 @@ def test_the_probe_of_a_run_counts_what_it_used_and_tells_an_overlap(tmp_path, c
         "classes": 2, "train": 8, "test": 10, "overlap": 8, "overlap_share": 0.8,
         "per_class": {"train": {"ant": 4, "bee": 4}, "test": {"ant": 5, "bee": 5}},
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_head_that_is_asked_about_what_it_learned_from_says_so(tmp_path, capfd):
+    source = folder(tmp_path / "x/train", ["ant", "bee"]).parent
+    folder(tmp_path / "x/test", ["ant", "bee"], 2)
+    words = (*WORDS, f"data.source={source}", "batch=4", "steps=1", f"eval.train={source / 'train'}")
+    ended = seer(capfd, *words, f"eval.test={source / 'test'}", f"output={tmp_path / 'run'}")
+    assert ended.status == 0 and says(ended.words, "4 of the 4", "100.0%") and ended.result["probe"]["learned"] == 4
+    assert ended.result["per_class"] == {"ant": 6, "bee": 6}  # train and test are no classes
+
+
+def test_images_are_known_again_by_file_and_by_tar(tmp_path):
+    one, other = sharded(tmp_path / "a", ["ant", "bee"]), sharded(tmp_path / "b", ["ant", "bee"])
+    tars, files = open_shards([one]), open_shards(tmp_path / "a/loose")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for source, shards, count in (
+        (one, tars, 8), (other, tars, 0), (tmp_path / "link/shards", tars, 8), (tmp_path / "a/loose", tars, 0),
+        (tmp_path / "link/loose", files, 8), (tmp_path / "b/loose", files, 0), (one, files, 0),
+    ):  # fmt: skip
+        assert learned(shards, LabelledImages(open_shards(source), size=16)) == count
 
 
 def test_labels_for_a_task_that_learns_none_are_refused(tmp_path, capfd):

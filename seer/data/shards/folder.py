@@ -81,6 +81,11 @@ class FolderShard:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    @property
+    def base(self) -> str:
+        """Returns what the names begin from."""
+        return self._base
+
     def name(self, row: int) -> str:
         """Returns the relative path of an image."""
         return os.fsdecode(self._blob[self._ends[row] : self._ends[row + 1]])
