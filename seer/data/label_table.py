@@ -150,6 +150,8 @@ def _rows(path: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]
 def _columns(path: str, first: list[str]) -> tuple[int, int, bool]:
     """Returns the columns of names and of labels, and whether the first row is a header for sure."""
     words = [cell.strip().lower() for cell in first]
+    if any(split(word)[1] in IMAGE_ENDINGS for word in words):
+        words = []  # an image is named, so that `key` beside it is a class
     names = [number for number, word in enumerate(words) if word in NAMES]
     labels = [number for number, word in enumerate(words) if word in LABELS]
     if len(names) > 1:  # `id,file_name,label`: what is called a file or an image is the name
@@ -161,7 +163,7 @@ def _columns(path: str, first: list[str]) -> tuple[int, int, bool]:
         return names[0], labels[0], True
     if len(first) != 2:
         raise RequestError(
-            f"labels={path}: {len(first)} columns ({', '.join(cell[:50] for cell in first[:8])}), of which nothing says "
+            f"labels={path}: {len(first)} columns ({', '.join(cell[:50] for cell in first[:8])}), and it is not clear "
             "which is the name of an image and which its label; give a file of these two columns alone, or call them file "
             "and label in the first row"
         )

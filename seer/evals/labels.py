@@ -178,10 +178,11 @@ def _by_folder(
 
 def _by_table(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], table: Table, where: str) -> Labels:
     names, used = _Ids(), dict[str, tuple[int, int, str]]()
+    bases = [os.path.abspath(shard.path) for shard in shards]
 
     def label(s: int, row: int, key: str | None, _: bytes | None) -> int:
         key = _readable(shards[s], s, row, key)
-        one = table.name_of(key if key.startswith("/") else f"{os.path.abspath(shards[s].path)}/{key}")
+        one = table.name_of(key if key.startswith("/") else f"{bases[s]}/{key}")
         if one is None:
             return UNLABELLED
         if one in used:

@@ -66,6 +66,12 @@ def test_the_usual_ways_to_write_a_table_are_read(tmp_path, text):
     }
 
 
+def test_a_class_may_be_called_like_a_column(tmp_path):
+    assert table(tmp_path, "a.jpg,image\nb.jpg,label\n").labels == {"a.jpg": "image", "b.jpg": "label"}
+    with pytest.raises(RequestError, match=naming("3 columns", "a.jpg")):
+        table(tmp_path, "a.jpg,image,label\n")
+
+
 def test_a_first_row_of_unknown_words_is_kept_as_one_that_may_be_a_header(tmp_path):
     found = table(tmp_path, "bild,art\na.jpg,ant\n")
     assert found.header == "bild" and found.name_of("/x/a") == "a.jpg"
