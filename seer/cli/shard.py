@@ -2,7 +2,6 @@
 tars at hand."""
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -62,16 +61,6 @@ def _check(settings: Mapping[str, Any]) -> int:
     return processes
 
 
-def held(holdout: int | str, total: int) -> int:
-    """Returns how many images of all are held out, for a number or a share like 20%. Raises RequestError."""
-    if isinstance(holdout, int):
-        return holdout
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*%\s*", holdout)
-    if not found or float(found[1]) > 100:
-        raise RequestError(f"holdout={holdout}: a number of images, or a share of them like 20%")
-    return round(total * float(found[1]) / 100)
-
-
 def _index(settings: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
     source = settings["source"]
     paths = [path for one in ([source] if isinstance(source, str) else source) for path in expand(str(one)).paths]
@@ -116,20 +105,20 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
 def count_or_share(holdout: float | str) -> float | int:
     """Returns a number of images as an int, and a share of them, 20% or 0.2, as a float. Raises RequestError."""
     try:
-        settings = holdout if isinstance(holdout, int) else parse_fraction(holdout)
+        found = holdout if isinstance(holdout, int) else parse_fraction(holdout)
     except RequestError as error:
         raise RequestError(f"holdout={holdout}: a whole number, or a share like 20% or 0.2") from error
-    if settings < 0:
+    if found < 0:
         raise RequestError(f"holdout={holdout}: at least 0")
-    return settings
+    return found
 
 
 def held_out(holdout: float | str, total: int) -> int:
     """Returns how many of all images are held out; a share is rounded to whole images. Raises RequestError where that
     leaves none, or a share takes none."""
-    settings = count_or_share(holdout)
-    count = settings if isinstance(settings, int) else round(settings * total)
-    if settings and not count:
+    found = count_or_share(holdout)
+    count = found if isinstance(found, int) else round(found * total)
+    if found and not count:
         raise RequestError(
             f"holdout={holdout} of {total} images is less than one; give a number of images, like holdout=1"
         )

@@ -203,7 +203,9 @@ def test_an_archive_that_is_opened_again_finds_its_index_still_in_memory(tmp_pat
     monkeypatch.setattr("seer.data.shards.tar_shard.MOST_OPEN", 3)
     write_shards(SAMPLES, tmp_path, total=23, per_shard=1)
     read = []
-    monkeypatch.setattr("seer.data.shards.tar_shard.read_index", lambda *paths: read.append(paths) or read_index(*paths))
+    monkeypatch.setattr(
+        "seer.data.shards.tar_shard.read_index", lambda *paths: read.append(paths) or read_index(*paths)
+    )
     shards = open_shards(tmp_path)
     for _ in range(3):
         assert [shard.read(0, 0).key for shard in shards] == [key for key, _ in SAMPLES]
@@ -214,7 +216,9 @@ def test_indexes_in_memory_are_bounded_by_their_bytes_and_the_oldest_goes(tmp_pa
     monkeypatch.setattr("seer.data.shards.tar_shard.MOST_INDEXED", 3 * 2 * INDEX.itemsize, raising=False)
     write_shards(SAMPLES, tmp_path, total=23, per_shard=1)
     read = []
-    monkeypatch.setattr("seer.data.shards.tar_shard.read_index", lambda *paths: read.append(paths) or read_index(*paths))
+    monkeypatch.setattr(
+        "seer.data.shards.tar_shard.read_index", lambda *paths: read.append(paths) or read_index(*paths)
+    )
     shards = open_shards(tmp_path)
     for number in (0, 1, 2, 0, 1, 2, 3, 1, 2, 3, 0):
         shards[number].read(0, 0)
