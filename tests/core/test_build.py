@@ -86,7 +86,7 @@ PRIVATE = [
     "seer.__main__.entry",
     "seer.data.loading.loader.Loader.__init__",
     "seer.data.loading.loader.Loader.batches",
-    "seer.data.decode.FORMATS",
+    "seer.data.decode.MOST_BYTES",
     "seer.data.shards.index.INDEX",
     "seer.core.log.log",
     "seer.models.zoo.STRIDE",

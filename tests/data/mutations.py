@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image
 
 from seer.data.shards.tar import TAR_BLOCK, walk
+from tests.data import profiles
 from tests.data.image_files import encoded, pixels
 
 Random = np.random.Generator
 
 
 def bases() -> dict[str, list[bytes]]:
-    """Small good images by format; of the last three none may ever be opened."""
+    """Small good images by format; of the last none may ever be opened."""
     rgb, gray = pixels(1), Image.fromarray(pixels(2)).convert("L")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -31,6 +32,7 @@ def bases() -> dict[str, list[bytes]]:
             encoded(gray),
             encoded(Image.fromarray(rgb).convert("CMYK")),
             encoded(rgb, exif=exif),
+            encoded(rgb, icc_profile=profiles.rgb(profiles.ADOBE, 2.2)),
         ],
         "PNG": [
             *(encoded(im, "PNG") for im in (rgb, gray, alpha, deep, gray.convert("1"))),
@@ -45,7 +47,12 @@ def bases() -> dict[str, list[bytes]]:
         ],
         "GIF": [encoded(palette, "GIF"), encoded(frames[0], "GIF", **moving)],
         "BMP": [encoded(rgb, "BMP"), encoded(gray, "BMP")],
-        "TIFF": [encoded(rgb, "TIFF"), encoded(rgb, "TIFF", compression="tiff_lzw")],
+        "TIFF": [
+            *(encoded(rgb, "TIFF", compression=how) for how in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg")),
+            encoded(deep, "TIFF"),
+        ],
+        "AVIF": [encoded(rgb, "AVIF"), encoded(alpha, "AVIF")],
+        "PPM": [encoded(rgb, "PPM")],
     }
 
 

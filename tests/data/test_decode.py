@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from seer.data.decode import Undecodable, _sound_jpeg, decode, encode_jpeg
+from seer.data.decode import Undecodable, _sound_jpeg, _Wanted, decode, encode_jpeg
 from tests.data.image_files import encoded, jpeg, many_scans, pixels, png
 from tests.data.mutations import bases, mutant
 
@@ -40,12 +40,49 @@ def test_good_images_of_the_three_formats_decode_as_pillow_decodes_them():
         np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
+@pytest.mark.parametrize(
+    ("form", "how"),
+    [("BMP", {}), ("GIF", {}), ("AVIF", {"quality": 80})]
+    + [("TIFF", {"compression": one}) for one in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg")],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_further_formats_decode_as_pillow_decodes_them(form, how, mode):
+    if (form == "AVIF" or how.get("compression") == "jpeg") and mode == "P":
+        mode = "RGB"
+    image = Image.fromarray(pixels(5, 48, 40)).convert(mode)
+    data = encoded(image, form, **how)
+    np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    for length in range(len(data) // 4, len(data) - 64, len(data) // 7):
+        with pytest.raises(Undecodable):
+            decode(data[:length])
+
+
+def test_a_tiff_of_16_bits_is_scaled_and_one_of_floats_is_refused():
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(ramp), "TIFF"))[..., 1], np.round(ramp / 257))
+    with pytest.raises(Undecodable, match="floating") as refused:
+        decode(encoded(Image.fromarray(ramp.astype(np.float32)), "TIFF"))
+    assert refused.value.kind == "format"
+
+
+def test_a_turned_tiff_and_the_first_image_of_a_gif_and_a_tiff_are_taken():
+    frames = [Image.fromarray(pixels(i)).quantize(200) for i in range(3)]
+    gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.abs(decode(gif).astype(int) - pixels(0)).mean() < 8
+    whole = [Image.fromarray(pixels(i)) for i in range(3)]
+    tiff = encoded(whole[0], "TIFF", save_all=True, append_images=whole[1:], tiffinfo={0x0112: 6})
+    np.testing.assert_array_equal(decode(tiff), np.rot90(pixels(0), -1))
+
+
 BAD = {
     "empty": (b"", "empty"),
-    "HTML": (b"<!DOCTYPE html><html>404</html>", "not a JPEG, PNG or WebP: begins with 3c21"),
-    "GIF": (encoded(pixels(0), "GIF"), "not a JPEG"),
-    "TIFF": (encoded(pixels(0), "TIFF"), "not a JPEG"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
+    "HTML": (b"<!DOCTYPE html><html>404</html>", "HTML.*begins with 3c21"),
+    "JPEG 2000": (encoded(pixels(0), "JPEG2000"), "JPEG 2000"),
+    "PPM": (encoded(pixels(0), "PPM"), "not a JPEG"),
+    "ICO": (encoded(pixels(0, 32, 32), "ICO"), "ICO"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "HEIC"),
+    "words that begin like a BMP": (b"BMW is a maker of cars, and this is no image", "not a JPEG"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
     "one byte": (b"\xff", "not a JPEG"),
     "the first bytes of a JPEG": (b"\xff\xd8\xff\xe0", "Error"),
     "a bomb in a header": (header_of_png(65_000, 65_000), "65000 x 65000 is more than|DecompressionBomb"),
@@ -203,7 +240,7 @@ def test_flipped_bits_never_raise_anything_but_undecodable(form):
 
 def by_pillow_alone(data: bytes, monkeypatch) -> np.ndarray | tuple[str, str]:
     with monkeypatch.context() as patched:
-        patched.setattr("seer.data.decode._sound_jpeg", lambda data, scratch: None)
+        patched.setattr("seer.data.decode._sound_jpeg", lambda data, scratch, wanted: None)
         return verdict(data)
 
 
@@ -247,7 +284,7 @@ def test_the_faster_way_for_sound_jpegs_gives_the_pixels_of_pillow(kind, monkeyp
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     for scratch in (None, np.empty(10_000, np.uint8), np.empty(10, np.uint8)):
         np.testing.assert_array_equal(decode(data, scratch), expected)
-    taken = _sound_jpeg(data, None) is not None
+    taken = _sound_jpeg(data, None, _Wanted(50_000_000, None, None)) is not None
     assert taken == (kind not in ("RGB inside", "4:4:1"))  # else nothing was compared
 
 
@@ -348,3 +385,30 @@ def test_a_large_image_of_odd_pixels_takes_its_own_size_and_that_of_its_rgb(mode
         peaks.append(int(done.stdout) * 1024)
     own = side * side * {"I;16": 2, "RGBA": 4, "LA": 4}[mode]  # bytes, as Pillow keeps them
     assert peaks[0] - peaks[1] < own + side * side * 3 + 30e6  # and the file, buffers, and a strip
+
+
+NOISY = """
+import io, sys
+from PIL import Image
+from seer.data.decode import Undecodable, decode
+sys.path.insert(0, ".")
+from tests.data.image_files import encoded, pixels
+exif = Image.Exif()
+exif[0x0112], exif[0x010E] = 6, "a description"
+tiff = encoded(pixels(0), "TIFF", compression="tiff_deflate")
+broken_strip, samples = bytearray(tiff), bytearray(tiff)
+broken_strip[40] ^= 255
+at = tiff.index(b"\\x15\\x01\\x03\\0")
+samples[at + 8] = 200
+for data in (encoded(pixels(0), exif=exif.tobytes()[:-9]), tiff[:-40], bytes(broken_strip), bytes(samples)):
+    try:
+        decode(data)
+    except Undecodable as error:
+        print(error.kind)
+"""
+
+
+@pytest.mark.slow
+def test_nothing_of_the_libraries_within_goes_to_standard_error():
+    done = subprocess.run([sys.executable, "-c", NOISY], capture_output=True, text=True, check=True)
+    assert len(done.stdout.split()) == 3 and done.stderr == ""
