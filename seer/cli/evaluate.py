@@ -13,7 +13,7 @@ from seer.evals.features import Alone
 from seer.evals.probe import labelled
 from seer.evals.used import tell_overlap, used
 from seer.parallel.world import open_world
-from seer.run.weights import state
+from seer.run.weights import pixels_of, state
 
 
 def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         folder = Path(settings["output"])
         folder.mkdir(parents=True, exist_ok=True)
         output.append(folder)
-    train, test = labelled(SimpleNamespace(**settings["data"]), card["input_size"])
+    train, test = labelled(SimpleNamespace(**settings["data"]), card["input_size"], pixels_of(backbone, card))
     threads = settings["threads"] or len(os.sched_getaffinity(0))
     with open_world(settings["device"]) as world:
         evaluator = build(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from seer.core.errors import RequestError
@@ -21,7 +22,7 @@ from seer.data.shards.shard import image_of
 from seer.evals.features import center
 from seer.export import to_safetensors, to_timm, to_torchvision
 from seer.models.families.family import Network
-from seer.run.weights import state
+from seer.run.weights import channels_of, pixels_of, state
 
 TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
     "torchvision": to_torchvision.export,
@@ -48,7 +49,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     backbone, card = weights.backbone, weights.card
     if settings["licence"]:
         card["licence"] = settings["licence"]
-    images = _images(settings["source"], settings["pictures"], card)
+    images = _images(settings["source"], settings["pictures"], backbone, card)
     if settings["to"] == "all":
         return _all(backbone, card, Path(settings["output"]), images, weights.origin)
     written = TARGETS[settings["to"]](backbone, card, Path(settings["output"]), images)
@@ -89,14 +90,16 @@ def _parity(written: dict[str, Any]) -> str:
     return f"features differ by {written['parity']:.1e} at most (allowed {written['tolerance']:.0e})"
 
 
-def _images(source: str | None, count: int, card: dict[str, Any]) -> torch.Tensor:
-    """Returns float32 [count, 3, S, S], normalized: from a source, or the built-in ones."""
+def _images(source: str | None, count: int, backbone: RegNet, card: dict[str, Any]) -> torch.Tensor:
+    """Returns float32 [count, C, S, S], normalized: from a source, or the built-in ones."""
     size = card["input_size"]
     if source:
         shards = open_shards(source)
         rows = [(s, r) for s, shard in enumerate(shards) for r in range(min(len(shard), count))][:count]
-        images = [decode(image_of(shards[s].read(s, r))) for s, r in rows]
+        images = [decode(image_of(shards[s].read(s, r)), None, pixels_of(backbone, card)) for s, r in rows]
     else:
-        images = [sample.draw(i % len(sample.SHAPE_CLASSES), i) for i in range(count)]
+        drawn = [sample.draw(i % len(sample.SHAPE_CLASSES), i) for i in range(count)]
+        channels = np.arange(channels_of(backbone)) % 3  # features are compared, so any pixels do
+        images = [np.ascontiguousarray(one[..., channels]) for one in drawn]
     pixels = torch.stack([center(p, size, size) for p in images]).float().div_(255)
     return normalize(pixels, card["mean"], card["std"])

@@ -15,6 +15,7 @@ from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.label_words import check_word
 from seer.data.ledger import parse_fraction, shown
+from seer.data.pixels import pixels
 from seer.data.shards.index_tars import index_archives
 from seer.data.shards.open import open_shards
 from seer.data.shards.output_folder import keep_apart, make
@@ -52,6 +53,7 @@ def _check(settings: Mapping[str, Any]) -> int:
         if settings[name] is not None and not isinstance(settings[name], int):
             raise RequestError(f"{name}={settings[name]!r}: a whole number, or null")
     parse_fraction(settings["max_bad"])
+    pixels(settings["ground"], settings["max_pixels"])
     changes = [k for k in ("labels", "holdout", "max_side", "quality", "image", "fields") if settings[k]]
     if settings["index_only"] and changes:
         raise RequestError(f"index_only=true copies nothing, so {', '.join(changes)} cannot be asked for with it")
@@ -83,6 +85,7 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
     spans = {"test": (0, holdout), "train": (holdout, total - holdout)} if holdout else {"all": (0, total)}
     options = {name: settings[name] for name in ("per_shard", "shuffle", "seed", "max_side", "quality")}
     options["labels"] = None if labels is None or _as_ever(labels) else labels.of
+    options["pixels"] = pixels(settings["ground"], settings["max_pixels"])
     parts = {name: Part(shards, first, rows, classes=classes, **options) for name, (first, rows) in spans.items()}
     words = [settings["source"]] if isinstance(settings["source"], str) else settings["source"]
     keep_apart([word for word in map(str, words) if os.path.isdir(word)], shards, target)

@@ -2,7 +2,8 @@
 
 from dataclasses import MISSING, dataclass
 
-from seer.core.schema import Node, Number, Part, Path, Paths, Share, Switch, Whole, Word, setting
+from seer.core.schema import Level, Node, Number, Part, Path, Paths, Share, Switch, Whole, Word, setting
+from seer.data.pixels import MOST_PIXELS
 from seer.run.config import RunConfig
 
 
@@ -97,6 +98,15 @@ class Shard:
     )
     quality: Whole | None = setting(
         None, "1 to 100: all images become JPEGs of this quality; null = as they are, or 90 where made smaller"
+    )
+    ground: Level = setting(
+        "black",
+        "where images become JPEGs, what lies under transparent ones: black, white, gray, or a level from 0 to 255",
+    )
+    max_pixels: Whole = setting(
+        MOST_PIXELS,
+        "of an image; with max_side a larger JPEG is decoded at 1/2 to 1/8 of its size, others are left out",
+        least=64,
     )
     processes: Whole | None = setting(None, "that write; null = the cores this process may use")
     max_bad: Share = setting("1%", "stop (exit 65) when more of the images cannot be used, and 100 at least")

@@ -9,12 +9,12 @@ from seer.core.signature import MISSING, signature
 
 # Arguments that the program gives: no config sets them.
 GIVEN: dict[str, tuple[str, ...]] = {
-    "model": ("device",),
+    "model": ("device", "in_channels"),
     "task": ("backbone", "transform", "group"),
     "optim": ("params", "lr"),  # the rate comes from the schedule, before every step
     "schedule": ("step", "total"),
     "precision": ("device",),
-    "augment": ("label", "labels"),
+    "augment": ("label", "labels", "pixels"),
     "eval": ("train", "test", "mean", "std", "batch", "threads", "dtype"),
 }
 # What people write as a rate or a duration in a schedule, whose own arguments are numbers.

@@ -22,9 +22,9 @@ _GRAY = (0.299, 0.587, 0.114)
 def augment_batch(
     fields: Mapping[str, torch.Tensor], size: int, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
-    """Returns a batch's views of one size as the network meets them: float32 [N, 3, S, S], channels_last.
+    """Returns a batch's views of one size as the network meets them: float32 [N, C, S, S], channels_last.
 
-    fields: of the batch, `views/S` uint8 [N, 3, S, S], channels_last, and `color/S/…` on the host, where color was drawn
+    fields: of the batch, `views/S` uint8 [N, C, S, S], channels_last, and `color/S/…` on the host, where color was drawn
     and not applied yet.
     """
     views, color = fields[f"views/{size}"], Color.of(fields, size)
@@ -33,6 +33,8 @@ def augment_batch(
     x = views.to(torch.float32, memory_format=torch.channels_last).div_(255)
     for turn in range(4):
         for operation, apply in enumerate((brightness, contrast, saturation, hue)):
+            if operation > 1 and x.shape[1] != 3:
+                continue
             chosen = torch.nonzero(color.jitter & (color.order[:, turn] == operation))[:, 0]
             if len(chosen):
                 index = chosen.to(x.device, non_blocking=True)
@@ -41,7 +43,7 @@ def augment_batch(
     chosen = torch.nonzero(color.gray)[:, 0]
     if len(chosen):
         index = chosen.to(x.device, non_blocking=True)
-        x.index_copy_(0, index, gray(x[index]).expand(-1, 3, -1, -1))
+        x.index_copy_(0, index, gray(x[index]).expand(-1, x.shape[1], -1, -1))
     chosen = torch.nonzero(color.sigma > 0)[:, 0]
     if len(chosen):
         index = chosen.to(x.device, non_blocking=True)
@@ -52,27 +54,29 @@ def augment_batch(
 
 
 def normalize(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Normalizes pixels in [0, 1], float32 [N, 3, S, S], in place."""
+    """Normalizes pixels in [0, 1], float32 [N, C, S, S], in place."""
     shift = torch.tensor(mean, device=x.device)[:, None, None]
     scale = torch.tensor(std, device=x.device)[:, None, None]
     return x.sub_(shift).div_(scale)
 
 
 def to_normalized_float(crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Turns uint8 [N, 3, S, S], channels_last, into normalized float32, channels_last.
+    """Turns uint8 [N, C, S, S], channels_last, into normalized float32, channels_last.
 
     The channels' numbers are repeated along a row of pixels: broadcasting them over innermost axes of three costs eight
     times as much on a CPU.
     """
-    n, _, height, width = crops.shape
-    scale = (1 / (255 * torch.tensor(std, device=crops.device))).repeat(width)  # [S * 3]
+    n, channels, height, width = crops.shape
+    scale = (1 / (255 * torch.tensor(std, device=crops.device))).repeat(width)  # [S * C]
     shift = (-torch.tensor(mean, device=crops.device) / torch.tensor(std, device=crops.device)).repeat(width)
-    rows = crops.permute(0, 2, 3, 1).reshape(n, height, width * 3).to(torch.float32)
-    return torch.addcmul(shift, rows, scale, out=rows).view(n, height, width, 3).permute(0, 3, 1, 2)
+    rows = crops.permute(0, 2, 3, 1).reshape(n, height, width * channels).to(torch.float32)
+    return torch.addcmul(shift, rows, scale, out=rows).view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 def gray(x: torch.Tensor) -> torch.Tensor:
-    """Returns the brightness: [N, 3, S, S] -> [N, 1, S, S]."""
+    """Returns the brightness: [N, C, S, S] -> [N, 1, S, S]; the mean of channels that are no colors."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
     r, g, b = x.unbind(1)
     return (_GRAY[0] * r + _GRAY[1] * g + _GRAY[2] * b)[:, None]
 

@@ -17,7 +17,8 @@ import logging
 import re
 import struct
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,15 +29,16 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from seer.core.records import ImageArray
-from seer.data import formats
+from seer.data import formats, tiff
 from seer.data.color_profiles import Conversion, conversion
-from seer.data.pixels import MOST_PIXELS, Pixels
+from seer.data.pixels import MOST_PIXELS, USUAL, Pixels
 
 MOST_BYTES = 64 << 20  # of a file; in proportion where more than MOST_PIXELS are allowed
 MOST_REDUCED = (
     500_000_000  # pixels of a JPEG that is decoded at a reduced scale: its entropy code is read whole, 5 ns each
 )
 MOST_REDUCED_PROGRESSIVE = 200_000_000  # of one whose coefficients, 3 to 6 bytes a pixel, lie in memory all at once
+BANDS_A_PIXEL = 4  # by which the limit of pixels holds for the numbers of an image of many channels
 LEAST_SIDE = 8
 MOST_ASPECT = 100
 MOST_SCANS = 100  # of a JPEG; encoders write about ten
@@ -58,7 +60,6 @@ _SEQUENTIAL = (0xC0, 0xC1)  # frames of Huffman codes: every scan has bits of ev
 _TURN_MARKS = (b"Exif\0", b"tiff:Orientation")  # without one of them nothing in a file speaks of a turn
 _PROFILE_MARK = b"ICC_PROFILE\0"
 _CLASSES = {"BMP": "Bmp", "WEBP": "WebP"}  # of Pillow's names for its modules and classes, those that are spelled oddly
-_PLAIN = Pixels()
 
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -80,13 +81,13 @@ class Undecodable(ValueError):
 def decode(
     data: bytes,
     scratch: np.ndarray | None = None,
-    pixels: Pixels = _PLAIN,
+    pixels: Pixels = USUAL,
     *,
     shorter: int | None = None,
     longer: int | None = None,
 ) -> ImageArray:
     """Returns the image as uint8 [h, w, 3] sRGB, turned upright by its EXIF orientation, transparency laid on
-    `pixels.ground`. Raises Undecodable.
+    `pixels.ground`; as its gray [h, w, 1], or as its own bands [h, w, C], by `pixels.channels`. Raises Undecodable.
 
     scratch: uint8 [n] in which the image may be laid if it fits, to be overwritten by the next one: memory fresh from
     the system costs a sixteenth of the time of decoding. shorter, longer: a side that suffices; a JPEG of more than
@@ -100,22 +101,68 @@ def decode(
     kind = formats.format_of(data)
     if kind is None:
         raise Undecodable(formats.refusal(data), "format")
+    if pixels.channels not in (1, 3):
+        return _own_bands(data, kind, pixels)
     wanted = _Wanted(pixels.most, shorter, longer)
     sound = _sound_jpeg(data, scratch, wanted) if kind == "JPEG" else None
-    if sound is not None:
-        return sound
+    pixels = _by_pillow(data, kind, pixels, wanted) if sound is None else sound
+    return pixels if pixels.channels == 3 else np.array(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def _by_pillow(data: bytes, kind: str, pixels: Pixels, wanted: "_Wanted") -> ImageArray:
+    """Returns the image as uint8 [h, w, 3]. Raises Undecodable."""
+    with _told(), _opened(data, kind) as image:
+        if kind == "JPEG":
+            _draft(image, data, wanted)
+        else:
+            _check_size(*image.size, pixels.most)
+        return _rgb(image, pixels.ground)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns whatever a decoder raises into Undecodable."""
     try:
-        with _opened(data, kind) as image:
-            if kind == "JPEG":
-                _draft(image, data, wanted)
-            else:
-                _check_size(*image.size, pixels.most)
-            return _rgb(image, pixels.ground)
+        yield
     except Undecodable:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more on damaged files
         words = re.sub(r" <_io\.BytesIO.*>", "", str(error))  # the address of a buffer says nothing
         raise Undecodable(f"{type(error).__name__}: {words}", _kind(error)) from error
+
+
+def _own_bands(data: bytes, kind: str, pixels: Pixels) -> ImageArray:
+    """Returns uint8 [h, w, C], 16 bits scaled to 8; no band is taken for a color or for transparency. Raises Undecodable."""
+    with _told():
+        if kind == "TIFF":
+            _class_of(kind)
+            found = tiff.layout(data)
+            _check_bands(found.width, found.height, found.bands, pixels)
+            pixels, turn = tiff.bands(data, found), found.turn
+        else:
+            with _opened(data, kind) as image:
+                _check_bands(*image.size, 3 if image.mode == "P" else len(image.getbands()), pixels)
+                image.load()
+                pixels, turn = np.array(image), _turn_of(image)
+        return np.ascontiguousarray(_turned(_GRAYS[pixels] if pixels.dtype == np.uint16 else pixels, turn))
+
+
+def _check_bands(width: int, height: int, bands: int, pixels: Pixels) -> None:
+    if bands != pixels.channels:
+        raise Undecodable(f"an image of {bands} channels, where data.channels={pixels.channels}", "format")
+    if width * height * bands > BANDS_A_PIXEL * pixels.most:
+        raise Undecodable(
+            f"{width} x {height} of {bands} channels is more than {BANDS_A_PIXEL * pixels.most} numbers", "size"
+        )
+    _check_size(width, height, pixels.most)
+
+
+def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Returns what lies upright, by an EXIF orientation from 1 to 8. [h, w, C]"""
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    down, right = turn in (3, 4, 7, 8), turn in (2, 3, 6, 7)
+    return pixels[:: -1 if down else 1, :: -1 if right else 1]
 
 
 @dataclass(frozen=True)
@@ -144,7 +191,7 @@ class _Wanted:
 @cache
 def _class_of(kind: str) -> Any:
     name = _CLASSES.get(kind, kind.capitalize())
-    module = importlib.import_module(f"PIL.{name}ImagePlugin")
+    module: Any = importlib.import_module(f"PIL.{name}ImagePlugin")
     if kind == "AVIF":
         module.DEFAULT_MAX_THREADS = 1  # the loader has threads of its own
     if kind == "TIFF":
@@ -189,7 +236,7 @@ def _draft(image: Image.Image, data: bytes, wanted: _Wanted) -> None:
     divisor = wanted.divisor(width, height, frame not in _SEQUENTIAL)
     _check_scans(data, end, frame, width, height)
     if divisor > 1:
-        image.draft(None, (width // divisor, height // divisor))  # type: ignore[arg-type]
+        image.draft(None, (width // divisor, height // divisor))
 
 
 def decode_mask(data: bytes) -> np.ndarray:
@@ -222,7 +269,7 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 
 def reencoded(
-    data: bytes, max_side: int | None, quality: int | None, pixels: Pixels = _PLAIN
+    data: bytes, max_side: int | None, quality: int | None, pixels: Pixels = USUAL
 ) -> tuple[str | None, bytes]:
     """Returns an image as it is to be stored: ("jpg", new bytes), or (None, data) where it is to stay as it is.
 
@@ -335,6 +382,8 @@ def _turn_of(image: Image.Image) -> int:
 
 
 def _kind(error: Exception) -> str:
+    if isinstance(error, tiff.TiffError) and error.unread:
+        return "format"
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return "size"
     return "truncated" if "truncated" in str(error).lower() else "damaged"

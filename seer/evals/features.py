@@ -19,6 +19,7 @@ from seer.core.records import Labelled
 from seer.data.augment import normalize
 from seer.data.decode import Undecodable, decode
 from seer.data.ledger import shown
+from seer.data.pixels import Pixels
 from seer.data.shards.shard import Shard, image_of
 from seer.data.shards.tar import TarError
 from seer.data.transforms.one_view import center
@@ -33,8 +34,8 @@ class LabelledImages:
     size: side of the center cut; resize: length of the shorter side before it, by default size * 256 / 224, or the size
     itself below 64 pixels. most: use so many images at the most, spread evenly over the whole (0 = all). like: those
     whose classes these are matched with by name (`labels.match`). Those without a label are left out.
-    content: of each row that was read and could be used, a hash of the bytes of its image; 0 for others.
-    Raises RequestError when there are no labels.
+    content: of each row that was read and could be used, a hash of the bytes of its image; 0 for others. pixels: what images
+    are decoded to, as in training. Raises RequestError when there are no labels.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class LabelledImages:
         labels: str = "auto",
         most: int = 0,
         like: "LabelledImages | None" = None,
+        pixels: Pixels | None = None,
     ):
-        self.shards, self.size = shards, size
+        self.shards, self.size, self.pixels = shards, size, pixels or Pixels()
         self.short = resize or (size if size < 64 else round(size * 256 / 224))
         rows = [(s, r) for s, shard in enumerate(shards) for r in range(len(shard))]
         rows = [rows[i * len(rows) // most] for i in range(most)] if 0 < most < len(rows) else rows
@@ -77,7 +79,7 @@ class LabelledImages:
         return replace(self.labels, of=of).per_class()
 
     def batches(self, batch: int = 256, threads: int = 2) -> Iterator[Labelled]:
-        """Yields uint8 [B, 3, S, S] and int64 [B], in the order of the rows. An image that cannot be read is
+        """Yields uint8 [B, C, S, S] and int64 [B], in the order of the rows. An image that cannot be read is
         left out."""
         with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
             for first in range(0, len(self.rows), batch):
@@ -89,7 +91,7 @@ class LabelledImages:
         try:
             sample = self.shards[place[0]].read(*place)
             data = image_of(sample)
-            image = decode(data)
+            image = decode(data, None, self.pixels, shorter=self.short)
         except (Undecodable, TarError) as error:
             if place not in self.broken:
                 log.warning(f"{self.shards[place[0]].path} row {place[1]} is left out: {error}")

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from seer.core.errors import RequestError
 from seer.data.label_words import check_word
+from seer.data.pixels import Pixels
 from seer.data.shards.open import open_shards
 from seer.evals.features import LabelledImages
 
@@ -25,9 +26,9 @@ class ProbeImages(Protocol):
     def most(self) -> int: ...
 
 
-def labelled(images: ProbeImages, size: int) -> tuple[LabelledImages, LabelledImages]:
+def labelled(images: ProbeImages, size: int, pixels: Pixels | None = None) -> tuple[LabelledImages, LabelledImages]:
     """Opens train and test images. Classes are matched by name. size: where `images` has none. Two words for labels are those
-    of train and of test.
+    of train and of test. pixels: as in training.
 
     Raises RequestError where there are no labels, or none in common.
     """
@@ -37,6 +38,6 @@ def labelled(images: ProbeImages, size: int) -> tuple[LabelledImages, LabelledIm
         raise RequestError(f"labels={words}: one word, or two: for train images and for test images")
     for word in words:
         check_word(word)
-    options: dict[str, Any] = {"size": images.size or size, "resize": images.resize, "most": images.most}
+    options: dict[str, Any] = {"size": images.size or size, "resize": images.resize, "most": images.most, "pixels": pixels}
     train = LabelledImages(open_shards(images.train), labels=words[0], **options)
     return train, LabelledImages(open_shards(images.test), labels=words[1], like=train, **options)

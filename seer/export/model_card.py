@@ -17,6 +17,11 @@ from seer.models.bundle import BUNDLE_WEIGHTS, DESCRIPTION
 FILE = "README.md"
 
 
+def _channels(shape: Mapping[str, Any]) -> str:
+    channels = shape.get("in_channels", 3)
+    return {3: "RGB", 1: "gray"}.get(channels, f"{channels} channels")
+
+
 def model_card(described: Mapping[str, Any]) -> str:
     """Returns Markdown with a YAML head, from a bundle's description (`seer.models.bundle`)."""
     shape, colors, origin = described["architecture"], described["normalisation"], described["provenance"]
@@ -26,7 +31,7 @@ def model_card(described: Mapping[str, Any]) -> str:
     rows = {
         "architecture": f"{name}: {family.describe(shape)}",
         "features": f"{described['feature_dim']} numbers an image, the last stage averaged over its positions",
-        "input": f"RGB, {described['input_size']} x {described['input_size']}, values in [0, 1] less mean "
+        "input": f"{_channels(shape)}, {described['input_size']} x {described['input_size']}, values in [0, 1] less mean "
         f"{_list(colors['mean'])}, over std {_list(colors['std'])}",
         "data": _data(origin),
         "commit of the training code": origin.get("commit") or "unknown",

@@ -30,8 +30,9 @@ def reference(backbone: Network, images: Tensor) -> Tensor:
     """Returns the original's own features [N, C], from a float32 copy on the CPU. Raises ValueError without any
     image, and for weights that are no usable numbers."""
     check_numbers(backbone.state_dict(), what="the backbone")
-    if images.ndim != 4 or images.shape[0] < 1 or images.shape[1] != 3:
-        raise ValueError(f"the parity check wants images [N, 3, S, S] with N >= 1, got {list(images.shape)}")
+    channels = backbone.architecture.get("in_channels", 3)
+    if images.ndim != 4 or images.shape[0] < 1 or images.shape[1] != channels:
+        raise ValueError(f"the parity check wants images [N, {channels}, S, S] with N >= 1, got {list(images.shape)}")
     return features(copy.deepcopy(backbone).to("cpu", torch.float32).eval(), images)
 
 

@@ -96,19 +96,25 @@ def _empty_timm_model(backbone: Network, theirs: Timm) -> tuple[nn.Module, str]:
     except ImportError as error:
         raise RequestError(f"to=timm is checked in timm, which is not installed ({error}): pip install timm") from error
     with torch.device("meta"):
-        return timm.create_model(name, num_classes=0), name
+        return timm.create_model(name, num_classes=0, in_chans=_channels(backbone)), name
+
+
+def _channels(backbone: Network) -> int:
+    return backbone.architecture.get("in_channels", 3)
 
 
 def _config(backbone: Network, card: Mapping[str, Any], name: str, theirs: Timm) -> str:
-    side = card.get("input_size") or 224
+    side, channels = card.get("input_size") or 224, _channels(backbone)
+    mean, std = (one if channels == 3 else (sum(one) / 3,) * channels for one in (IMAGENET_MEAN, IMAGENET_STD))
     described = {
         "architecture": name,
         "num_classes": 0,
         "num_features": backbone.feature_dim,
+        **({} if channels == 3 else {"model_args": {"in_chans": channels}}),
         "pretrained_cfg": {
-            "input_size": [3, side, side],
-            "mean": list(card.get("mean") or IMAGENET_MEAN),
-            "std": list(card.get("std") or IMAGENET_STD),
+            "input_size": [channels, side, side],
+            "mean": list(card.get("mean") or mean),
+            "std": list(card.get("std") or std),
             "crop_pct": 224 / 256,  # how `seer evaluate` cuts: the shorter side to size * 256 / 224
             "num_classes": 0,
             "first_conv": theirs.first_conv,

@@ -13,8 +13,10 @@ bundle.json, version 1:
 
     {"format": "seer-bundle", "version": 1, "written": number of the writing,
      "architecture": {"name": zoo name or null, "widths", "depths", "group_widths", "se_ratio", "stem_width",
-                      "stem_stride"}, or {"name", "family", and the entries of that one in seer/models/families},
-     "feature_dim", "input_size", "normalisation": {"mean": [3], "std": [3]},
+                      "stem_stride"; "in_channels" where an image has not three},
+                      or {"name", "family", and the entries of that one in seer/models/families},
+     "feature_dim", "input_size", "normalisation": {"mean": [C], "std": [C]},
+     "ground": gray level under transparent images, where it is not black (0),
      "provenance": {"recipe", "data_fingerprint", "commit", "step", "images_seen", "licence", "caution", "metrics"}}
 """
 
@@ -50,7 +52,7 @@ DESCRIPTION = "bundle.json"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PROVENANCE = ("recipe", "data_fingerprint", "commit", "step", "images_seen", "licence", "caution", "metrics")
-CARD_FIELDS = ("mean", "std", "input_size", *PROVENANCE)
+CARD_FIELDS = ("mean", "std", "input_size", "ground", *PROVENANCE)
 
 
 def write_bundle(
@@ -65,7 +67,8 @@ def write_bundle(
     Args:
         folder: made when missing.
         backbone: a network of one of the families, on any device.
-        card: any of `mean`, `std` (three numbers for RGB in [0, 1]; ImageNet's when absent), `input_size` (224),
+        card: any of `mean`, `std` (a number a channel of pixels in [0, 1]; ImageNet's when absent), `input_size` (224),
+            `ground` (gray level under transparent images, 0),
             `recipe`, `data_fingerprint`, `commit`, `step` and `images_seen` (of the training that made it), `licence`
             (of imported weights), `caution` (what to heed when using them), `metrics` (name -> number).
         state_dict: the whole tensors, where the backbone itself holds only shards of them or none (meta).
@@ -147,6 +150,8 @@ def card_of(description: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the card that `write_bundle` was given, out of a bundle's description: to export or write it again."""
     normalization = description["normalisation"]
     card = {"mean": normalization["mean"], "std": normalization["std"], "input_size": description["input_size"]}
+    if description.get("ground"):
+        card["ground"] = description["ground"]
     kept = {key: description["provenance"].get(key) for key in PROVENANCE}
     return card | kept | {"step": step_of(description)}
 
@@ -216,11 +221,12 @@ def _describe(architecture: dict[str, Any], feature_dim: int, card: Mapping[str,
         if key not in CARD_FIELDS:
             near = difflib.get_close_matches(str(key), CARD_FIELDS, n=1, cutoff=0.0)[0]
             raise ValueError(f"a card has no entry {key!r}, perhaps {near!r}; it may hold {', '.join(CARD_FIELDS)}")
-    colors = {}
-    for key, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+    colors, channels = {}, architecture.get("in_channels", 3)
+    for key, rgb in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        usual = rgb if channels == 3 else (sum(rgb) / 3,) * channels
         colors[key] = [float(value) for value in (usual if card.get(key) is None else card[key])]
-        if len(colors[key]) != 3:
-            raise ValueError(f"the card's {key} is {colors[key]}: wanted three numbers, one a color")
+        if len(colors[key]) != channels:
+            raise ValueError(f"the card's {key} is {colors[key]}: wanted {channels} numbers, one a channel")
     metrics = dict(card.get("metrics") or {})
     unsound = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if unsound:
@@ -233,6 +239,7 @@ def _describe(architecture: dict[str, Any], feature_dim: int, card: Mapping[str,
         "feature_dim": feature_dim,
         "input_size": 224 if card.get("input_size") is None else int(card["input_size"]),
         "normalisation": colors,
+        **({"ground": int(card["ground"])} if card.get("ground") else {}),
         "provenance": {key: card.get(key) for key in PROVENANCE} | {"metrics": metrics},
     }
 

@@ -64,7 +64,14 @@ def architecture_of(ours: Mapping[str, Any], *, entries: int, what: str) -> dict
         "group_widths": [_most(group_widths[stage]) for stage in stages],
         "se_ratio": _se_ratio(squeezed, width, stem_width),
         "stem_width": stem_width,
+        **in_channels(ours.get("stem.conv.weight")),
     }
+
+
+def in_channels(first: Any) -> dict[str, int]:
+    """Returns the entry of an architecture for the channels of an image, by the first convolution's weight: none for three."""
+    channels = first.shape[1] if isinstance(first, Tensor) and first.ndim == 4 else 3
+    return {} if channels == 3 else {"in_channels": channels}
 
 
 def _se_ratio(squeezed: Mapping[tuple[int, int], int], width: Mapping[int, int], stem_width: int) -> float:

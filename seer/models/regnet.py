@@ -173,7 +173,7 @@ class Block(nn.Module):
 
 
 class RegNet(nn.Module):
-    """Is a RegNetY backbone without a classifier; the call pools: [B, 3, H, W] float -> [B, C].
+    """Is a RegNetY backbone without a classifier; the call pools: [B, 3, H, W] float (or `in_channels`) -> [B, C].
 
     A stem (3×3 convolution, batch norm, ReLU), then stages `stage1` … of residual blocks `block0` …, each stage halving
     the resolution in its first block. With four stages and `stem_stride=2` the last map is H/32 × W/32; `stem_stride=1`
@@ -185,6 +185,7 @@ class RegNet(nn.Module):
     se_ratio      squeeze width of a block over the width that enters it
     stem_width    channels of the stem
     stem_stride   1 or 2; 1 doubles every map, for images of about 32 pixels
+    in_channels   of an image
     device        where parameters are made; "meta" (also by `with torch.device("meta")`) makes none
 
     Weights are drawn from torch's default generator; call `init_weights(generator)` to draw them from another.
@@ -201,9 +202,11 @@ class RegNet(nn.Module):
         se_ratio: float = 0.25,
         stem_width: int = 32,
         stem_stride: int = 2,
+        in_channels: int = 3,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        self.in_channels = int(in_channels)
         self.widths = tuple(int(width) for width in widths)
         self.depths = tuple(int(depth) for depth in depths)
         self.group_widths = tuple(int(group_width) for group_width in group_widths)
@@ -214,7 +217,7 @@ class RegNet(nn.Module):
         self.feature_dim = self.widths[-1]
         self.stage_names = tuple(f"stage{number}" for number in range(1, len(self.widths) + 1))
 
-        self.stem = ConvNorm(3, self.stem_width, 3, stride=self.stem_stride, device=device)
+        self.stem = ConvNorm(self.in_channels, self.stem_width, 3, stride=self.stem_stride, device=device)
         in_channels = self.stem_width
         for name, width, depth, group_width in zip(
             self.stage_names, self.widths, self.depths, self.group_widths, strict=True
@@ -236,7 +239,7 @@ class RegNet(nn.Module):
         shape = f"widths={self.widths}, depths={self.depths}, group_widths={self.group_widths}"
         if not self.widths or not len(self.widths) == len(self.depths) == len(self.group_widths):
             raise ValueError(f"{shape}: give the three lists the same length, one entry a stage")
-        if min(*self.widths, *self.depths, *self.group_widths, self.stem_width) < 1:
+        if min(*self.widths, *self.depths, *self.group_widths, self.stem_width, self.in_channels) < 1:
             raise ValueError(f"{shape}, stem_width={self.stem_width}: every number must be at least 1")
         for width, group_width in zip(self.widths, self.group_widths, strict=True):
             if width % group_width:
@@ -258,6 +261,7 @@ class RegNet(nn.Module):
             "se_ratio": self.se_ratio,
             "stem_width": self.stem_width,
             "stem_stride": self.stem_stride,
+            **({"in_channels": self.in_channels} if self.in_channels != 3 else {}),
         }
 
     def blocks(self) -> dict[str, nn.Module]:

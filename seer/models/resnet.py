@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+STEM = 64  # channels that the first convolution makes
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -34,6 +35,7 @@ class ResNet(resnet.ResNet):
     groups           of the 3 x 3 convolutions
     width_per_group  channels of a group in stage 1; they double from stage to stage
     widen            times the usual number of channels, everywhere
+    in_channels      of an image
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ResNet(resnet.ResNet):
         groups: int = 1,
         width_per_group: int = 64,
         widen: int = 1,
+        in_channels: int = 3,
         device: torch.device | str | None = None,
     ):
         if len(depths) != len(STAGES) or min(*depths, groups, width_per_group, widen) < 1:
@@ -52,10 +55,12 @@ class ResNet(resnet.ResNet):
         self.widen = widen  # torchvision's constructor calls `_make_layer`, which asks for it
         with torch.device(device) if device is not None else torch.device(torch.get_default_device()):
             super().__init__(resnet.Bottleneck, list(depths), 1, groups=groups, width_per_group=width_per_group)
-            if widen > 1:
-                self.conv1 = nn.Conv2d(3, 64 * widen, 7, 2, 3, bias=False)
+            if widen > 1 or in_channels != 3:
+                self.conv1 = nn.Conv2d(in_channels, STEM * widen, 7, 2, 3, bias=False)
                 nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-                self.bn1 = nn.BatchNorm2d(64 * widen)
+            if widen > 1:
+                self.bn1 = nn.BatchNorm2d(STEM * widen)
+        self.in_channels = in_channels
         self.depths, self.width_per_group, self.feature_dim = tuple(depths), width_per_group, 2048 * widen
         del self.fc
 
@@ -74,6 +79,7 @@ class ResNet(resnet.ResNet):
             "groups": self.groups,
             "width_per_group": self.width_per_group,
             **({"widen": self.widen} if self.widen != 1 else {}),
+            **({"in_channels": self.in_channels} if self.in_channels != 3 else {}),
         }
 
     def blocks(self) -> dict[str, nn.Module]:

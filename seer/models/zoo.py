@@ -19,6 +19,7 @@ import torch
 from seer.models import families
 from seer.models.families.family import Network
 
+CHANNELS = "in_channels"  # of an image, said where there are not three
 STRIDE = "stem_stride"  # of a network by name it is the caller's choice
 
 
@@ -27,8 +28,10 @@ def names() -> list[str]:
     return [name for family in families.FAMILIES.values() for name in family.zoo]
 
 
-def build(name: str, *, stem_stride: int = 2, device: torch.device | str | None = None) -> Network:
-    """Builds the named backbone, freshly initialized: [B, 3, H, W] -> [B, C].
+def build(
+    name: str, *, stem_stride: int = 2, in_channels: int = 3, device: torch.device | str | None = None
+) -> Network:
+    """Builds the named backbone, freshly initialized: [B, in_channels, H, W] -> [B, C].
 
     `device="meta"` (or `with torch.device("meta")`) builds the largest one in a fraction of a second without memory;
     follow with `to_empty` and `init_weights`. Raises ValueError for an unknown name, with the nearest known one, and for
@@ -44,18 +47,19 @@ def build(name: str, *, stem_stride: int = 2, device: torch.device | str | None 
             f"no model is called {name!r}; the nearest name is {near!r}. seer.models.zoo.names() lists all "
             f"{len(names())}: {', '.join(names())}"
         )
+    channels = {} if in_channels == 3 else {CHANNELS: in_channels}
     if STRIDE in family.keys:
-        return family.build({**family.zoo[name], STRIDE: stem_stride}, device)
+        return family.build({**family.zoo[name], STRIDE: stem_stride, **channels}, device)
     if stem_stride != 2:
         raise ValueError(f"stem_stride={stem_stride}: the stem of {name} is fixed; take a RegNetY for small images")
-    return family.build(family.zoo[name], device)
+    return family.build({**family.zoo[name], **channels}, device)
 
 
 def name_of(architecture: Mapping[str, Any]) -> str | None:
-    """Returns the zoo's name for a backbone's `architecture`, whatever its stem stride, or None when no row has
+    """Returns the zoo's name for a backbone's `architecture`, whatever its stem stride and channels, or None when no row has
     that shape."""
     family = families.of(architecture)
-    shape = {key: value for key, value in family.arguments(architecture).items() if key != STRIDE}
+    shape = {key: value for key, value in family.arguments(architecture).items() if key not in (STRIDE, CHANNELS)}
     return next((name for name, row in family.zoo.items() if row == shape), None)
 
 

@@ -38,6 +38,7 @@ from seer.parallel.memory import Loss, mean_square, recomputed_within, step_memo
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from seer.run.config import RunConfig
+from seer.run.network_input import backbone
 from seer.run.schedule import Durations, schedule
 from seer.run.skipped import exclude_files
 from seer.run.weights import start_from
@@ -80,13 +81,13 @@ def task(config: RunConfig, transform: Transform, lengths: Durations, world: Wor
     torch.manual_seed(rng.key(config.seed, "weights") & 0x7FFFFFFFFFFFFFFF)
     durations = getattr(find("task", config.task.get("_target_", "")), "durations", ())
     since = {k: lengths.steps(config.task[k], f"task.{k}") for k in durations if k in config.task}
-    backbone = build("model", config.model, device=None)
+    made = backbone(config)
     licence = None
     if config.weights:
-        licence = start_from(config.weights, backbone, mean=transform.mean, std=transform.std, group=world.group)
+        licence = start_from(config.weights, made, mean=transform.mean, std=transform.std, group=world.group)
     for step in config.surgery["steps"]:
-        backbone = build("surgery", step, backbone)
-    return build("task", config.task, backbone, transform, world.group, **since), licence
+        made = build("surgery", step, made)
+    return build("task", config.task, made, transform, world.group, **since), licence
 
 
 def drawn(config: RunConfig, folder: Path, world: World) -> list[Shard]:
@@ -135,7 +136,7 @@ def data(
 
 
 def view_shapes(transform: Transform, images: int) -> list[tuple[int, ...]]:
-    """Returns [v*B, 3, S, S] of each size of views, for so many images."""
+    """Returns [v*B, C, S, S] of each size of views, for so many images."""
     return [shape for name, (_, shape) in transform.layout(images).items() if name.startswith("views/")]
 
 

@@ -12,7 +12,22 @@ from typing import Any
 
 from seer.core import schema
 from seer.core.errors import RequestError
-from seer.core.schema import Duration, Node, Nodes, Number, Path, Paths, Share, Steps, Switch, Whole, Word, setting
+from seer.core.schema import (
+    Duration,
+    Level,
+    Node,
+    Nodes,
+    Number,
+    Path,
+    Paths,
+    Share,
+    Steps,
+    Switch,
+    Whole,
+    Word,
+    setting,
+)
+from seer.data.pixels import MOST_PIXELS, Pixels, pixels
 
 
 @dataclass(frozen=True)
@@ -39,9 +54,25 @@ class DataConfig:
         "auto",
         "of a task that learns classes: member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto",
     )
+    channels: Whole = setting(
+        3,
+        "of an image: 3 = RGB, 1 = gray; any other number is that of its own bands (TIFF of 8 or 16 bits, RGBA)",
+        least=1,
+    )
+    ground: Level = setting("black", "what lies under transparent images: black, white, gray, or a level from 0 to 255")
+    max_pixels: Whole = setting(
+        MOST_PIXELS,
+        "of an image; a larger JPEG is decoded at 1/2 to 1/8 of its size, other images are skipped",
+        least=64,
+    )
     exclude: Paths | None = setting(None, "images never to read: a run's skipped.jsonl, or lines of shard<TAB>member")
     drawn: Whole = setting(0, "without a source: how many built-in images to draw for training", least=0)
     drawn_test: Whole = setting(0, "and for the probe", least=0)
+
+    @property
+    def pixels(self) -> Pixels:
+        """Returns what images are decoded to. Raises RequestError."""
+        return pixels(self.ground, self.max_pixels, self.channels, prefix="data.")
 
 
 @dataclass(frozen=True)
@@ -151,6 +182,7 @@ class RunConfig:
         config = schema.read(cls, values)
         if config.batch < 1:
             raise RequestError(f"batch={config.batch}: at least 1 image")
+        _ = config.data.pixels
         if bool(config.eval.train) != bool(config.eval.test):
             raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
         return config

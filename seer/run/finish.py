@@ -92,6 +92,7 @@ class Bundles:
             "mean": list(transform.mean),
             "std": list(transform.std),
             "input_size": self.config.eval.size or transform.input_size,
+            "ground": self.config.data.pixels.ground,
             "recipe": json.dumps(flat(self.config.plain())),
             "data_fingerprint": self.data,
             "step": step,

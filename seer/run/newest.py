@@ -29,6 +29,7 @@ from seer.models import zoo
 from seer.models.bundle import BUNDLE_WEIGHTS, PROVENANCE, card_of, fill, read_bundle, read_description, step_of
 from seer.models.families.family import Network
 from seer.models.numbers import UnusableNumbersError
+from seer.run import network_input
 from seer.run.config import RunConfig
 from seer.run.folder import CONFIG, read_config
 from seer.run.older import renewed
@@ -172,7 +173,7 @@ def _config(run: Path) -> RunConfig:
 def _filled(config: RunConfig, tensors: Mapping[str, Tensor], folder: Path) -> Network:
     """Makes the backbone that was trained, as a plain network of its shape: what merely freezes it has no bearing on reading."""
     with torch.device("meta"):
-        model = build("model", config.model, device=None)
+        model = network_input.backbone(config)
         for step in config.surgery.get("steps") or []:
             model = build("surgery", step, model)
         if not isinstance(model, nn.Module) or not isinstance(getattr(model, "architecture", None), dict):
@@ -183,7 +184,7 @@ def _filled(config: RunConfig, tensors: Mapping[str, Tensor], folder: Path) -> N
 
 def _card(config: RunConfig, manifest: Mapping[str, Any], run: Path) -> dict[str, Any]:
     """Returns what the bundle of this step says, but for figures."""
-    transform = build("augment", config.augment)
+    transform = network_input.transform(config)
     if not all(hasattr(transform, name) for name in ("mean", "std", "input_size")):
         raise RequestError(f"augment of {run / CONFIG} says nothing of the pixels that the network expects")
     return {
@@ -191,6 +192,7 @@ def _card(config: RunConfig, manifest: Mapping[str, Any], run: Path) -> dict[str
         "mean": list(transform.mean),
         "std": list(transform.std),
         "input_size": config.eval.size or transform.input_size,
+        "ground": config.data.pixels.ground,
         "recipe": json.dumps(flat(config.plain())),
         "data_fingerprint": manifest.get("data"),
         "step": manifest["step"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from seer.core.build import build, check_targets
+from seer.core.build import check_targets
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.protocols import Task
@@ -17,7 +17,7 @@ from seer.engine.checkpoint_files import read_part
 from seer.engine.metrics import read_rows
 from seer.engine.retention import steps_in
 from seer.parallel.world import World
-from seer.run import assemble
+from seer.run import assemble, network_input
 from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.folder import read_config
@@ -47,7 +47,7 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """Returns the task on the CPU, plain, with the weights of `step`, or as it began where there is none."""
-        transform = build("augment", self.config.augment)
+        transform = network_input.transform(self.config)
         lengths = Durations(self.config.steps, self.config.batch, sum(map(len, self.shards)))
         alone = World(0, 1, 0, torch.device("cpu"))
         task, _ = assemble.task(self.config.replace(weights=None), transform, lengths, alone)

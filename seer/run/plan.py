@@ -29,7 +29,7 @@ from seer.parallel.allocator import LIBRARIES, wasted
 from seer.parallel.blocks import towers
 from seer.parallel.memory import Live, Shapes, step_memory
 from seer.parallel.world import World
-from seer.run import assemble
+from seer.run import assemble, network_input
 from seer.run.config import RunConfig
 from seer.run.resume import moments
 from seer.run.schedule import Durations
@@ -94,7 +94,7 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
 
 def _task(config: RunConfig) -> Task:
     """Makes the task without memory for its weights."""
-    transform = build("augment", config.augment)
+    transform = network_input.transform(config)
     lengths = Durations(config.steps, config.batch, IMAGES)
     with torch.device("meta"):
         alone = World(0, 1, 0, torch.device("cpu"))
@@ -125,7 +125,7 @@ def _print_parts(held: Mapping[str, float], memory: float) -> float:
 def _images(config: RunConfig, task: Task, images: int, shapes: Shapes, host: bool) -> float:
     """Returns the bytes of the float32 views of a step, and of uint8 batches: on a GPU one more step of both, on a CPU the
     ring. images, shapes: of what runs at once; of several parts the uint8 ones are there twice, and one part's float32 ones."""
-    pixels, parts = sum(3 * n * side * side for n, _, side, _ in shapes), config.accumulate
+    pixels, parts = sum(c * n * side * side for n, c, side, _ in shapes), config.accumulate
     if not host:
         return 2 * 5 * pixels if parts == 1 else (2 * 4 + 3 * parts) * pixels
     block = BatchLayout(task.transform.layout(images * parts, painted=True), images * parts).bytes
@@ -153,13 +153,14 @@ def _painting(task: Task, images: int) -> int:
         return 0
     most = 0
     with FakeTensorMode():
-        for n, _, side, _ in assemble.view_shapes(transform, images):
+        for n, channels, side, _ in assemble.view_shapes(transform, images):
             turned, blurred = (math.ceil(share * n) for share in (transform.jitter / 4, transform.blur))
             with Live() as live:
-                augment.hue(torch.empty(turned, 3, side, side), torch.empty(turned, 1, 1, 1))
+                change = augment.hue if channels == 3 else augment.contrast
+                change(torch.empty(turned, channels, side, side), torch.empty(turned, 1, 1, 1))
                 if blurred:
                     reach = math.ceil(3 * transform.blur_sigma[1])
-                    augment.blur(torch.empty(blurred, 3, side, side), torch.empty(blurred), reach)
+                    augment.blur(torch.empty(blurred, channels, side, side), torch.empty(blurred), reach)
             most = max(most, live.peak)
     return most
 

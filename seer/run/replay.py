@@ -20,7 +20,7 @@ from seer.engine import replay as engine
 from seer.engine.nan_guard import CAPTURE_JSON, CAPTURE_WEIGHTS
 from seer.evals.labels import UNLABELLED
 from seer.parallel.world import World, open_world
-from seer.run import assemble
+from seer.run import assemble, network_input
 from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.older import renewed
@@ -61,7 +61,7 @@ def _repeated(
     seen = torch.load(folder / f"rank-{world.rank:05d}.pt", map_location="cpu", weights_only=True)
     named: dict[str, Any] = {"image": config.data.image, "fields": config.data.fields}
     shards = open_shards(source or config.data.source or folder.parent / "pictures" / "train", **named)
-    transform = build("augment", config.augment)
+    transform = network_input.transform(config)
     lengths = Durations(config.steps, config.batch, sum(map(len, shards)))
     task, _ = assemble.task(config, transform, lengths, world)
     labels = with_classes(config, shards)[1]

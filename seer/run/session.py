@@ -35,7 +35,7 @@ from seer.evals.used import learned, sizes, tell_overlap, used
 from seer.export.targets import told
 from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
-from seer.run import assemble, resume, validate
+from seer.run import assemble, network_input, resume, validate
 from seer.run.assemble import Data, Training
 from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
@@ -113,7 +113,7 @@ def _train(
     use_deterministic(config.parallel.deterministic, world.device)
     folder = Path(config.output)
     config = resolved(config, folder, world)
-    transform, precision = build("augment", config.augment), build("precision", config.precision, world.device)
+    transform, precision = network_input.transform(config), build("precision", config.precision, world.device)
     validate.check_batch(config, world)
     source = config.data.source
     options = {"check_crc": config.data.check_crc, "image": config.data.image, "fields": config.data.fields}
@@ -169,7 +169,7 @@ def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:
 
 def _probed(config: RunConfig, transform: Any) -> Probed | None:
     """Opens the labelled images of the kNN probe, where there are any. Raises RequestError."""
-    return labelled(config.eval, transform.input_size) if config.eval.train else None
+    return labelled(config.eval, transform.input_size, config.data.pixels) if config.eval.train else None
 
 
 def _run(session: Session, lengths: Durations) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Reads from `weights=…` a backbone and what is known of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from seer.core.errors import RequestError
 from seer.core.log import log
+from seer.data.pixels import Pixels
 from seer.models.bundle import BUNDLE_WEIGHTS, IMAGENET_MEAN, IMAGENET_STD, card_of, read_bundle, step_of
 from seer.models.families.family import Network
 from seer.models.key_maps import VISSL
@@ -58,6 +59,16 @@ def state(path: str) -> State:
     return State(loaded, card, chosen={key: value for key, value in chosen.items() if value})
 
 
+def pixels_of(backbone: RegNet, card: Mapping[str, Any]) -> Pixels:
+    """Returns what images are to be decoded to for a backbone, as in its training."""
+    return Pixels(ground=card.get("ground") or 0, channels=channels_of(backbone))
+
+
+def channels_of(backbone: Any) -> int:
+    """Returns how many channels the images of a backbone have."""
+    return backbone.architecture.get("in_channels", 3)
+
+
 def start_from(
     path: str, backbone: Network, *, mean: Sequence[float], std: Sequence[float], group: Group | None = None
 ) -> str | None:
@@ -75,6 +86,11 @@ def start_from(
             "checkpoints that stays, like checkpoints/step-00001000"
         )
     shapes = [{key: value for key, value in b.architecture.items() if key != "stem_stride"} for b in (loaded, backbone)]
+    channels = [channels_of(one) for one in (loaded, backbone)]
+    if channels[0] != channels[1]:
+        raise RequestError(
+            f"weights={path} is of images with {channels[0]} channels, data.channels={channels[1]}: give data.channels={channels[0]}"
+        )
     if shapes[0] != shapes[1]:
         held, expected = (name_of(b.architecture) or b.architecture for b in (loaded, backbone))
         raise RequestError(f"weights={path} holds {held}, the model is {expected}: give model= of the weights' shape")

@@ -46,6 +46,7 @@ def test_good_images_of_the_three_formats_decode_as_pillow_decodes_them():
     + [("TIFF", {"compression": one}) for one in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg")],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_further_formats_decode_as_pillow_decodes_them(form, how, mode):
     if (form == "AVIF" or how.get("compression") == "jpeg") and mode == "P":
         mode = "RGB"

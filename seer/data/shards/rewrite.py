@@ -26,6 +26,7 @@ from seer.core.records import Sample, Skipped
 from seer.data.decode import Undecodable, decode, reencoded
 from seer.data.ledger import LEAST_SEEN, parse_fraction, shown
 from seer.data.order import permute
+from seer.data.pixels import USUAL, Pixels
 from seer.data.shards.folder import FolderShard
 from seer.data.shards.journaled_pool import Entry, locked, run_pieces
 from seer.data.shards.names import IMAGE_ENDINGS, has_places
@@ -54,8 +55,8 @@ class Part:
     """Holds rows first to first + total of the (shuffled) images of some shards, and how they are to be stored.
 
     max_side: longest side in pixels; larger images are made smaller, once. quality: of JPEG, to which all images are
-    then turned. classes: names of those that images get as their `cls` member: the one of which labels[shard][row] is the
-    number, none where that is negative; without labels, the folder that directly holds the image.
+    then turned. pixels: what of an image is decoded. classes: names of those that images get as their `cls` member: the one of
+    which labels[shard][row] is the number, none where that is negative; without labels, the folder that directly holds the image.
     """
 
     shards: Sequence[Shard]
@@ -68,6 +69,7 @@ class Part:
     labels: Sequence[np.ndarray] | None = None
     max_side: int | None = None
     quality: int | None = None
+    pixels: Pixels = USUAL
     ends: np.ndarray = field(init=False, repr=False)  # int64 [shards], row behind each shard
     names: tuple[str, ...] | None = field(init=False, repr=False)  # of the classes in `cls`, for the manifest
 
@@ -88,6 +90,8 @@ class Part:
             words.append(self.names)
         if self.labels is not None:
             words.append(hashlib.sha256(b"".join(of.astype("<i4").tobytes() for of in self.labels)).hexdigest())
+        if self.pixels != USUAL:
+            words.append(asdict(self.pixels))
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
     def _renumbered(self, shard: Shard) -> bool:
@@ -108,7 +112,11 @@ class Part:
     def _refuse_places(self, sample: Sample, image: bytes) -> None:
         """Raises RequestError for what would lie elsewhere on its image, once that is made smaller."""
         ending = next((ending for ending in sample.fields if has_places(ending)), None)
-        if self.max_side is not None and ending is not None and max(decode(image).shape) > self.max_side:
+        if (
+            self.max_side is not None
+            and ending is not None
+            and max(decode(image, None, self.pixels, longer=self.max_side).shape) > self.max_side
+        ):
             raise RequestError(
                 f"max_side={self.max_side}: {shown(sample.key)} in {self.shards[sample.ref.shard].path} has a member "
                 f"{ending}, told in pixels of the image, which would be made smaller without it; leave max_side out"
@@ -132,7 +140,7 @@ class Part:
                 if self.max_side is not None or self.quality is not None:
                     extension = next(e for e in fields if e in IMAGE_ENDINGS)
                     self._refuse_places(sample, fields[extension])
-                    kind, data = reencoded(fields.pop(extension), self.max_side, self.quality)
+                    kind, data = reencoded(fields.pop(extension), self.max_side, self.quality, self.pixels)
                     fields = {kind or extension: data, **fields}
             except (TarError, Undecodable) as error:
                 skipped.append(Skipped(str(self.shards[shard].path), name, str(error), row, error.kind))

@@ -24,16 +24,19 @@ _LEVELS = np.arange(256, dtype=np.float64)
 
 
 def jitter(view: ImageArray, order: Sequence[int], factors: Sequence[float]) -> None:
-    """Applies color to uint8 [S, S, 3], in place. order and factors as in `records.Color`: brightness 0,
-    contrast 1, saturation 2, hue 3."""
+    """Applies color to uint8 [S, S, C], in place; saturation and hue where there are three channels alone.
+
+    order and factors as in `records.Color`: brightness 0, contrast 1, saturation 2, hue 3."""
     for operation in order:
         factor = factors[operation]
         if operation == 0:
             cv2.convertScaleAbs(view, view, alpha=factor)
         elif operation == 1:
-            mean = float(_GRAY @ cv2.mean(view)[:3])
+            mean = float(_GRAY @ cv2.mean(view)[:3]) if view.shape[2] == 3 else float(view.mean())
             levels = np.rint(_LEVELS * factor + mean * (1 - factor)).clip(0, 255).astype(np.uint8)
             cv2.LUT(view, levels, view)
+        elif view.shape[2] != 3:
+            continue
         elif operation == 2:
             cv2.transform(view, factor * np.eye(3) + (1 - factor) * _GRAYS, view)
         else:

@@ -22,6 +22,7 @@ from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.records import Color, Decoded, ImageArray, Sample
 from seer.data.decode import decode
+from seer.data.pixels import Pixels, by_channel
 from seer.data.shards.shard import image_of
 from seer.data.transforms import color
 
@@ -33,9 +34,16 @@ _ORDERS = np.array(
     [[a, b, c, d] for a in range(4) for b in range(4) for c in range(4) for d in range(4)], dtype=np.uint8
 )
 _ORDERS = _ORDERS[[len(set(row)) == 4 for row in _ORDERS.tolist()]]  # the 24 orders of four operations
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 _DRAWN = {"jitter": (torch.bool, ()), "order": (torch.uint8, (4,)), "factors": (torch.float32, (4,))}
 _DRAWN |= {"gray": (torch.bool, ()), "sigma": (torch.float32, ())}
 assert list(_DRAWN) == [f.name for f in fields(Color)]
+
+
+def _check_lengths(lists: Mapping[str, Sequence[float]], length: int) -> None:
+    for name, numbers in lists.items():
+        if not isinstance(numbers, Sequence) or len(numbers) != length or not np.isfinite(numbers).all():
+            raise RequestError(f"augment.{name}={numbers}: {length} numbers are expected")
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class MultiCrop:
     jitter        probability that brightness, contrast, saturation and hue are changed
     brightness    factors drawn from [1 - x, 1 + x]
     contrast      the same
-    saturation    the same
+    saturation    the same; left out where images have not three channels, as are hue and grayscale
     hue           shift drawn from [-x, x] turns, at most 0.5
     grayscale     probability
     blur          probability
@@ -70,6 +78,7 @@ class MultiCrop:
     mean          pixels in [0, 1] are normalized by it, a number a channel
     std           and by this
     device        where color and blur are applied: auto, the device that trains, or cpu, the loader's threads
+    pixels        of `data`, given by the program
     """
 
     def __init__(
@@ -90,7 +99,10 @@ class MultiCrop:
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         device: str = "auto",
+        pixels: Pixels | None = None,
     ):
+        self.pixels = pixels or Pixels()
+        mean, std = by_channel(mean, _MEAN, self.channels), by_channel(std, _STD, self.channels)
         if not len(sizes) == len(counts) == len(scales) or not sizes:
             raise RequestError(
                 f"augment: {len(sizes)} sizes, {len(counts)} counts, {len(scales)} scales; give one each"
@@ -100,10 +112,8 @@ class MultiCrop:
                 f"augment.sizes={list(sizes)}: sides of at least 8, each once, largest first, counts > 0"
             )
         pairs = {"aspect": aspect, "blur_sigma": blur_sigma, **{f"scales[{i}]": pair for i, pair in enumerate(scales)}}
-        for length, lists in ((2, pairs), (3, {"mean": mean, "std": std})):
-            for name, numbers in lists.items():
-                if not isinstance(numbers, Sequence) or len(numbers) != length or not np.isfinite(numbers).all():
-                    raise RequestError(f"augment.{name}={numbers}: {length} numbers are expected")
+        _check_lengths(pairs, 2)
+        _check_lengths({"mean": mean, "std": std}, self.channels)
         if min(std) <= 0:
             raise RequestError(f"augment.std={list(std)}: pixels are divided by these, so they lie above 0")
         for low, high in scales:
@@ -122,14 +132,20 @@ class MultiCrop:
             raise RequestError(f"augment.blur_sigma={list(blur_sigma)}: lowest and highest sigma in pixels, above 0")
         if device not in ("auto", "cpu"):
             raise RequestError(f"augment.device={device}: auto (the device that trains) or cpu (the loader's threads)")
-        self.device = device
-        self.sizes, self.counts = tuple(sizes), tuple(counts)
+        self.device, self.sizes, self.counts = device, tuple(sizes), tuple(counts)
         self.views = sum(counts)
         self.mean, self.std, self.blur_sigma = tuple(mean), tuple(std), tuple(blur_sigma)
         self.flip, self.jitter, self.gray, self.blur = flip, jitter, grayscale, blur
+        if self.channels != 3:
+            saturation = hue = self.gray = 0.0
         self.strength = np.array([brightness, contrast, saturation, hue])
         self.scales = np.repeat(np.array(scales, dtype=np.float64), counts, axis=0)  # [V, 2]
         self.aspect = np.log(np.array(aspect, dtype=np.float64))
+
+    @property
+    def channels(self) -> int:
+        """Returns how many an image has."""
+        return self.pixels.channels
 
     @property
     def input_size(self) -> int:
@@ -137,18 +153,24 @@ class MultiCrop:
         return self.sizes[0]
 
     def layout(self, batch_size: int, *, painted: bool = False) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Returns `views/S` [v*B, 3, S, S] of each size and, unless painted, `color/S/NAME` [v*B, ...], view-major."""
+        """Returns `views/S` [v*B, C, S, S] of each size and, unless painted, `color/S/NAME` [v*B, ...], view-major."""
         found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         for size, count in zip(self.sizes, self.counts, strict=True):
             n = count * batch_size
-            found[f"views/{size}"] = torch.uint8, (n, 3, size, size)
+            found[f"views/{size}"] = torch.uint8, (n, self.channels, size, size)
             if not painted:
                 found |= {f"color/{size}/{name}": (kind, (n, *rest)) for name, (kind, rest) in _DRAWN.items()}
         return found
 
     def decode(self, sample: Sample, scratch: np.ndarray | None = None) -> Decoded:
         """Returns the image alone. Raises Undecodable."""
-        return {"image": decode(image_of(sample), scratch)}
+        return {"image": decode(image_of(sample), scratch, self.pixels, shorter=self.suffices)}
+
+    @property
+    def suffices(self) -> int:
+        """Returns the shorter side of an image whose smallest boxes are as wide as their views."""
+        sides = zip(np.repeat(self.sizes, self.counts).tolist(), self.scales[:, 0].tolist(), strict=True)
+        return max(math.ceil(side / math.sqrt(least)) for side, least in sides)
 
     def draw(self, height: int, width: int, key: int) -> Draw:
         """Returns all random numbers of one image. A function of its size and its key alone."""
@@ -159,7 +181,7 @@ class MultiCrop:
         return Draws(self, keys, painted)
 
     def crop(self, image: ImageArray, draw: Draw, arrays: Mapping[str, np.ndarray], row: int) -> None:
-        """Writes one image's views as sample `row` of a batch. arrays: `views/S` uint8 [v*B, S, S, 3] of each size."""
+        """Writes one image's views as sample `row` of a batch. arrays: `views/S` uint8 [v*B, S, S, C] of each size."""
         whole, (down, right, _) = torch.from_numpy(image), image.strides
         boxes = iter(zip(draw.boxes.tolist(), draw.flip.tolist(), strict=True))
         for size, count in zip(self.sizes, self.counts, strict=True):
@@ -167,7 +189,7 @@ class MultiCrop:
             for place in range(row, len(views), len(views) // count):
                 (top, left, height, width), flip = next(boxes)
                 strides, first = (image.nbytes, 1, down, right), top * down + left * right
-                pixels = whole.as_strided((1, 3, height, width), strides, first)
+                pixels = whole.as_strided((1, self.channels, height, width), strides, first)
                 view = resize(pixels, size).numpy()[0].transpose(1, 2, 0)
                 if flip:
                     cv2.flip(view, 1, dst=views[place])  # three times as fast as a copy of a mirrored array
@@ -180,7 +202,7 @@ class MultiCrop:
         for size, count in zip(self.sizes, self.counts, strict=True):
             views = arrays[f"views/{size}"]
             for place in range(row, len(views), len(views) // count):
-                view = views[place]  # [S, S, 3]
+                view = views[place]  # [S, S, C]
                 if draw.jitter[i]:
                     color.jitter(view, draw.order[i].tolist(), draw.factors[i].tolist())
                 if draw.gray[i]:
@@ -269,8 +291,8 @@ class Draws:
 
 
 def resize(pixels: torch.Tensor, height: int, width: int | None = None) -> torch.Tensor:
-    """Resizes bilinearly with antialiasing, equal to Pillow's within rounding. uint8 [1, 3, h, w] channels_last
-    -> [1, 3, S, S]."""
+    """Resizes bilinearly with antialiasing, equal to Pillow's within rounding. uint8 [1, C, h, w] channels_last
+    -> [1, C, S, S]."""
     size = (height, width or height)
     if tuple(pixels.shape[-2:]) == size:
         return pixels

@@ -15,6 +15,9 @@ import torch
 
 from seer.core.errors import RequestError
 from seer.core.records import Decoded, ImageArray, Sample
+from seer.data.decode import decode
+from seer.data.pixels import Pixels
+from seer.data.shards.shard import image_of
 from seer.data.transforms import targets
 from seer.data.transforms.multi_crop import Draw, Draws, MultiCrop
 from seer.data.transforms.multi_crop import resize as resized
@@ -88,11 +91,22 @@ class OneView:
         boxes: int = 0,
         label: Callable[[Sample], int] | None = None,
         labels: targets.ClassLabels | None = None,
+        pixels: Pixels | None = None,
     ):
         color = {"jitter": jitter, "brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         color |= {"grayscale": grayscale, "blur": blur}
         self._crop = MultiCrop(
-            (size,), (1,), (scale,), aspect, flip, **color, blur_sigma=blur_sigma, mean=mean, std=std, device=device
+            (size,),
+            (1,),
+            (scale,),
+            aspect,
+            flip,
+            **color,
+            blur_sigma=blur_sigma,
+            mean=mean,
+            std=std,
+            device=device,
+            pixels=pixels,
         )
         self.size, self.train, self.short = size, train, resize or (size if size < 64 else round(size * 256 / 224))
         if self.short < size:
@@ -125,7 +139,10 @@ class OneView:
 
     def decode(self, sample: Sample, scratch: np.ndarray | None = None) -> Decoded:
         """Returns the image and its targets. Raises Undecodable."""
-        found = self._crop.decode(sample, scratch)
+        if self.mask or self.boxes:  # told in pixels of the whole image
+            found = {"image": decode(image_of(sample), scratch, self._crop.pixels)}
+        else:
+            found = self._crop.decode(sample, scratch)
         if self.label is not None:
             found["label"] = np.asarray(self.label(sample))
         if self.labels is not None:
@@ -195,7 +212,7 @@ def center_sides(height: int, width: int, short: int, size: int) -> tuple[int, i
 
 
 def center(image: ImageArray, short: int, size: int) -> torch.Tensor:
-    """Returns the central square of `size` after the shorter side was resized to `short`: uint8 [h, w, 3] -> [3, S, S]."""
+    """Returns the central square of `size` after the shorter side was resized to `short`: uint8 [h, w, C] -> [C, S, S]."""
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
     pixels = resized(pixels, *center_sides(image.shape[0], image.shape[1], short, size))[0]
     top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2

@@ -66,6 +66,14 @@ def _fits(backbone: Any) -> str | None:
     return None
 
 
+def rgb_alone(architecture: Mapping[str, Any]) -> str | None:
+    """Returns why torchvision has no such network, where an image has not three channels."""
+    channels = architecture.get("in_channels", 3)
+    if channels == 3:
+        return None
+    return f"torchvision's networks take RGB, and these weights images of {channels} channels; to=timm or to=safetensors holds them"
+
+
 @dataclass(frozen=True)
 class Torchvision:
     """Describes torchvision's network of a family. rename: our state dict -> under its names. network: a

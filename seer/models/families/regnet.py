@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from seer.core.errors import RequestError
-from seer.models.families.family import Family, Reading, Timm, Torchvision
+from seer.models.families.family import Family, Reading, Timm, Torchvision, rgb_alone
 from seer.models.infer_architecture import architecture_of
 from seer.models.key_maps import HUGGING_FACE, OURS, TIMM, TORCHVISION, Names, recognise
 from seer.models.regnet import RegNet, Shape
@@ -167,6 +167,10 @@ def _refusal(library: str, backbone: RegNet) -> str | None:
     )
 
 
+def _torchvision_refusal(backbone: RegNet) -> str | None:
+    return _refusal("torchvision", backbone) or rgb_alone(backbone.architecture)
+
+
 def _torchvision(backbone: RegNet) -> nn.Module:
     from torchvision.models import regnet
 
@@ -209,7 +213,7 @@ FAMILY = Family(
         rename=partial(to_names, TORCHVISION),
         network=_torchvision,
         shown=lambda backbone: {"block_params": _block_params(backbone)},
-        refusal=partial(_refusal, "torchvision"),
+        refusal=_torchvision_refusal,
     ),
     timm=Timm(
         rename=partial(to_names, TIMM),

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from seer.core.errors import RequestError
-from seer.models.families.family import Family, Reading, Timm, Torchvision
+from seer.models.families.family import Family, Reading, Timm, Torchvision, rgb_alone
+from seer.models.infer_architecture import in_channels
 from seer.models.key_maps import TORCHVISION, VISSL
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def architecture_of(tensors: Mapping[str, Any], *, what: str) -> dict[str, Any]:
             "SwAV's ResNet-50w2, and have four stages"
         )
     architecture = {"family": "resnet", "depths": depths, "groups": width // each, "width_per_group": each // widen}
-    return architecture | ({"widen": widen} if widen > 1 else {})
+    return architecture | ({"widen": widen} if widen > 1 else {}) | in_channels(tensors.get("conv1.weight"))
 
 
 def _claims(keys: Iterable[str]) -> bool:
@@ -112,6 +113,10 @@ def _torchvision(backbone: ResNet) -> nn.Module:
 
     shape = {"groups": backbone.groups, "width_per_group": backbone.width_per_group}
     return resnet.ResNet(resnet.Bottleneck, list(backbone.depths), **shape)
+
+
+def _refusal(backbone: ResNet) -> str | None:
+    return rgb_alone(backbone.architecture)
 
 
 FAMILY = Family(
