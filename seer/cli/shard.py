@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from seer.core.errors import RequestError
 from seer.core.log import log
+from seer.data import transparency
 from seer.data.label_words import check_word
 from seer.data.ledger import parse_fraction, shown
 from seer.data.pixels import pixels
@@ -86,6 +87,8 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
     options = {name: settings[name] for name in ("per_shard", "shuffle", "seed", "max_side", "quality")}
     options["labels"] = None if labels is None or _as_ever(labels) else labels.of
     options["pixels"] = pixels(settings["ground"], settings["max_pixels"])
+    if settings["quality"] is not None or settings["max_side"] is not None:
+        transparency.tell(shards, options["pixels"], "ground")
     parts = {name: Part(shards, first, rows, classes=classes, **options) for name, (first, rows) in spans.items()}
     words = [settings["source"]] if isinstance(settings["source"], str) else settings["source"]
     keep_apart([word for word in map(str, words) if os.path.isdir(word)], shards, target)

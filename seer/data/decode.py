@@ -158,7 +158,7 @@ def _check_bands(width: int, height: int, bands: int, pixels: Pixels) -> None:
 
 
 def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Returns what lies upright, by an EXIF orientation from 1 to 8. [h, w, C]"""
+    """Returns [h, w, C] upright, by an EXIF orientation from 1 to 8."""
     if turn in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     down, right = turn in (3, 4, 7, 8), turn in (2, 3, 6, 7)

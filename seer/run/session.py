@@ -123,6 +123,7 @@ def _train(
     probed = None if draws_probe else _probed(config, transform)
     images = sum(map(len, shards)) if shards is not None else config.data.drawn
     lengths = Durations(config.steps, config.batch, images)
+    network_input.tell(config, shards)
     task, licence = assemble.task(config, transform, lengths, world)
     validate.check_parts(config, task, lengths, precision, world, images)
     length_before = begun_with(folder, "steps")

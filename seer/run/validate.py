@@ -29,6 +29,10 @@ def check_config(config: RunConfig) -> None:
     """Raises RequestError for what is wrong before anything is opened."""
     if not config.data.source and not config.data.drawn:
         raise RequestError("pretrain needs data.source=…: a folder of images or of tars, a tar, a glob, {000..009}")
+    if not config.data.source and config.data.channels not in (1, 3):
+        raise RequestError(
+            f"data.channels={config.data.channels}: the built-in images are RGB; give data.source=…, or 1 or 3"
+        )
     parse_fraction(config.data.max_bad)
     for file in exclude_files(config.data.exclude):
         if not Path(file).is_file():
