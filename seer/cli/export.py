@@ -90,7 +90,7 @@ def _parity(written: dict[str, Any]) -> str:
     return f"features differ by {written['parity']:.1e} at most (allowed {written['tolerance']:.0e})"
 
 
-def _images(source: str | None, count: int, backbone: RegNet, card: dict[str, Any]) -> torch.Tensor:
+def _images(source: str | None, count: int, backbone: Network, card: dict[str, Any]) -> torch.Tensor:
     """Returns float32 [count, C, S, S], normalized: from a source, or the built-in ones."""
     size = card["input_size"]
     if source:

@@ -4,7 +4,7 @@ tars at hand."""
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,8 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
     if skipped:
         log.warning(f"{skipped} images cannot be used and were left out; skipped.jsonl beside the shards names them")
     images = sum(one["pictures"] for one in written.values())
-    written: dict[str, Any] = {"pictures": images, "skipped": skipped, "classes": classes, "parts": written}
-    return written if labels is None else {**written, "unlabelled": labels.count(UNLABELLED)}
+    found: dict[str, Any] = {"pictures": images, "skipped": skipped, "classes": classes, "parts": written}
+    return found if labels is None else {**found, "unlabelled": labels.count(UNLABELLED)}
 
 
 def count_or_share(holdout: float | str) -> float | int:

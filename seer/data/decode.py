@@ -105,8 +105,8 @@ def decode(
         return _own_bands(data, kind, pixels)
     wanted = _Wanted(pixels.most, shorter, longer)
     sound = _sound_jpeg(data, scratch, wanted) if kind == "JPEG" else None
-    pixels = _by_pillow(data, kind, pixels, wanted) if sound is None else sound
-    return pixels if pixels.channels == 3 else np.array(Image.fromarray(pixels).convert("L"))[..., None]
+    array = _by_pillow(data, kind, pixels, wanted) if sound is None else sound
+    return array if pixels.channels == 3 else np.array(Image.fromarray(array).convert("L"))[..., None]
 
 
 def _by_pillow(data: bytes, kind: str, pixels: Pixels, wanted: "_Wanted") -> ImageArray:
@@ -138,13 +138,13 @@ def _own_bands(data: bytes, kind: str, pixels: Pixels) -> ImageArray:
             _class_of(kind)
             found = tiff.layout(data)
             _check_bands(found.width, found.height, found.bands, pixels)
-            pixels, turn = tiff.bands(data, found), found.turn
+            array, turn = tiff.bands(data, found), found.turn
         else:
             with _opened(data, kind) as image:
                 _check_bands(*image.size, 3 if image.mode == "P" else len(image.getbands()), pixels)
                 image.load()
-                pixels, turn = np.array(image), _turn_of(image)
-        return np.ascontiguousarray(_turned(_GRAYS[pixels] if pixels.dtype == np.uint16 else pixels, turn))
+                array, turn = np.array(image), _turn_of(image)
+        return np.ascontiguousarray(_turned(_GRAYS[array] if array.dtype == np.uint16 else array, turn))
 
 
 def _check_bands(width: int, height: int, bands: int, pixels: Pixels) -> None:
@@ -157,12 +157,12 @@ def _check_bands(width: int, height: int, bands: int, pixels: Pixels) -> None:
     _check_size(width, height, pixels.most)
 
 
-def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+def _turned(array: np.ndarray, turn: int) -> np.ndarray:
     """Returns [h, w, C] upright, by an EXIF orientation from 1 to 8."""
     if turn in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
+        array = array.swapaxes(0, 1)
     down, right = turn in (3, 4, 7, 8), turn in (2, 3, 6, 7)
-    return pixels[:: -1 if down else 1, :: -1 if right else 1]
+    return array[:: -1 if down else 1, :: -1 if right else 1]
 
 
 @dataclass(frozen=True)
@@ -276,23 +276,23 @@ def reencoded(
     With a quality every image becomes a JPEG, upright and on the ground, unless it is one of the right size and would grow;
     without, only those whose longer side is above max_side, at quality 90. Raises Undecodable.
     """
-    pixels = decode(data, None, pixels, longer=max_side)
-    height, width, _ = pixels.shape
+    array = decode(data, None, pixels, longer=max_side)
+    height, width, _ = array.shape
     longest = max(height, width)
     if max_side is not None and longest > max_side:
         size = [max(LEAST_SIDE, round(side * max_side / longest)) for side in (width, height)]
-        pixels = np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.LANCZOS))
-        return "jpg", encode_jpeg(pixels, quality or 90)
+        array = np.asarray(Image.fromarray(array).resize((size[0], size[1]), Image.Resampling.LANCZOS))
+        return "jpg", encode_jpeg(array, quality or 90)
     if quality is None:
         return None, data
-    new = encode_jpeg(pixels, quality)
+    new = encode_jpeg(array, quality)
     return (None, data) if data[:3] == b"\xff\xd8\xff" and len(new) >= len(data) else ("jpg", new)
 
 
-def encode_jpeg(pixels: ImageArray, quality: int) -> bytes:
+def encode_jpeg(array: ImageArray, quality: int) -> bytes:
     """Returns a JPEG file of uint8 [h, w, 3]."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    Image.fromarray(array).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
@@ -313,10 +313,10 @@ def _sound_jpeg(data: bytes, scratch: np.ndarray | None, wanted: _Wanted) -> Ima
         height, width = -(-height // divisor), -(-width // divisor)
         fits = scratch is not None and height * width * 3 <= len(scratch)
         least = {"min_height": height, "min_width": width, "min_factor": divisor} if divisor > 1 else {}
-        pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=scratch if fits else None, strict=True, **least)
+        array = simplejpeg.decode_jpeg(data, "RGB", buffer=scratch if fits else None, strict=True, **least)
         if turn is not None:
-            turn.rows(pixels, STRIP)
-        return pixels
+            turn.rows(array, STRIP)
+        return array
     except Undecodable:
         raise
     except Exception:  # mostly ValueError; KeyError for the subsampling 4:4:1
@@ -419,11 +419,11 @@ def _rgb(image: Image.Image, ground: int) -> ImageArray:
         raise Undecodable("its pixels are floating-point numbers, whose black and white nothing tells", "format")
     transparent = image.mode != "RGB" and "transparency" in image.info
     colors = conversion(profile, image.mode)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    array = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, STRIP):  # what pixels are on the way may be several times as large
         strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
-        pixels[top : top + STRIP] = np.asarray(_rgb_strip(strip, transparent, ground, colors))
-    return pixels
+        array[top : top + STRIP] = np.asarray(_rgb_strip(strip, transparent, ground, colors))
+    return array
 
 
 def _rgb_strip(image: Image.Image, transparent: bool, ground: int, colors: Conversion | None) -> Image.Image:

@@ -38,6 +38,11 @@ def labelled(images: ProbeImages, size: int, pixels: Pixels | None = None) -> tu
         raise RequestError(f"labels={words}: one word, or two: for train images and for test images")
     for word in words:
         check_word(word)
-    options: dict[str, Any] = {"size": images.size or size, "resize": images.resize, "most": images.most, "pixels": pixels}
+    options: dict[str, Any] = {
+        "size": images.size or size,
+        "resize": images.resize,
+        "most": images.most,
+        "pixels": pixels,
+    }
     train = LabelledImages(open_shards(images.train), labels=words[0], **options)
     return train, LabelledImages(open_shards(images.test), labels=words[1], like=train, **options)

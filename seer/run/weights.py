@@ -59,7 +59,7 @@ def state(path: str) -> State:
     return State(loaded, card, chosen={key: value for key, value in chosen.items() if value})
 
 
-def pixels_of(backbone: RegNet, card: Mapping[str, Any]) -> Pixels:
+def pixels_of(backbone: Network, card: Mapping[str, Any]) -> Pixels:
     """Returns what images are to be decoded to for a backbone, as in its training."""
     return Pixels(ground=card.get("ground") or 0, channels=channels_of(backbone))
 

@@ -51,4 +51,6 @@ def checked(architecture: Any, *, what: str) -> dict[str, Any]:
     if absent:
         raise ValueError(f"the description of {what} lacks architecture.{', architecture.'.join(absent)}")
     row = of(architecture)
-    return {key: architecture[key] for key in ("family", *row.keys, *row.optional, "in_channels") if key in architecture}
+    return {
+        key: architecture[key] for key in ("family", *row.keys, *row.optional, "in_channels") if key in architecture
+    }

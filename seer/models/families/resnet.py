@@ -100,7 +100,7 @@ def _describe(shape: Mapping[str, Any]) -> str:
 
 def _refusal(library: str, backbone: ResNet) -> str | None:
     if backbone.widen == 1:
-        return None
+        return rgb_alone(backbone.architecture) if library == "torchvision" else None
     return f"widen={backbone.widen}: {library} has no ResNet whose every width is so many times the usual. to=safetensors keeps it"
 
 
@@ -113,10 +113,6 @@ def _torchvision(backbone: ResNet) -> nn.Module:
 
     shape = {"groups": backbone.groups, "width_per_group": backbone.width_per_group}
     return resnet.ResNet(resnet.Bottleneck, list(backbone.depths), **shape)
-
-
-def _refusal(backbone: ResNet) -> str | None:
-    return rgb_alone(backbone.architecture)
 
 
 FAMILY = Family(
