@@ -6,18 +6,20 @@ meanwhile would end the process without a word and with a status after which no 
 
 import os
 
+from seer.core import streams
 from seer.core.signals import listener
 
 
 def entry() -> None:
     """Runs the program and ends the process with its exit status."""
+    closed = streams.complete()  # before a file takes the number of a closed one
     listener.listen()
     # threads of OpenMP that wait for work spin by default, and take the core that prepares the next images; read once,
     # when torch is loaded
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from seer.cli.main import entry as run
 
-    run()
+    run(closed)
 
 
 if __name__ == "__main__":

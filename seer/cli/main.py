@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from seer import __version__
-from seer.core import log
+from seer.core import launcher, log, streams
 from seer.core.errors import RequestError
 from seer.core.signals import listener
 
@@ -58,7 +58,10 @@ HELP_TEXT = "\n".join(
 def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)
-    rank = int(os.environ.get("RANK", 0))
+    try:
+        rank, wrong = launcher.adopt(os.environ).rank, None
+    except RequestError as error:
+        rank, wrong = 0, str(error)  # which rank cannot be known: each tells
     log.setup(rank)
     if not words:
         print(HELP_TEXT, file=sys.stderr)
@@ -68,6 +71,8 @@ def main(words: Sequence[str] | None = None) -> int:
     verb, words = words[0], words[1:]
     if verb not in VERBS:
         return _no_verb(verb, rank)
+    if wrong:
+        return _end({"verb": verb, "exit": 78, "error": wrong}, rank)
     result: dict[str, Any] = {"verb": verb, "exit": 0}
     reports = rank == 0  # whether this rank speaks; of failures the one that failed first, or the lowest that is left
     output: list[Path] = []  # the verb appends its output folder as soon as it owns it
@@ -99,15 +104,22 @@ def main(words: Sequence[str] | None = None) -> int:
     return _end(result, rank, output[0] if output else None, reports)
 
 
-def entry() -> None:
-    """Runs the program and ends the process with the status of `main`.
+def entry(closed: Sequence[str] = ()) -> None:
+    """Runs the program and ends the process with the status of `main`. closed: standard streams that were.
 
     Of several ranks, at once: threads of gloo may abort while the interpreter unwinds ("terminate called without an active
     exception"), which would turn a finished run into a failed one. All that matters is on the disk by then.
     """
+    closed = closed or streams.complete()
     listener.listen()  # scripts of older installations come here first
     try:
         status = main()
+        if "stdout" in closed:
+            log.log.error("the result cannot be printed: standard output is closed")
+    except OSError as error:  # of help: all else becomes a status in `main`
+        if error.errno not in GONE | STORAGE:
+            raise
+        status = 0 if error.errno in GONE else 74
     except KeyboardInterrupt as asked:  # in the few lines around what `main` catches
         listener.end(str(asked) or "SIGINT")
         raise
@@ -117,7 +129,7 @@ def entry() -> None:
             stream.flush()
         except OSError:  # whoever read it is gone; the interpreter would try again, and make the status 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
         os._exit(status)
     raise SystemExit(status)
 

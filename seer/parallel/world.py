@@ -1,7 +1,7 @@
 """Says who and where this process is: rank, size, device. No other file creates process groups.
 
-One process needs no rendezvous and gets no group; torchrun (or SLURM with the same variables) makes `RANK`,
-`WORLD_SIZE`, `LOCAL_RANK`, and then gloo speaks for the CPU and NCCL for CUDA.
+One process needs no rendezvous and gets no group; torchrun or srun tell which rank it is (`core.launcher`), and then gloo
+speaks for the CPU and NCCL for CUDA.
 """
 
 import datetime
@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from seer.core import launcher
 from seer.core.errors import RequestError
+from seer.core.log import log
 from seer.core.signals import listener
 from seer.parallel.heartbeat import Heartbeat
 
@@ -51,21 +53,26 @@ def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
 
     Raises RequestError when cuda is asked for and absent, and LostPeer for what goes wrong because of another rank.
     """
-    rank, size, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    here = launcher.adopt(os.environ)
+    rank, size, local = here.rank, here.size, here.local
     if device not in ("auto", "cpu", "cuda"):
         raise RequestError(f"parallel.device={device}: one of auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("the device is to be cuda, but torch sees no GPU here; use auto or cpu")
     if device != "cpu" and torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
-            raise RequestError(f"local rank {local}, but {torch.cuda.device_count()} GPUs; start one rank a GPU")
-        place = torch.device("cuda", local)
+        count = torch.cuda.device_count()
+        place = torch.device("cuda", launcher.device_index(local, count, os.environ))
         torch.cuda.set_device(place)
+        if size == 1 and (idle := launcher.idle_gpus(count, os.environ)):
+            log.warning(idle)
     else:
         place = torch.device("cpu")
+    if here.set_phase:
+        log.warning(here.set_phase)
     if size == 1:
         yield World(0, 1, 0, place)
         return
+    launcher.check_meeting(os.environ)
     limit = datetime.timedelta(seconds=timeout_s)
     with listener.heard_in_calls():
         dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=limit)
