@@ -19,6 +19,7 @@ from typing import Any
 from seer import __version__
 from seer.core import launcher, log, streams
 from seer.core.errors import RequestError
+from seer.core.secrets import cleaned
 from seer.core.signals import listener
 
 VERBS = {
@@ -136,6 +137,7 @@ def entry(closed: Sequence[str] = ()) -> None:
 
 def _end(result: dict[str, Any], rank: int, output: Path | None = None, reports: bool | None = None) -> int:
     listener.result_begins()
+    result = cleaned(result)
     status, reports = int(result["exit"]), rank == 0 if reports is None else reports
     if "error" in result and reports:
         log.log.error(f"seer {result['verb']}: {f'rank {rank}: ' if rank else ''}{result['error']}")

@@ -22,4 +22,4 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     asked = RunConfig.of(settings)
     from seer.run.session import train
 
-    return train(asked, output=output)
+    return train(asked, output=output, numbered=not any(word.partition("=")[0] == "output" for word in words))

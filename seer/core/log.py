@@ -5,18 +5,50 @@ Standard output belongs to the JSON result.
 
 import logging
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
+
+from seer.core import secrets
 
 log = logging.getLogger("seer")
 _OF_A_RANK = logging.ERROR + 1
 logging.addLevelName(_OF_A_RANK, "RANK")
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns a line without passwords and query strings of URLs."""
+        return secrets.without(super().format(record))
+
+
+class _Screen(logging.StreamHandler[Any]):
+    """Writes to people, beside a progress bar where there is one. aside: makes room for a line on its terminal."""
+
+    aside: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "on_screen", True):
+            with _Screen.aside():
+                super().emit(record)
+
+
+def beside(aside: Callable[[], AbstractContextManager[object]] | None) -> None:
+    """Has every line that people read written inside this context from now on; None: as it is."""
+    _Screen.aside = staticmethod(nullcontext if aside is None else aside)
+
+
+def only_in_file(words: str) -> None:
+    """Logs what the screen shows in another form: the copy in the run folder alone gets it."""
+    log.info(words, extra={"on_screen": False})
+
+
 def setup(rank: int = 0) -> None:
     """Sets the log up, once a process. Ranks other than 0 speak only of errors and of what concerns them alone
     (`of_this_rank`)."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler = _Screen(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     log.propagate = False
@@ -36,5 +68,5 @@ class _Copy(logging.FileHandler):
 def keep_copy(path: Path) -> None:
     """Appends all that is logged from now on to a file, with times."""
     handler = _Copy(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)

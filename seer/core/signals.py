@@ -38,6 +38,7 @@ class Listener:
         self.asked: str | None = None
         self.output: Sequence[object] = ()  # the verb's list of the folder that it owns
         self.unwinds = False
+        self._since = 0.0  # when the program began, monotonic
         self._waits_in_calls = False
         self._asked_at = 0.0
         self._ending = threading.Lock()  # of whoever tells the result; it is never given back
@@ -51,12 +52,17 @@ class Listener:
         """
         if self.heard:
             return
+        self._since = time.monotonic()
         self.heard = [number for number in SIGNALS if listened_for(number)]
         for number in self.heard:
             signal.signal(number, self._hear)
         os.register_at_fork(after_in_child=self._forget)
         if started := os.environ.get("SEER_STARTED_FD"):  # tests count their moments from here
             os.write(int(started), b".")
+
+    def running(self) -> float:
+        """Returns for how many seconds this has been the program; 0 where something else has called it."""
+        return time.monotonic() - self._since if self._since else 0.0
 
     def owns(self, output: Sequence[object], unwinds: bool) -> None:
         """Says what a request meets from now on.

@@ -52,6 +52,7 @@ class Control:
     total_steps: int
     clock: Clock = field(default_factory=Clock)
     _saved_at: float = field(default_factory=time.monotonic)
+    _enough: bool = False  # a sink has seen enough
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -75,21 +76,22 @@ class Control:
     def before(self) -> None:
         """Evaluates what has not been trained yet."""
         if self.first_step == 0 and self.evaluators:
-            self.monitor.metrics.add(0, self._evaluated())
-            self.monitor.timer.skip()
+            with self.monitor.phase(0, "evaluating"):
+                self.monitor.metrics.add(0, {**self._evaluated(), "images": 0})
+            self._enough = self.monitor.flush()  # people wait for it
 
     def after(self, step: int) -> None:
         """Does what is due after a step. Raises Interrupted, StorageError and NumericsError."""
-        done, enough = step + 1, False
+        done, enough = step + 1, self._enough
         self.clock.read(self.monitor.world.group)
         if self.clock.over:
             self.total_steps = done
         end = done == self.total_steps
         if self._due(done, self.every.log):
-            enough = self.monitor.log(step)
+            enough = self.monitor.log(step) or enough
         if self.evaluators and self._due(done, self.every.evaluate):
             with self.monitor.phase(step, "evaluating"):
-                self.monitor.metrics.add(step, self._evaluated())
+                self.monitor.metrics.add(step, {**self._evaluated(), "images": done * self.monitor.batch})
             enough = self.monitor.flush() or enough
         asked = max_over_ranks(self._wish(enough), self.monitor.world.group)  # what any rank asks for
         if asked == GIVE_UP and not end:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -17,6 +18,7 @@ from seer.core.records import Skipped, StepOutput
 from seer.engine.metrics import Metrics
 from seer.engine.nan_guard import NaNGuard
 from seer.engine.precision import Precision
+from seer.engine.spent import Spent
 from seer.engine.step_timer import StepTimer
 from seer.engine.straggler import Stragglers
 from seer.optim.plateau import Plateau
@@ -27,10 +29,18 @@ from seer.parallel.world import World
 Skips = Callable[[int, Sequence[Skipped]], tuple[int, Mapping[str, int]]]
 
 
+class Progress(Protocol):
+    """Shows people how far a run is: `engine.progress`."""
+
+    def moved(self, done: int) -> None: ...
+
+    def at(self, phase: str) -> None: ...
+
+
 @dataclass
 class Monitor:
     """Watches the steps of a run. batch: images of a step over all ranks. images: in the data, for epochs.
-    plateau: told each logged loss."""
+    plateau: told each logged loss. progress: moved by each step. spent: where phases are counted."""
 
     world: World
     metrics: Metrics
@@ -41,6 +51,8 @@ class Monitor:
     plateau: Plateau | None
     batch: int
     images: int
+    progress: Progress | None = None
+    spent: Spent = field(default_factory=Spent)
     timer: StepTimer = field(init=False)
     stragglers: Stragglers | None = field(init=False)
     _output: StepOutput = field(init=False)
@@ -69,6 +81,8 @@ class Monitor:
     def ready(self, done: int) -> None:
         """Notes that the next batch is waited for."""
         self.world.set_phase(done, "reading images")
+        if self.progress:
+            self.progress.moved(done)
         self.timer.mark()
 
     def log(self, step: int) -> bool:
@@ -108,7 +122,12 @@ class Monitor:
         self.world.set_phase(step, name)
         self.guard.check_now()
         self.timer.mark()
-        yield
+        if self.progress:
+            self.progress.at(name)
+        with self.spent.on(name):
+            yield
+        if self.progress:
+            self.progress.at("")
         self.timer.skip()
         if self.stragglers:
             self.stragglers.start()

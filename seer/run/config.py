@@ -27,6 +27,7 @@ from seer.core.schema import (
     Word,
     setting,
 )
+from seer.core.secrets import cleaned
 from seer.data.pixels import MOST_PIXELS, Pixels, pixels
 
 
@@ -188,8 +189,9 @@ class RunConfig:
         return config
 
     def plain(self) -> dict[str, Any]:
-        """Returns what a run's config.yaml holds."""
-        return schema.plain(self)
+        """Returns what a run's config.yaml holds, without passwords and query strings of URLs."""
+        plain: dict[str, Any] = cleaned(schema.plain(self))
+        return plain
 
     def replace(self, **changes: Any) -> "RunConfig":
         """Returns a new config; a mapping changes keys of a node and leaves the others."""

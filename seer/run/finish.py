@@ -26,6 +26,7 @@ from seer.parallel.collectives import gather_to_rank0
 from seer.parallel.world import World
 from seer.run.assemble import Training
 from seer.run.config import RunConfig
+from seer.run.environment import commit_of
 from seer.run.result import summary
 
 # Bytes of a backbone whose bundle comes with every checkpoint: for 4GF's 79 MB a step waits 31 ms longer (the copy) and the
@@ -95,6 +96,7 @@ class Bundles:
             "ground": self.config.data.pixels.ground,
             "recipe": json.dumps(flat(self.config.plain())),
             "data_fingerprint": self.data,
+            "commit": commit_of(Path(__file__).resolve().parents[2])[0],
             "step": step,
             "images_seen": step * self.batch,
             "licence": self.training.licence,

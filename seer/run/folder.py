@@ -1,6 +1,6 @@
 """Keeps the run folder: whose it is, and what it was asked for.
 
-RUN/config.yaml  train.log  metrics.jsonl  tensorboard/  skipped.jsonl  result.json  checkpoints/  bundle/
+RUN/config.yaml  environment.json  train.log  metrics.jsonl  tensorboard/  skipped.jsonl  result.json  checkpoints/  bundle/
 """
 
 import hashlib
@@ -43,7 +43,10 @@ FREE = (
     ),
 )
 MAKING = (LOCK, f".{CONFIG}.writing")  # what a run leaves behind that was killed before its config was written
-BEFORE_TRAINING = (*MAKING, CONFIG, "train.log", "result.json", ".result.json.writing")  # and one that was refused
+BEFORE_TRAINING = (
+    *(*MAKING, CONFIG, "environment.json", ".environment.json.writing", "train.log", "result.json"),
+    ".result.json.writing",
+)  # and one that was refused
 
 
 @contextmanager

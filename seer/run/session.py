@@ -12,6 +12,7 @@ from seer.core.build import build, find
 from seer.core.errors import BadDataError, Interrupted, LostPeer, StorageError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
+from seer.core.signals import listener
 from seer.data.ledger import Ledger
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import fingerprint
@@ -19,11 +20,13 @@ from seer.engine.alarms import FlightRecorder
 from seer.engine.control import Control
 from seer.engine.determinism import cost, use_deterministic
 from seer.engine.loop import fit
-from seer.engine.metrics import JsonLines, Metrics, ProgressBar, TensorBoard
+from seer.engine.metrics import JsonLines, Metrics, TensorBoard
 from seer.engine.monitor import Monitor
 from seer.engine.nan_guard import NaNGuard
 from seer.engine.precision import default_dtype
+from seer.engine.progress import ProgressBar
 from seer.engine.retention import steps_in
+from seer.engine.spent import Spent
 from seer.engine.stop_request import StopRequest
 from seer.evals.classification import HeadTop1
 from seer.evals.features import LabelledImages
@@ -32,19 +35,18 @@ from seer.evals.labels import UNLABELLED, Labels
 from seer.evals.probe import labelled
 from seer.evals.rankme import RankMe
 from seer.evals.used import learned, sizes, tell_overlap, used
-from seer.export.targets import told
 from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
-from seer.run import assemble, network_input, resume, validate
+from seer.run import assemble, ended, environment, fresh, network_input, resume, validate
 from seer.run.assemble import Data, Training
 from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
-from seer.run.doubts import accumulates, doubts
 from seer.run.finish import Bundles, Ending
 from seer.run.folder import begun_with, check_same_on_ranks, claim
 from seer.run.longer import restated
+from seer.run.opening import announce
 from seer.run.result import describe_lost_peer, finished, summary
-from seer.run.schedule import Durations, rate
+from seer.run.schedule import Durations
 from seer.run.skipped import SkippedLines, over_ranks
 
 Probed = tuple[LabelledImages, LabelledImages]  # labelled images that are known, and that are asked for
@@ -52,9 +54,10 @@ Probed = tuple[LabelledImages, LabelledImages]  # labelled images that are known
 
 @dataclass
 class Session:
-    """Holds a run whose folder is claimed. sinks, evaluators: given by a caller, beside the run's own. length_before: what
-    `steps` was when it ran last."""
+    """Holds a run whose folder is claimed. asked: the config before machine and data decided what it left open. sinks,
+    evaluators: given by a caller, beside the run's own. length_before: what `steps` was when it ran last."""
 
+    asked: RunConfig
     config: RunConfig
     folder: Path
     world: World
@@ -62,6 +65,7 @@ class Session:
     data: Data
     training: Training
     probed: Probed | None
+    spent: Spent
     sinks: Sequence[MetricSink] = ()
     evaluators: Sequence[Evaluator] = ()
     length_before: Any = None
@@ -73,20 +77,25 @@ def train(
     sinks: Sequence[MetricSink] = (),
     evaluators: Sequence[Evaluator] = (),
     output: list[Path] | None = None,
+    numbered: bool = False,
 ) -> dict[str, Any]:
     """Trains a run to its end, going on from its newest checkpoint where there is one, and returns its result.
 
     sinks receive what is logged, on the first rank, and may raise StopTraining; evaluators run beside the kNN probe. output:
-    gets the run folder as soon as it is owned. Every rank calls this. Raises RequestError, BadDataError, StorageError,
+    gets the run folder as soon as it is owned. numbered: config.output is a default, to which a number is added where it
+    belongs to another request (`run.fresh`). Every rank calls this. Raises RequestError, BadDataError, StorageError,
     NumericsError, LostPeer, and Interrupted once a requested stop is saved.
     """
     output = [] if output is None else output
     validate.check_config(config)
     try:
         with open_world(config.parallel.device, config.parallel.timeout_s) as world, StopRequest() as stop:
+            if numbered:
+                config, which = fresh.choose(config, world)
+                log.info(which)
             return _train(config, world, stop, output, sinks, evaluators)
     except LostPeer as lost:
-        raise describe_lost_peer(Path(config.output), lost) from lost
+        raise describe_lost_peer(output[0] if output else Path(config.output), lost) from lost
     except KeyboardInterrupt as asked:
         raise _interrupted(asked, output) from None
 
@@ -111,14 +120,15 @@ def _train(
     evaluators: Sequence[Evaluator],
 ) -> dict[str, Any]:
     use_deterministic(config.parallel.deterministic, world.device)
-    folder = Path(config.output)
+    spent, asked, folder = Spent(listener.running()), config, Path(config.output)
     config = resolved(config, folder, world)
     transform, precision = network_input.transform(config), build("precision", config.precision, world.device)
     validate.check_batch(config, world)
     source = config.data.source
     options = {"check_crc": config.data.check_crc, "image": config.data.image, "fields": config.data.fields}
-    shards = open_shards(source, **options) if source else None  # type: ignore[arg-type]  # a wrong path must leave no folder
-    config, labels = with_classes(config, shards)
+    with spent.on("opening the data"):
+        shards = open_shards(source, **options) if source else None  # type: ignore[arg-type]  # a wrong path must leave no folder
+        config, labels = with_classes(config, shards)
     draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
     probed = None if draws_probe else _probed(config, transform)
     images = sum(map(len, shards)) if shards is not None else config.data.drawn
@@ -129,7 +139,10 @@ def _train(
     length_before = begun_with(folder, "steps")
     with claim(folder, config.plain(), world, lengths):
         output.append(folder)
-        shards = assemble.drawn(config, folder, world) if shards is None else shards
+        if world.rank == 0:
+            environment.record(folder, world)
+        with spent.on("drawing"):
+            shards = assemble.drawn(config, folder, world) if shards is None else shards
         probed = _probed(config, transform) if draws_probe else probed
         give_targets(task, shards, labels)
         check_same_on_ranks(config.plain(), fingerprint(shards), world)
@@ -138,9 +151,8 @@ def _train(
         training = assemble.training(config, task, lengths, world, precision)
         training.licence = licence
         known = learned(shards, probed[1]) if labels is not None and probed is not None else None
-        result = _run(
-            Session(config, folder, world, stop, data, training, probed, sinks, evaluators, length_before), lengths
-        )
+        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before)
+        result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)
         return {**result, **_counts(labels, probed, known)} if result else result
 
 
@@ -186,17 +198,24 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
         log.info(f"{folder} is complete; give more steps= to go on, or another output=")
         return done
     probe = _probe(session)
-    _announce(session, first)
+    announce(session.asked, config, session.data, training, world, first)
     _tell_of_length(session, first, lengths)
     if config.parallel.deterministic:
         _tell_cost(session)
     if first == 0:
-        _warm_start(session)
-    recorder = FlightRecorder(training.task.alarms, summary(folder).get("knn_top1_untrained") if first else None)
-    metrics = Metrics([*_sinks(session, first), *(session.sinks if world.rank == 0 else ()), recorder])
+        with session.spent.on("warm start"):
+            _warm_start(session)
+    began = summary(folder).get("knn_top1_untrained") if first else None
+    recorder = FlightRecorder(training.task.alarms, began, len(probe.test) if probe else 0)
+    clock = training.clock if training.clock.limit is not None else None
+    progress = (
+        ProgressBar(training.total_steps, first, training.task.chance_loss, clock=clock) if world.rank == 0 else None
+    )
+    own = [*_sinks(session, first), *([progress] if progress else ())]
+    metrics = Metrics([*own, *(session.sinks if world.rank == 0 else ()), recorder])
     if probe and first == 0:
-        options = {"k": probe.k, "temperature": probe.temperature}
-        metrics.add(0, baselines(probe.train, probe.test, **options, threads=max(1, session.data.threads)))  # type: ignore[arg-type]
+        with session.spent.on("evaluating"):
+            metrics.add(0, _without_network(probe, max(1, session.data.threads)))
         tell_overlap(probe.train, probe.test)
     ending = Ending(folder, bundles, world, config.batch, recorder)
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
@@ -211,6 +230,8 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
         training.plateau,
         config.batch,
         session.data.plan.total,
+        progress,
+        session.spent,
     )
 
     def save(step: int) -> None:
@@ -230,7 +251,27 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
         training.total_steps,
         training.clock,
     )
-    return _fit(session, monitor, control, lines, ending)
+    try:
+        result = _fit(session, monitor, control, lines, ending)
+    finally:
+        if progress:
+            progress.close()
+    return _told(session, result, len(probe.test) if probe else 0)
+
+
+def _told(session: Session, result: dict[str, Any], probe: int) -> dict[str, Any]:
+    """Returns the result of a run that is done, with where its time went, and tells people of it."""
+    if session.world.rank:
+        return result
+    spent = session.spent.until_now()
+    ended.tell(result, session.config, session.data.plan.total, spent, probe)
+    return {**result, "seconds_of": spent}
+
+
+def _without_network(probe: KNN, threads: int) -> dict[str, float]:
+    """Returns what kNN comes to on pixels and colors, as a row of numbers from before any training."""
+    options = {"k": probe.k, "temperature": probe.temperature}
+    return {**baselines(probe.train, probe.test, **options, threads=threads), "images": 0}  # type: ignore[arg-type]
 
 
 def _fit(session: Session, monitor: Monitor, control: Control, lines: SkippedLines, ending: Ending) -> dict[str, Any]:
@@ -353,45 +394,11 @@ def _evaluators(session: Session, probe: KNN | None) -> list[Evaluator]:
     return [*found, RankMe(probe.train, probe.test, most=most, **options)] if most >= 256 else found
 
 
-def _announce(session: Session, first: int) -> None:
-    config, data, training, world = session.config, session.data, session.training, session.world
-    batch = config.batch
-    sizes = ", ".join(
-        f"{name} {sum(p.numel() for p in module.parameters()) / 1e6:.1f} M parameters"
-        for name, module in training.task.modules().items()
-    )
-    log.info(
-        f"{data.plan.total} images in {len(data.shards)} shards, {data.plan.lanes} lanes; {sizes}; {world.size} x "
-        f"{world.device.type} in {config.precision['dtype']}, {data.threads} reading threads"
-    )
-    peak, start = config.schedule["peak"], training.task.chance_loss
-    log.info(
-        f"{_length(session)}, from step {first}; peak learning rate {rate(peak, batch, None):g} (schedule.peak={peak})"
-        + ("" if start is None else f"; loss of a model that predicts nothing: {start:.2f}")
-    )
-    for words in (*training.task.describe(batch), *doubts(config, data.plan.total, training.optimizer.defaults)):
-        log.warning(words)
-    if config.accumulate > 1:
-        log.info(accumulates(config.accumulate, batch // world.size, training.task.model))
-    if words := told(training.task.modules()["backbone"]):  # type: ignore[arg-type,assignment]
-        log.info(words)
-
-
-def _length(session: Session) -> str:
-    """Returns in words how long a run is."""
-    batch, clock, total = session.config.batch, session.training.clock, session.training.total_steps
-    if clock.limit is None:
-        return f"{total} steps of {batch} images ({total * batch / session.data.plan.total:.1f} epochs)"
-    spent = f", {clock.seconds:.0f} s of them over" if clock.seconds else ""
-    return f"steps of {batch} images for {clock.limit:.0f} s of training{spent}, which the schedule follows"
-
-
 def _sinks(session: Session, first: int) -> list[MetricSink]:
     if session.world.rank != 0:
         return []
-    folder, training = session.folder, session.training
+    folder = session.folder
     sinks: list[MetricSink] = [JsonLines(folder / "metrics.jsonl", first)]
     if session.config.log.tensorboard:
         sinks.append(TensorBoard(folder / "tensorboard", first))
-    clock = training.clock if training.clock.limit is not None else None
-    return [*sinks, ProgressBar(training.total_steps, first, training.task.chance_loss, clock=clock)]
+    return sinks

@@ -1,6 +1,7 @@
 """Each alarm is raised by a real run that goes wrong in its way, once and with a remedy, and none by three that do not."""
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from seer.core.records import PATIENCE
 from seer.data import synthetic as sample
 from seer.data.shards.writer import write_shards
-from seer.engine.alarms import ALARMS, FlightRecorder
+from seer.engine.alarms import ALARMS, FlightRecorder, fallen
 from seer.models.heads import SwAVHead
 from seer.tasks import swav_alarms
+from tests.messages import says
 from tests.program import Ended, seer
 
 HEALTHY = {
@@ -57,7 +59,7 @@ def said():
 
 
 def recorder() -> FlightRecorder:
-    return FlightRecorder(OWN)
+    return FlightRecorder(OWN, knn_images=1000)
 
 
 def test_every_alarm_is_shown_below():
@@ -84,11 +86,40 @@ def test_one_good_step_among_the_last_keeps_it_silent(name, said):
 
 
 def test_a_run_that_goes_on_is_judged_by_where_it_began_and_a_small_fall_is_no_news(said):
-    one = FlightRecorder(OWN, knn_start=0.5)
-    one.write(10, {"knn_top1": 0.495})
+    one = FlightRecorder(OWN, knn_start=0.5, knn_images=1000)
+    one.write(9, {"knn_top1": 0.46})
     assert one.raised == []
-    one.write(20, {"knn_top1": 0.48})
-    assert one.raised == ["kNN below its start"] and "kNN fell to 0.480 from 0.500" in said[0]
+    one.write(19, {"knn_top1": 0.42})
+    assert one.raised == ["kNN below its start"] and says(said[0], "step 20", "0.420", "0.500", "1000", "schedule.peak")
+
+
+def test_two_images_of_a_hundred_are_chance_and_a_fall_on_unknown_images_is_not_judged(said):
+    few, unknown = FlightRecorder(OWN, knn_start=0.1, knn_images=100), FlightRecorder(OWN, knn_start=0.5)
+    few.write(9, {"knn_top1": 0.08})
+    unknown.write(9, {"knn_top1": 0.1})
+    assert few.raised == unknown.raised == [] and said == []
+
+
+@pytest.mark.parametrize("images", [50, 100, 1000])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9])
+def test_chance_alone_raises_the_alarm_less_than_three_times_in_a_thousand_looks_and_a_true_fall_mostly(images, share):
+    """Summed over both binomial distributions: nothing is approximated."""
+
+    def chances(p: float) -> list[float]:
+        return [math.comb(images, k) * p**k * (1 - p) ** (images - k) for k in range(images + 1)]
+
+    def raised(before: float, after: float) -> float:
+        first, second = chances(before), chances(after)
+        begun = [k for k, p in enumerate(first) if p > 1e-9]
+        return sum(
+            first[a] * sum(second[b] for b in range(a) if second[b] > 1e-9 and fallen(a / images, b / images, images))
+            for a in begun
+        )
+
+    assert raised(share, share) < 0.003
+    error = math.sqrt(2 * share * (1 - share) / images)
+    if share > 6 * error:
+        assert raised(share, share - 6 * error) > 0.85
 
 
 def test_rows_of_evaluations_are_passed_over(said):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seer.core.protocols import StopTraining
-from seer.engine.metrics import JsonLines, Metrics, ProgressBar, read_rows
+from seer.engine.metrics import JsonLines, Metrics, TensorBoard, done_after, read_rows
 
 
 def write(path, steps, first_step=0):
@@ -128,15 +128,24 @@ def test_a_sink_may_stop_the_training():
         metrics.flush()
 
 
-def test_a_log_file_gets_few_lines_and_always_the_last_step(capfd):
-    from seer.core import log
+def test_people_count_the_steps_that_are_done():
+    assert done_after(0, {"loss": 1.0}) == 1 and done_after(9, {"knn_top1": 0.5, "images": 320.0}) == 10
+    assert done_after(0, {"knn_top1": 0.5, "images": 0.0}) == 0
 
-    log.setup()
-    bar = ProgressBar(total_steps=1000, first_step=0, chance_loss=4.85)
-    for step in range(1000):
-        bar.write(step, {"loss": 4.0, "images_per_s": 100.0, "data_wait": 0.1})
-    bar.close()
-    said = capfd.readouterr()
-    lines = said.err.strip().splitlines()
-    assert said.out == "" and len(lines) == 2
-    assert lines[0].startswith("step 1/1000") and lines[1].startswith("step 1000/1000") and "chance 4.85" in lines[1]
+
+def test_tensorboard_has_tags_in_groups_by_steps_done_and_a_run_that_goes_on_purges_what_it_makes_anew(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, steps in ((0, range(4)), (2, range(2, 4))):
+        sink = TensorBoard(tmp_path, first)
+        if first == 0:
+            sink.write(0, {"knn_top1": 0.1, "images": 0.0})
+        for step in steps:
+            sink.write(step, {"loss": 10 * first + step, "images_per_s": 3.0, "codes/entropy": 1.0, "own": 2.0})
+        sink.close()
+    found = EventAccumulator(str(tmp_path))
+    found.Reload()
+    tags = set(found.Tags()["scalars"])
+    assert {"training/loss", "speed/images_per_s", "codes/entropy", "own", "probe/knn_top1"} <= tags
+    assert [(e.step, e.value) for e in found.Scalars("training/loss")] == [(1, 0), (2, 1), (3, 22), (4, 23)]
+    assert [e.step for e in found.Scalars("probe/knn_top1")] == [0]
