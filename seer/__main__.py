@@ -6,13 +6,13 @@ meanwhile would end the process without a word and with a status after which no 
 
 import os
 
-from seer.core import streams
 from seer.core.signals import listener
+from seer.core.streams import complete
 
 
 def entry() -> None:
     """Runs the program and ends the process with its exit status."""
-    closed = streams.complete()  # before a file takes the number of a closed one
+    closed = complete()  # before a file takes the number of a closed one
     listener.listen()
     # threads of OpenMP that wait for work spin by default, and take the core that prepares the next images; read once,
     # when torch is loaded

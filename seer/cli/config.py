@@ -59,8 +59,14 @@ class Words:
     formed: Sequence[str] = ()  # all of them, as people would write them
 
 
-def read(verb: str, words: Sequence[str], *, whole: bool = True) -> dict[str, Any]:
-    """Returns the config of a verb as plain dicts and lists, every key of it. Raises RequestError.
+class Settings(dict[str, Any]):
+    """Holds the config of a verb as plain dicts and lists, every key of it. typed: the keys that words named."""
+
+    typed: frozenset[str] = frozenset()
+
+
+def read(verb: str, words: Sequence[str], *, whole: bool = True) -> Settings:
+    """Returns the config of a verb. Raises RequestError.
 
     whole: a key that has no value is refused; else it stays "???".
     """
@@ -87,7 +93,9 @@ def read(verb: str, words: Sequence[str], *, whole: bool = True) -> dict[str, An
         check_effect(full, typed)
     if asked.formed != list(words):
         log.info(f"read as: seer {verb} {shlex.join(asked.formed)}")
-    return full
+    found = Settings(full)
+    found.typed = frozenset(typed)
+    return found
 
 
 def chosen(verb: str, words: Sequence[str]) -> dict[str, str]:

@@ -6,10 +6,11 @@ Surprising: torch is imported once the words are understood, so that a wrong one
 from pathlib import Path
 from typing import Any
 
+from seer.cli.config import Settings
 from seer.run.config import RunConfig
 
 
-def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
+def run(settings: Settings, output: list[Path]) -> dict[str, Any]:
     """Returns the result for the JSON line. Raises RequestError and what `train` raises.
 
     Words given beside `replay` do not count, but for `data.source` and `parallel.device`.
@@ -22,4 +23,4 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     asked = RunConfig.of(settings)
     from seer.run.session import train
 
-    return train(asked, output=output, numbered=not any(word.partition("=")[0] == "output" for word in words))
+    return train(asked, output=output, numbered="output" not in settings.typed)

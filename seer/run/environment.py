@@ -49,7 +49,7 @@ def record(folder: Path, world: World, command: Sequence[str] | None = None) -> 
 
 def describe(world: World, command: Sequence[str]) -> dict[str, Any]:
     """Returns what the file holds of this start, without passwords and query strings of URLs."""
-    commit, changed = commit_of(Path(seer.__file__).parents[1])
+    commit, changed = commit_of(Path(__file__).resolve().parents[2])
     found: dict[str, Any] = {
         "command": shlex.join(cleaned(list(command))),
         "folder": os.getcwd(),

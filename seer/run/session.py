@@ -205,18 +205,7 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     if first == 0:
         with session.spent.on("warm start"):
             _warm_start(session)
-    began = summary(folder).get("knn_top1_untrained") if first else None
-    recorder = FlightRecorder(training.task.alarms, began, len(probe.test) if probe else 0)
-    clock = training.clock if training.clock.limit is not None else None
-    progress = (
-        ProgressBar(training.total_steps, first, training.task.chance_loss, clock=clock) if world.rank == 0 else None
-    )
-    own = [*_sinks(session, first), *([progress] if progress else ())]
-    metrics = Metrics([*own, *(session.sinks if world.rank == 0 else ()), recorder])
-    if probe and first == 0:
-        with session.spent.on("evaluating"):
-            metrics.add(0, _without_network(probe, max(1, session.data.threads)))
-        tell_overlap(probe.train, probe.test)
+    metrics, recorder, progress = _watched(session, first, probe)
     ending = Ending(folder, bundles, world, config.batch, recorder)
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
     lines = SkippedLines(folder, world, first, limits, config.batch, session.data.excluded)
@@ -259,6 +248,24 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     return _told(session, result, len(probe.test) if probe else 0)
 
 
+def _watched(session: Session, first: int, probe: KNN | None) -> tuple[Metrics, FlightRecorder, ProgressBar | None]:
+    """Returns the metrics with all their sinks, the one that raises alarms, and the first rank's bar. Measures, at the start of
+    a run, what the probe comes to without a network."""
+    training, main = session.training, session.world.rank == 0
+    began = summary(session.folder).get("knn_top1_untrained") if first else None
+    recorder = FlightRecorder(training.task.alarms, began, len(probe.test) if probe else 0)
+    clock = training.clock if training.clock.limit is not None else None
+    progress = ProgressBar(training.total_steps, first, training.task.chance_loss, clock=clock) if main else None
+    own = [*_sinks(session, first), *([progress] if progress else ())]
+    metrics = Metrics([*own, *(session.sinks if main else ()), recorder])
+    if probe and first == 0:
+        with session.spent.on("evaluating"):
+            options = {"k": probe.k, "temperature": probe.temperature, "threads": max(1, session.data.threads)}
+            metrics.add(0, {**baselines(probe.train, probe.test, **options), "images": 0})  # type: ignore[arg-type]
+        tell_overlap(probe.train, probe.test)
+    return metrics, recorder, progress
+
+
 def _told(session: Session, result: dict[str, Any], probe: int) -> dict[str, Any]:
     """Returns the result of a run that is done, with where its time went, and tells people of it."""
     if session.world.rank:
@@ -266,12 +273,6 @@ def _told(session: Session, result: dict[str, Any], probe: int) -> dict[str, Any
     spent = session.spent.until_now()
     ended.tell(result, session.config, session.data.plan.total, spent, probe)
     return {**result, "seconds_of": spent}
-
-
-def _without_network(probe: KNN, threads: int) -> dict[str, float]:
-    """Returns what kNN comes to on pixels and colors, as a row of numbers from before any training."""
-    options = {"k": probe.k, "temperature": probe.temperature}
-    return {**baselines(probe.train, probe.test, **options, threads=threads), "images": 0}  # type: ignore[arg-type]
 
 
 def _fit(session: Session, monitor: Monitor, control: Control, lines: SkippedLines, ending: Ending) -> dict[str, Any]:
