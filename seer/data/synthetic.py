@@ -41,6 +41,9 @@ SCENE, SHAPE, ORDER, IMAGE = range(4)
 # A polygon [n, 2] within the unit disc (or near it) and whether it adds to the figure or cuts a hole; later ones win.
 Part = tuple[np.ndarray, bool]
 
+Window = tuple[slice, slice]  # rows and columns of an image
+ALL: Window = (slice(None), slice(None))
+
 
 # ---- the kinds -------------------------------------------------------------------------------------------------------
 
@@ -161,34 +164,46 @@ def _color(rng: np.random.Generator, luma: float) -> np.ndarray:
     return luma + tint * room * rng.uniform(0.1, 0.95)
 
 
-def _clouds(rng: np.random.Generator, h: int, w: int, cells: int, channels: int) -> np.ndarray:
-    """Returns float32 [h, w, channels] in [-1, 1]: smooth noise, `cells` random values along either side."""
+def _clouds(rng: np.random.Generator, h: int, w: int, cells: int, channels: int, part: Window = ALL) -> np.ndarray:
+    """Returns float32 [h, w, channels] in [-1, 1], or a part of it: smooth noise, `cells` random values along either side."""
     coarse = rng.integers(0, 256, (channels, cells, cells), dtype=np.uint8)
     fine = [Image.fromarray(plane).resize((w, h), Image.Resampling.BICUBIC) for plane in coarse]
-    return np.stack([np.asarray(plane, np.float32) for plane in fine], axis=-1) / 127.5 - 1
+    return np.stack([np.asarray(plane)[part].astype(np.float32) for plane in fine], axis=-1) / 127.5 - 1
 
 
-def _texture(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Returns float [h, w, 3] around zero: colored clouds or soft waves, and grain. y [h, 1], x [1, w] in units
-    of a side."""
+def _texture(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, part: Window = ALL) -> np.ndarray:
+    """Returns float [h, w, 3] around zero, or a part of it: colored clouds or soft waves, and grain. y [h, 1], x [1, w] in
+    units of a side."""
     h, w = y.shape[0], x.shape[1]
     if rng.random() < 0.7:
-        field = _clouds(rng, h, w, int(rng.integers(3, 14)), 3)
+        field = _clouds(rng, h, w, int(rng.integers(3, 14)), 3, part)
     else:
         angle, waves = rng.uniform(0, math.pi), rng.uniform(3, 14)
-        phase = 2 * math.pi * waves * (x * math.cos(angle) + y * math.sin(angle))
+        phase = 2 * math.pi * waves * (x * math.cos(angle) + y * math.sin(angle))[part]
         field = np.sin(phase + rng.uniform(0, 2 * math.pi)).astype(np.float32)[..., None] * rng.uniform(0, 1, 3)
-    grain = rng.standard_normal((h, w, 1), dtype=np.float32)
+    grain = rng.standard_normal((h, w, 1), dtype=np.float32)[part]
     return field * rng.uniform(0.02, 0.08) + grain * rng.uniform(0.0, 0.03)  # [h, w, 3]
 
 
-def _mask(parts: Sequence[Part], h: int, w: int) -> np.ndarray:
-    """Returns float32 [h, w, 1], how much of each pixel the polygons cover. Points are in pixels, x first."""
+def _mask(parts: Sequence[Part], h: int, w: int) -> tuple[np.ndarray, Window]:
+    """Returns float32 [.., .., 1], how much of each pixel the polygons cover, and the window outside of which that is 0.
+    Points are in pixels, x first."""
     large = Image.new("L", (w * SUPERSAMPLING, h * SUPERSAMPLING))
     pen = ImageDraw.Draw(large)
     for points, filled in parts:
         pen.polygon((points * SUPERSAMPLING).ravel().tolist(), fill=255 if filled else 0)
-    return np.asarray(large.reduce(SUPERSAMPLING), np.float32)[..., None] / 255
+    left, top, right, bottom = large.getbbox() or (0, 0, 0, 0)
+    left, top, right, bottom = (
+        left // SUPERSAMPLING,
+        top // SUPERSAMPLING,
+        -(-right // SUPERSAMPLING),
+        -(-bottom // SUPERSAMPLING),
+    )
+    part = (slice(top, bottom), slice(left, right))
+    if right <= left:
+        return np.zeros((0, 0, 1), np.float32), part
+    box = (left * SUPERSAMPLING, top * SUPERSAMPLING, right * SUPERSAMPLING, bottom * SUPERSAMPLING)
+    return np.asarray(large.reduce(SUPERSAMPLING, box), np.float32)[..., None] / 255, part
 
 
 def _clutter(rng: np.random.Generator, h: int, w: int) -> list[Part]:
@@ -219,8 +234,9 @@ def draw(kind: int, seed: int) -> np.ndarray:
     # Ground: colors that change across the image, so that two crops of it share few of them.
     ground = 0.5 + scene.uniform(0.15, 0.4) * _clouds(scene, h, w, int(scene.integers(2, 5)), 3)  # [h, w, 3]
     ground = ground + _texture(scene, y, x)
-    crumbs = _mask(_clutter(scene, h, w), h, w)  # [h, w, 1]
-    lit = ground + crumbs * scene.uniform(-0.15, 0.15, 3)
+    crumbs, part = _mask(_clutter(scene, h, w), h, w)
+    lit = ground.astype(np.float64)
+    lit[part] += crumbs * scene.uniform(-0.15, 0.15, 3)
 
     # Figures: one in each cell of a grid, every one with its own pose, color, texture, and lighter or darker than what
     # it lies on.
@@ -237,8 +253,9 @@ def draw(kind: int, seed: int) -> np.ndarray:
         below = float(np.clip(ground[int(center[1].clip(0, h - 1)), int(center[0].clip(0, w - 1))], 0, 1) @ LUMA)
         step = scene.uniform(0.35, 0.6) * (1 if scene.random() < 0.5 else -1)
         luma = below + step if 0.04 < below + step < 0.96 else below - step
-        figure = _color(scene, float(np.clip(luma, 0.04, 0.96))) + _texture(scene, y, x)  # [h, w, 3]
-        lit = lit + _mask(contour, h, w) * (figure - lit)
+        covered, part = _mask(contour, h, w)  # a few times cheaper than to paint the whole image for each figure
+        figure = _color(scene, float(np.clip(luma, 0.04, 0.96))) + _texture(scene, y, x, part)
+        lit[part] += covered * (figure - lit[part])
 
     # Patches of shade lie over everything, then light falls from one side.
     shade = scene.uniform(0.05, 0.2) * _clouds(scene, h, w, int(scene.integers(2, 6)), 1)  # [h, w, 1]

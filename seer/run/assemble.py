@@ -1,6 +1,7 @@
 """Makes a run's objects from its config, the same for training, for planning and for repeating a step of it."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,14 +18,14 @@ from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.core.protocols import Task, Transform
 from seer.core.records import Batch
-from seer.data import synthetic as sample
+from seer.data.drawing import draw_shards
 from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.order import Plan, choose_lanes
 from seer.data.quarantine import known_as, read_exclude
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import Shard
-from seer.data.shards.writer import SHARDS_MANIFEST, write_shards
+from seer.data.shards.writer import SHARDS_MANIFEST
 from seer.engine.clock import Clock
 from seer.engine.control import Every
 from seer.engine.precision import Precision
@@ -92,14 +93,13 @@ def task(config: RunConfig, transform: Transform, lengths: Durations, world: Wor
 
 def drawn(config: RunConfig, folder: Path, world: World) -> list[Shard]:
     """Draws the built-in images at the first start, those of the probe as well, and opens those to train on."""
-    first = 0
-    for part, count in (("train", config.data.drawn), ("test", config.data.drawn_test)):
-        target = folder / "pictures" / part
-        if world.rank == 0 and count and not (target / SHARDS_MANIFEST).exists():
-            log.info(f"drawing {count} images into {target}")
-            card = {"classes": list(sample.SHAPE_CLASSES)}
-            write_shards(sample.samples(count, config.seed, first), target, total=count, per_shard=1000, card=card)
-        first += count
+    counts = {"train": config.data.drawn, "test": config.data.drawn_test}
+    target = folder / "pictures"
+    if world.rank == 0 and not all(
+        (target / part / SHARDS_MANIFEST).exists() for part, count in counts.items() if count
+    ):
+        log.info(f"drawing {sum(counts.values())} images into {target}")
+        draw_shards(target, counts, config.seed, len(os.sched_getaffinity(0)))  # the other ranks wait for it
     world.barrier()
     return open_shards(folder / "pictures" / "train")
 
