@@ -10,6 +10,7 @@ from PIL import Image
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.shards.open import open_shards
+from seer.evals import features
 from seer.evals.features import LabelledImages, center, extract
 from tests.data.image_files import encoded, pixels, png, write_tar
 from tests.messages import naming
@@ -148,3 +149,17 @@ def test_no_readable_image_is_a_wrong_request(tmp_path):
     images = LabelledImages(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)
     with pytest.raises(RequestError, match=naming("images for evaluation")):
         extract(Sum(), images, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_cut_images_stay_in_memory_up_to_a_limit_and_are_the_same_again(tmp_path, monkeypatch):
+    rows = [(f"{i}.{e}", d) for i in range(10) for e, d in (("png", png(i)), ("cls", b"%d" % (i % 2)))]
+    shards, reads = open_shards(write_tar(tmp_path / "x.tar", rows)), []
+    read = type(shards[0]).read
+    monkeypatch.setattr(type(shards[0]), "read", lambda self, shard, row: reads.append(row) or read(self, shard, row))
+    monkeypatch.setattr(features, "KEPT", 3 * 8 * 8 * 4)  # four of ten
+    images = LabelledImages(shards, size=8)
+    reads.clear()
+    first, again = (torch.cat([b.pixels for b in images.batches(4)]) for _ in range(2))
+    assert torch.equal(first, again) and first.shape == (10, 3, 8, 8)
+    assert len(reads) == 10 + 6
+    assert labels_of(images) == [i % 2 for i in range(10)]
