@@ -18,7 +18,7 @@ from typing import Any
 
 from seer import __version__
 from seer.core import launcher, log, streams
-from seer.core.errors import RequestError
+from seer.core.errors import WRONG_PATH, RequestError
 from seer.core.secrets import cleaned
 from seer.core.signals import listener
 
@@ -38,7 +38,6 @@ STORAGE = {
     errno.ESTALE,
 }  # failures that it answers for
 GONE = {errno.EPIPE, errno.EIO}  # of standard output: whoever read it, or the terminal; a disk would say more
-ASKS = {errno.ENAMETOOLONG, errno.ELOOP}  # of a path that no storage could take
 HELP = ("-h", "--help", "help")
 VERSION = ("--version", "-V", "version")
 EXIT_HELP = "exit status: 0 done, 75 saved on request (run again), 65 bad data, 74 storage, 78 wrong request, 70 defect"
@@ -70,6 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if (status := _shown(words, rank)) is not None:
         return status
     verb, words = words[0], words[1:]
+    given = tuple(words)
     if verb not in VERBS:
         return _no_verb(verb, rank)
     if wrong:
@@ -93,9 +93,9 @@ def main(words: Sequence[str] | None = None) -> int:
         listener.result_begins()
         status = getattr(error, "exit_status", 78 if isinstance(error, ValueError | FileNotFoundError) else 70)
         words = str(error) or type(error).__name__
-        if isinstance(error, OSError) and error.errno in ASKS:
-            status, words = 78, f"{error.filename}: {error.strerror}; give a path that this file system takes"
-        if isinstance(error, OSError) and error.errno in STORAGE:
+        if isinstance(error, OSError) and (path := _wrong_path(error, given)):
+            status, words = 78, f"{path}: {error.strerror}; give another path"
+        elif isinstance(error, OSError) and error.errno in STORAGE:
             status, words = 74, f"{words}; see to the storage or make room, and run the same command again"
         result.update(getattr(error, "result", {}), exit=status, error=words)
         reports = getattr(error, "tells", rank == 0)
@@ -133,6 +133,17 @@ def entry(closed: Sequence[str] = ()) -> None:
     if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
         os._exit(status)
     raise SystemExit(status)
+
+
+def _wrong_path(error: OSError, words: Sequence[str]) -> str | None:
+    """Returns the word whose path the system does not take: too long, below a file, where a file is, not permitted. None for
+    errors of files that no word names."""
+    for key, _, value in (word.partition("=") for word in words):
+        path = os.path.expanduser(value.strip("'\""))
+        where = str(error.filename or "")
+        if error.errno in WRONG_PATH and path and (where == path or where.startswith(f"{path}/")):
+            return f"{key}={value if len(value) <= 100 else f'{value[:60]}… ({len(value)} letters)'}"
+    return None
 
 
 def _end(result: dict[str, Any], rank: int, output: Path | None = None, reports: bool | None = None) -> int:

@@ -4,8 +4,14 @@ ValueError raised while objects are built from the config also means status 78; 
 later, or must end a run with another status.
 """
 
+import errno
 from collections.abc import Sequence
 from typing import Any
+
+# what the system says of a path that no storage could make right
+WRONG_PATH = frozenset(
+    (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EACCES, errno.EPERM)
+)
 
 
 class RequestError(ValueError):

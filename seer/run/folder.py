@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from seer.core.config import flat
-from seer.core.errors import RequestError, StorageError
+from seer.core.errors import WRONG_PATH, RequestError, StorageError
 from seer.core.log import keep_copy, log
 from seer.engine.lock import NAME as LOCK
 from seer.engine.lock import RunLock
@@ -92,7 +92,9 @@ def claim(folder: Path, settings: Mapping[str, Any], world: World, lengths: Dura
             except RequestError as error:
                 problem = str(error)
             except OSError as error:
-                raise StorageError(f"output={folder} cannot be written: {error.strerror}") from error
+                problem = f"output={folder} cannot be made: {error.strerror}; give another output="
+                if error.errno not in WRONG_PATH:
+                    raise StorageError(f"output={folder} cannot be written: {error.strerror}") from error
         if problem := broadcast_text(problem, world.group):
             raise RequestError(problem)
         try:

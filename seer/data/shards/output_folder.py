@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seer.core.errors import RequestError, StorageError
+from seer.core.errors import WRONG_PATH, RequestError, StorageError
 from seer.data.shards.folder import FolderShard
 from seer.data.shards.index import INDEX_SUFFIX, fits
 from seer.data.shards.shard import Shard
@@ -42,11 +42,12 @@ def _within(path: Path, folder: Path) -> bool:
 
 
 def make(output: Path) -> None:
-    """Makes the folder, where it is not there yet. Raises StorageError."""
+    """Makes the folder, where it is not there yet. Raises RequestError for what can be none, StorageError."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"output={output} cannot be made: {error.strerror}; give one that can") from error
+        kind = RequestError if error.errno in WRONG_PATH else StorageError
+        raise kind(f"output={output} cannot be made: {error.strerror}; give one that can") from error
 
 
 def refuse_strangers(output: Path) -> None:
