@@ -59,6 +59,7 @@ def test_the_run_folder_holds_what_the_design_lists(run: Path) -> None:
     names = {p.name for p in run.iterdir()}
     assert {
         "config.yaml",
+        "environment.json",
         "train.log",
         "metrics.jsonl",
         "skipped.jsonl",

@@ -59,7 +59,6 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
     policy = assemble.recomputed(options.remat, task.model, shapes, dtype, loss)
 
     units = _units(task.model)
-    _print_units(units, dtype, sharded, policy)
     parameters = sum(units.values())
     largest = sorted(units.values())[-2:]
     share = gpus if sharded else 1
@@ -83,6 +82,7 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
         held["libraries"] = LIBRARIES
         held["allocator"] = wasted(round(step), policy, at_once=at_once)
     total = _print_parts(held, gpu_memory)
+    _print_units(units, dtype, sharded, policy)
     parts = {name: round(size / 1e9, 2) for name, size in held.items()}
     fits = total <= gpu_memory * (1 - HEADROOM)
     return {
@@ -110,15 +110,15 @@ def _dtype(config: RunConfig, host: bool) -> torch.dtype:
 
 
 def _print_parts(held: Mapping[str, float], memory: float) -> float:
-    """Returns the sum of the parts, in GB."""
+    """Tells the sum, which is what people came for, and then its parts; returns it, in GB."""
     total = sum(held.values()) / 1e9
     room = memory * (1 - HEADROOM)
-    for name, size in held.items():
-        log.info(f"  {name:10} {size / 1e9:8.2f} GB")
     remedy = "does not fit; lower batch, or give parallel.mode=fsdp, parallel.remat=block, or more gpus"
     log.info(
         f"  {'sum':10} {total:8.2f} GB of {room:.1f} GB ({memory:g} GB less a tenth): {'fits' if total <= room else remedy}"
     )
+    for name, size in held.items():
+        log.info(f"  {name:10} {size / 1e9:8.2f} GB")
     return total
 
 
