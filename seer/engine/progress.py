@@ -5,6 +5,7 @@ lines go to the run's train.log all the same, which does not depend on who watch
 """
 
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ from seer.engine.metrics import done_after
 
 HIDDEN = ("images", "epoch")  # of a row that is an evaluation: it says when, not how good
 FORMAT = "{l_bar}{bar}| step {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+
+
+COLUMNS, ROWS = 100, 24  # of a terminal that does not tell its size, as some containers' and schedulers' do not
 
 
 class ProgressBar:
@@ -45,11 +49,15 @@ class ProgressBar:
         self._bar: Any = None
         if sys.stderr.isatty():
             # moved by step, drawn at most ten times a second; a terminal that is gone must not end the run
+            columns, rows = os.get_terminal_size(sys.stderr.fileno())
+            told = bool(columns and rows)  # of a terminal without rows tqdm would show nothing at all
             self._bar = tqdm(
                 total=None if clock else total_steps,
                 initial=first_step,
                 file=sys.stderr,
-                dynamic_ncols=True,
+                ncols=None if told else columns or COLUMNS,
+                nrows=None if told else ROWS,
+                dynamic_ncols=told,
                 bar_format=FORMAT,
             )
             logs.beside(self._aside)

@@ -37,14 +37,14 @@ log.log.info("the end")
 """
 
 
-def on_a_terminal(code: str, *words: str) -> str:
-    """Returns all that a Python program wrote to a terminal of 150 columns."""
+def on_a_terminal(code: str, *words: str, columns: int = 150, rows: int = 40) -> str:
+    """Returns all that a Python program wrote to a terminal of so many columns and rows."""
     ours, theirs = pty.openpty()
     import fcntl
     import struct
     import termios
 
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], stdin=theirs, stderr=theirs, cwd=ROOT, env=environment()
     )
@@ -94,6 +94,13 @@ def test_the_bar_stays_below_every_line_and_moves_by_step(tmp_path):
     ]  # fmt: skip
     assert any("loss 2.100 (chance 4.85)" in line and "4.0 s/image" in line and "20/20" in line for line in lines)
     assert "evaluating" in said and "epoch 1.5" in said and lines.index("the end") > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("columns", "rows"), [(0, 0), (150, 0), (0, 40)])
+def test_a_terminal_that_does_not_tell_its_size_has_a_bar_too(tmp_path, columns, rows):
+    said = bars(on_a_terminal(RUN, str(tmp_path / "log"), columns=columns, rows=rows))
+    assert said and said[-1] == 20
 
 
 @pytest.mark.slow
