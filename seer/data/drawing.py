@@ -12,7 +12,7 @@ from seer.data import synthetic as sample
 from seer.data.shards.journaled_pool import Entry, locked, run_pieces
 from seer.data.shards.writer import (
     JOURNAL,
-    MANIFEST,
+    SHARDS_MANIFEST,
     Member,
     shard_count,
     shard_path,
@@ -30,7 +30,7 @@ def draw_shards(folder: Path, counts: dict[str, int], seed: int, processes: int)
     pieces, first = [], 0  # (part, number of the shard, shards of the part, first image, images)
     for part, total in counts.items():
         number_of = shard_count(total, PER_SHARD)
-        if total and not (folder / part / MANIFEST).exists():
+        if total and not (folder / part / SHARDS_MANIFEST).exists():
             for number in range(number_of):
                 begin, end = shard_rows(number, number_of, total)
                 pieces.append((part, number, number_of, first + begin, end - begin))
@@ -50,7 +50,7 @@ def draw_shards(folder: Path, counts: dict[str, int], seed: int, processes: int)
         entries = run_pieces(work, len(pieces), journal, request, processes=processes, progress=lambda images: None)
         for part in dict.fromkeys(part for part, *_ in pieces):
             own = [entry for entry, piece in zip(entries, pieces, strict=True) if piece[0] == part]
-            write_manifest(folder / part, own, {"classes": list(sample.KINDS)})
+            write_manifest(folder / part, own, {"classes": list(sample.SHAPE_CLASSES)})
         (folder / JOURNAL).unlink()
 
 
