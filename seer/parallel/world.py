@@ -67,8 +67,8 @@ def open_world(device: str = "auto", timeout_s: float = 600) -> Iterator[World]:
             log.warning(idle)
     else:
         place = torch.device("cpu")
-    if here.set_phase:
-        log.warning(here.set_phase)
+    if here.note:
+        log.warning(here.note)
     if size == 1:
         yield World(0, 1, 0, place)
         return
