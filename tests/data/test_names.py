@@ -15,7 +15,7 @@ from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.order import plan
 from seer.data.quarantine import read_exclude
-from seer.data.shards.index import INDEX, INDEX_SUFFIX, KEEPS_ENDING, MARK, VERSION, build_index, write_index
+from seer.data.shards.index import INDEX, INDEX_SUFFIX, KEEPS_ENDING, MARK, VERSION, VERSION_2, build_index, write_index
 from seer.data.shards.names import COMPANIONS, IMAGE_ENDINGS, WITH_COMPANIONS, split
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import fingerprint
@@ -210,7 +210,7 @@ def test_indexes_of_plain_names_and_so_their_fingerprints_are_those_of_earlier_v
     np.testing.assert_array_equal(index[["offset", "size"]], older(path)[["offset", "size"]])
     both = build_index(write_tar(tmp_path / "b.tar", [("a.jpg", jpeg(0)), ("a.png", png(0)), ("a.cls", b"1")]))
     assert (
-        both[-1]["size"] == VERSION
+        both[-1]["size"] == VERSION_2
         and (both["offset"][:2] & KEEPS_ENDING).all()
         and not (both["offset"][:2] & ~np.uint64(MARK)).any()
     )

@@ -3,12 +3,13 @@
 Ten million names as Python strings would take a gigabyte: here they are one block of bytes and a column of offsets, about
 their own length each. Folders are walked one by one with their entries sorted ("x/" sorts as the folder x), which gives
 the order of the whole relative paths without ever holding them as a list. Links are followed, but not into a folder that
-the walk is already in.
+the walk is already in. Hidden files and folders are passed over; all that is not read is counted by kind (`census`).
 
 Of what lies beside an image (`a.txt`, `a.json`, `a.cls`, `a.mask.png`), no name is kept: only which endings any image of the
 folder has beside it, and these are looked for when an image is read.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,14 +20,14 @@ import numpy as np
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Sample, SampleRef
+from seer.data.shards.census import BROKEN_LINK, HIDDEN, LINK_ABOVE, Census, concealed, kind_of
 from seer.data.shards.index import MOST_SAMPLE, open_plain
-from seer.data.shards.names import IMAGE_ENDINGS, LOOSE, WITH_COMPANIONS, Asked, Endings, split
+from seer.data.shards.names import IMAGE_ENDINGS, WITH_COMPANIONS, Asked, Endings, split
 from seer.data.shards.tar import TarError
 
 _CHUNK = 65_536  # names held as Python objects at a time
 ENDINGS = tuple(f".{extension}" for extension in sorted(IMAGE_ENDINGS))
 _ENDINGS = tuple(ending.encode() for ending in ENDINGS)
-_TRIED = 1000  # files of one ending that are asked whether they have an image, before it is taken for granted
 
 
 class FolderShard:
@@ -35,6 +36,7 @@ class FolderShard:
 
     classes: none, since what lies in folders is named by them.
     names: of images, in short lists; those in the folder itself when they are not given. base: what they begin from.
+    rule: of names. census: what was found in the folder.
     """
 
     classes: tuple[str, ...] | None = None
@@ -45,14 +47,18 @@ class FolderShard:
         names: Iterable[list[bytes]] | None = None,
         base: Path | None = None,
         asked: Asked | None = None,
+        rule: Endings = WITH_COMPANIONS,
     ):
         self.path, self._base = path, str(path if base is None else base)
-        self._endings = WITH_COMPANIONS if asked is None else asked.over(WITH_COMPANIONS)
+        self._endings = rule if asked is None else asked.over(rule)
         self._listed = names is not None
-        beside = _Beside(self._endings)
+        self.census = Census()
+        walk = _Walk(self._endings, self.census)
         blob, ends, digest = bytearray(), [np.zeros(1, dtype=np.int64)], hashlib.sha256()
         at, kinds = 0, set[bytes]()
-        for some in _walk(os.fsencode(path), b"", (), beside) if names is None else names:
+        for some in walk.names(os.fsencode(path)) if names is None else names:
+            if names is not None:
+                self._count(some)
             digest.update((b"\n" if at else b"") + b"\n".join(some))
             blob += b"".join(some)
             kinds.update(name[name.rfind(b".") :] for name in some)
@@ -60,11 +66,15 @@ class FolderShard:
             ends.append(at + np.cumsum(lengths))
             at = len(blob)
         self._blob, self._ends = bytes(blob), np.concatenate(ends)  # name i is blob[ends[i]:ends[i + 1]]
-        self._beside = tuple(sorted(beside.found))
+        self._beside = tuple(sorted(walk.found))
         self._doubled = self._same_names() if len(kinds) > 1 and names is None else frozenset()
         named = "" if asked is None else f":{asked}"
         self.identity = f"{path.name}:{len(self)}:{digest.hexdigest()[:16]}{named}"
-        beside.tell(path)
+        walk.tell(path)
+
+    def _count(self, names: Iterable[bytes]) -> None:
+        for name in names:
+            self.census.use(os.fsdecode(name.rpartition(b"/")[0].rpartition(b"/")[2]), 1)
 
     def _same_names(self) -> frozenset[int]:
         """Returns the rows whose name another one has, too, with another ending: their keys keep it."""
@@ -189,44 +199,113 @@ def _lines(file: Path) -> Iterator[list[bytes]]:
         yield names
 
 
-class _Beside:
-    """Learns what lies beside the images of a folder. found: endings that some image has beside it."""
+class _Walk:
+    """Walks a folder. found: endings of what some image has beside it. census: counts. conceals: of the rule, False where
+    a run goes on that began when hidden folders, links to nothing and pipes were walked like others."""
 
-    def __init__(self, endings: Endings):
-        self._rule, self.found = endings, set[str]()
-        self._loose = {*LOOSE, *(ending for ending, _ in endings.given)}
-        self._tried: dict[str, int] = {}
+    def __init__(self, endings: Endings, census: Census):
+        self._rule, self._census, self.found = endings, census, set[str]()
+        self._ends = tuple(f".{ending}".encode() for ending in sorted(endings.images))
         self._alone, self._first_alone = 0, ""
 
-    def is_image(self, name: bytes) -> bool:
+    def names(
+        self, path: bytes, prefix: bytes = b"", above: tuple[tuple[int, int], ...] = (), kind: str | None = None
+    ) -> Iterator[list[bytes]]:
+        """Yields relative names of images in the order of whole paths, in short lists. above: (device, inode) of the way
+        here. kind: why nothing is taken from here on."""
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in above:
+                log.warning(f"{os.fsdecode(path)} is a link to a folder above it, passed over")
+                self._census.pass_over(LINK_ABOVE)
+                return
+            above = (*above, (status.st_dev, status.st_ino))
+            entries = self._entries(path, kind)
+        except OSError as error:
+            raise StorageError(f"{os.fsdecode(path)}: {error.strerror}") from error
+        folder = os.path.basename(os.path.dirname(os.fsdecode(prefix)))
+        names: list[bytes] = []
+        for entry in entries:
+            name = bytes(entry)
+            if name.endswith(b"/"):
+                if names:
+                    self._census.use(folder, len(names))
+                    yield names
+                    names = []
+                inside = os.path.join(path, name[:-1])
+                yield from self.names(inside, prefix + name, above, kind or self._rule.conceal(f"{name.decode('latin')}x"))
+                continue
+            names.append(prefix + name)
+            if len(names) == _CHUNK:
+                self._census.use(folder, len(names))
+                yield names
+                names = []
+        if names:
+            self._census.use(folder, len(names))
+            yield names
+
+    def _entries(self, path: bytes, kind: str | None) -> np.ndarray:
+        """Returns images and folders (with a slash behind) of one folder, sorted. bytes [n] of the longest name's width."""
+        taken, others = _Names(), _Names()
+        with os.scandir(path) as found:
+            for entry in found:
+                name = entry.name
+                if _is_folder(entry):
+                    taken.add(name + b"/")
+                elif kind is not None:
+                    self._census.pass_over(kind)
+                elif name.startswith(b"."):
+                    self._census.pass_over(concealed(os.fsdecode(name)) or HIDDEN)
+                elif self._rule.conceals and entry.is_symlink() and _is_broken(entry):
+                    self._census.pass_over(BROKEN_LINK)
+                elif name.lower().endswith(self._ends) and self._is_image(name):
+                    taken.add(name)
+                elif self._may_belong(name):
+                    others.add(name)
+                else:
+                    text = os.fsdecode(name)
+                    self._census.pass_over(kind_of(text, self._rule.split(text)[1]))
+        names = taken.array()
+        if others:
+            self._sort_out(path, names, others.array())
+        return np.sort(names)
+
+    def _is_image(self, name: bytes) -> bool:
         """Returns whether a file that ends as images do is one; a name with one dot is told at a glance, of millions."""
-        return (self._rule.plain and name.count(b".") == 1) or self._rule.is_image(
-            self._rule.split(os.fsdecode(name))[1]
-        )
+        if self._rule.ordinary and name.count(b".") == 1:
+            return True
+        return self._rule.is_image(self._rule.split(os.fsdecode(name))[1])
 
-    def look_at(self, folder: bytes, name: bytes) -> None:
-        """Looks at a file that is no image: notes its ending where an image lies beside it, counts companions
-        without one."""
-        stem, ending = self._rule.split(os.fsdecode(name))
-        companion = self._rule.is_companion(ending)
-        if not (companion or ending in self._loose) or (ending in self.found and not companion):
-            return
-        if os.fsdecode(name)[len(stem) + 1 :] != ending:
-            return  # capital letters: it would not be found again
-        self._tried[ending] = self._tried.get(ending, 0) + 1
-        if self._tried[ending] > _TRIED and not companion:
-            self.found.add(ending)
-        elif self._has_image(os.path.join(os.fsdecode(folder), stem)):
-            self.found.add(ending)
-        elif companion:
-            self._first_alone = self._first_alone or os.path.join(os.fsdecode(folder), os.fsdecode(name))
-            self._alone += 1
+    def _may_belong(self, name: bytes) -> bool:
+        """Returns whether a file is read with an image of its name, where there is one. Capital letters: it would not be
+        found again."""
+        text = os.fsdecode(name)
+        stem, ending = self._rule.split(text)
+        return self._rule.belongs(ending) and text[len(stem) + 1 :] == ending
 
-    def _has_image(self, path: str) -> bool:
-        ends = [self._rule.image] if self._rule.image else [e for e in IMAGE_ENDINGS if self._rule.is_image(e)]
-        return any(os.path.exists(f"{path}.{form}") for end in ends for form in (end, end.upper(), end.capitalize()))
+    def _sort_out(self, path: bytes, names: np.ndarray, others: np.ndarray) -> None:
+        """Counts the files of a folder that belong to its images, and those that would if there were one of their name.
+
+        names, others: bytes [n]. Eight bytes a name are held besides, and no name as a Python string.
+        """
+        rule = self._rule
+        images = (rule.split(os.fsdecode(name))[0] for name in _each(names) if not name.endswith(b"/"))
+        stems = np.fromiter(map(hash, images), dtype=np.int64)
+        own = np.fromiter((hash(rule.split(os.fsdecode(name))[0]) for name in _each(others)), dtype=np.int64)
+        for name, has in zip(_each(others), np.isin(own, stems).tolist(), strict=True):
+            text = os.fsdecode(name)
+            ending = rule.split(text)[1]
+            if has:
+                self._census.belong(ending)
+                self.found.add(ending)
+                continue
+            self._census.pass_over(kind_of(text, ending))
+            if rule.is_companion(ending):
+                self._first_alone = self._first_alone or os.path.join(os.fsdecode(path), text)
+                self._alone += 1
 
     def tell(self, path: Path) -> None:
+        """Warns of companions without an image, where there are some."""
         if self._alone:
             log.warning(
                 f"{path}: {self._alone} files whose ending says that they belong to an image, the first "
@@ -235,52 +314,49 @@ class _Beside:
             )
 
 
-def _walk(path: bytes, prefix: bytes, above: tuple[tuple[int, int], ...], beside: _Beside) -> Iterator[list[bytes]]:
-    """Yields relative names of images in the order of whole paths, in short lists. above: (device, inode) of
-    the way here."""
+class _Names:
+    """Collects names as numpy's bytes, since Python's are three times as large."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self._some: list[bytes] = []
+
+    def add(self, name: bytes) -> None:
+        self._some.append(name)
+        if len(self._some) == _CHUNK:
+            self._parts.append(np.array(self._some))
+            self._some = []
+
+    def __bool__(self) -> bool:
+        return bool(self._parts or self._some)
+
+    def array(self) -> np.ndarray:
+        """Returns bytes [n] of the longest name's width."""
+        last = np.array(self._some) if self._some else np.array([], dtype=np.bytes_)
+        return np.concatenate([*self._parts, last])
+
+
+def _each(names: np.ndarray) -> Iterator[bytes]:
+    for first in range(0, len(names), _CHUNK):
+        yield from names[first : first + _CHUNK].tolist()
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Returns whether an entry is a folder or a link to one. A link to itself is none."""
     try:
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in above:
-            log.warning(f"{os.fsdecode(path)} is a link to a folder above it, passed over")
-            return
-        above = (*above, (status.st_dev, status.st_ino))
-        entries = _entries(path, beside)
+        return entry.is_dir()
     except OSError as error:
-        raise StorageError(f"{os.fsdecode(path)}: {error.strerror}") from error
-    names: list[bytes] = []
-    for entry in entries:
-        name = bytes(entry)
-        if name.endswith(b"/"):
-            if names:
-                yield names
-                names = []
-            yield from _walk(os.path.join(path, name[:-1]), prefix + name, above, beside)
-        else:
-            names.append(prefix + name)
-            if len(names) == _CHUNK:
-                yield names
-                names = []
-    if names:
-        yield names
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
-def _entries(path: bytes, beside: _Beside) -> np.ndarray:
-    """Returns images and folders (with a slash behind) of one folder, sorted. bytes [n] of the longest name's width."""
-    parts: list[np.ndarray] = []
-    names: list[bytes] = []
-    with os.scandir(path) as found:
-        for entry in found:
-            name = entry.name
-            if entry.is_dir():
-                names.append(name + b"/")
-            elif name.startswith(b"."):
-                continue
-            elif name.lower().endswith(_ENDINGS) and beside.is_image(name):
-                names.append(name)
-            else:
-                beside.look_at(path, name)
-            if len(names) == _CHUNK:
-                parts.append(np.array(names))
-                names = []
-    parts.append(np.array(names, dtype=np.bytes_) if not names else np.array(names))
-    return np.sort(np.concatenate(parts))
+def _is_broken(link: os.DirEntry[bytes]) -> bool:
+    """Returns whether a link leads nowhere. Whatever else is wrong with it is told when it is read."""
+    try:
+        link.stat()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False

@@ -17,14 +17,23 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from seer.core.errors import RequestError, StorageError
 from seer.data.shards import archives
-from seer.data.shards.names import BY_LAST_DOT, IMAGE_ENDINGS, WITH_COMPANIONS, Endings, split, up_to_first_dot
+from seer.data.shards.census import Census, kind_of
+from seer.data.shards.names import (
+    BY_LAST_DOT,
+    FOUR_ENDINGS,
+    OLDER_IMAGE_ENDINGS,
+    WITH_COMPANIONS,
+    Endings,
+    split,
+    up_to_first_dot,
+)
 from seer.data.shards.tar import TAR_BLOCK, Member, TarError, walk
 
 _ARCHIVES = (".tar", *archives.ENDINGS)
@@ -36,23 +45,32 @@ _HEADER = len(_MAGIC) + 2  # the two bytes give the length of the description th
 KEEPS_ENDING = 1  # in MARK: another row has the same name, so the key of this one is the whole name of its image
 MARK = TAR_BLOCK - 1  # bits of an offset: KEEPS_ENDING, and above it which of the images of its run a row is
 MOST_IMAGES = TAR_BLOCK // 2  # of one run
-VERSION = 2  # of the rule for names
+VERSION_2 = 2  # of the rule for names: companions are taken off
+VERSION = 3  # images have more endings, and hidden members are passed over; where that gives other rows than VERSION_2
+_RULES = {0: BY_LAST_DOT, VERSION_2: FOUR_ENDINGS, VERSION: WITH_COMPANIONS}
 MOST_SAMPLE = 256 << 20  # bytes of one sample; what is larger costs its row and is never read
 
 
 @dataclass
 class Notes:
     """Holds what somebody should hear of the names in archives: other archives in them, companions without an
-    image, images whose names agree up to their first dot."""
+    image, images whose names agree up to their first dot; and the counts of all that lies in them."""
 
     inside: list[str] = field(default_factory=list)
     alone: int = 0
     first_alone: str = ""
     alike: int = 0
     first_alike: tuple[str, str] = ("", "")
+    census: Census = field(default_factory=Census)
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> "Notes":
+        """Returns what `dataclasses.asdict` was given."""
+        return cls(**{**plain, "census": Census(**plain["census"])}) if "census" in plain else cls(**plain)
 
     def add(self, other: "Notes") -> None:
         self.inside += other.inside
+        self.census.add(other.census)
         self.first_alone, self.first_alike = (
             self.first_alone or other.first_alone,
             self.first_alike if self.alike else other.first_alike,
@@ -100,17 +118,31 @@ class _Rows:
         self._images: set[str] = set()  # whole names
         self._run: list[tuple[Member, str]] = []
         self._key: str | None = None
-        self._version = 0
+        self._version, self._concealed = 0, False  # whether a member of the run going on was passed over
         self._before = ("", "", "")  # name up to the first dot, key and name of the last image
 
     def add(self, member: Member) -> None:
+        kind = self._endings.conceal(member.name)
+        if kind is not None:
+            self._conceal(member, kind)
+            return
         key, ending = self._endings.split(member.name)
         if ending in _LAST and member.name.lower().endswith(_ARCHIVES):
             self._notes.inside.append(member.name)
         if key != self._key:
             self._close()
             self._run, self._key = [], key
+        elif self._concealed:
+            self._version = VERSION  # two runs by the older rules
+        self._concealed = False
         self._run.append((member, ending))
+
+    def _conceal(self, member: Member, kind: str) -> None:
+        """Counts a member that is none of a sample. A run goes on behind it: `._x.cls` may lie between `x.jpg` and `x.cls`."""
+        self._notes.census.pass_over(kind)
+        self._concealed = True
+        if split(member.name)[1] in OLDER_IMAGE_ENDINGS:
+            self._version = VERSION  # a row by the older rules
 
     def index(self) -> np.ndarray:
         """Returns INDEX [rows + 1], once all members were added."""
@@ -119,17 +151,33 @@ class _Rows:
 
     def _close(self) -> None:
         images = [member for member, ending in self._run if self._endings.is_image(ending)]
+        self._count(len(images))
         companions = [member for member, ending in self._run if self._endings.is_companion(ending)]
         if images:
             assert self._key is not None
             if companions:
+                self._version = max(self._version, VERSION_2)
+            if any(split(image.name)[1] not in OLDER_IMAGE_ENDINGS for image in images):
                 self._version = VERSION
             self._add_rows(self._key, images)
         elif companions:
             self._notes.first_alone = self._notes.first_alone or companions[0].name
             self._notes.alone += len(companions)
-            if any(split(member.name)[1] in IMAGE_ENDINGS for member in companions):
-                self._version = VERSION  # these were rows by the older rule
+            if any(split(member.name)[1] in OLDER_IMAGE_ENDINGS for member in companions):
+                self._version = max(self._version, VERSION_2)  # these were rows by the older rule
+
+    def _count(self, images: int) -> None:
+        census, rule = self._notes.census, self._endings
+        if images:
+            folder = self._run[0][0].name.rpartition("/")[0].rpartition("/")[2]
+            census.use("" if folder == "." else folder, images)
+        for member, ending in self._run if len(self._run) > images else ():
+            if rule.is_image(ending):
+                continue
+            if images and rule.belongs(ending):
+                census.belong(ending)
+            else:
+                census.pass_over(kind_of(member.name, ending))
 
     def _add_rows(self, key: str, images: list[Member]) -> None:
         first, last = self._run[0][0].start, self._run[-1][0].end
@@ -142,7 +190,7 @@ class _Rows:
             crc = crc32(self._buffer[start:end], crc)
         keeps = len(images) > 1 or key in self._first
         if keeps:
-            self._version = VERSION
+            self._version = max(self._version, VERSION_2)
         if key in self._first:
             other = self._first[key]
             offset, size, its_crc = self._records[other]
@@ -165,7 +213,7 @@ class _Rows:
 
 def named_by(index: np.ndarray) -> Endings:
     """Returns the rule for names by which an index was made."""
-    return WITH_COMPANIONS if index.item(len(index) - 1)[1] else BY_LAST_DOT
+    return _RULES[index.item(len(index) - 1)[1]]
 
 
 def read_index(sidecar: Path, path: Path) -> np.ndarray:
@@ -182,7 +230,7 @@ def read_index(sidecar: Path, path: Path) -> np.ndarray:
         raise StorageError(f"{sidecar}: unreadable index ({error}); {remedy}") from error
     if len(index) == 0 or index[-1]["offset"] != size:
         raise StorageError(f"{sidecar}: made from another archive than the {size} bytes beside it; {remedy}")
-    if index[-1]["size"] not in (0, VERSION):
+    if index.item(len(index) - 1)[1] not in _RULES:
         raise StorageError(f"{sidecar}: made by a later version of SEER; {remedy}")
     first, sizes = index[:-1]["offset"] & ~np.uint64(MARK), index[:-1]["size"]
     if (first > size).any() or (first + sizes > size).any() or (sizes == 0).any():

@@ -86,14 +86,14 @@ def _index(
         size = int(index[-1]["offset"])
         entry = {**name, "count": len(index) - 1, "bytes": size, "sha256": digest, "index": checksum(index)}
         notes.inside = [f"{path}/{one}" for one in notes.inside]
-        return {**entry, "notes": asdict(notes)} if notes != Notes() else entry
+        return {**entry, "notes": asdict(notes)}
 
     entries = run_pieces(work, len(paths), journal, request, processes=processes, progress=progress)
     notes = Notes()
     for entry in entries:
-        notes.add(Notes(**entry.pop("notes", {})))
+        notes.add(Notes.of(entry.pop("notes", {})))
     tell(notes)
-    return write_manifest(output, entries, {"request": request, "skipped": 0})
+    return write_manifest(output, entries, {"request": request, "skipped": 0, "data": notes.census.plain()})
 
 
 def _names(paths: Sequence[str], output: Path) -> list[dict[str, str]]:

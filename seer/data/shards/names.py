@@ -8,14 +8,16 @@ Surprising: webdataset ends names at the first dot. Here names that agree up to 
 list are samples of their own, and told (`index.Notes`), since a date or a version in a name is as common.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from seer.core.errors import RequestError
+from seer.data.shards.census import concealed
 
-IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp"})
+OLDER_IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp"})  # all that the first versions took for images
+IMAGE_ENDINGS = OLDER_IMAGE_ENDINGS | {"jfif", "jpe", "bmp", "gif", "tif", "tiff", "avif"}
 # Endings of members that belong to the image of the name before them; this is the only list of them.
 COMPANIONS = frozenset(
     {
@@ -35,6 +37,13 @@ def split(name: str) -> tuple[str, str]:
     return (folder + slash + stem, extension.lower()) if dot else (name, "")
 
 
+def image_ending(fields: Iterable[str]) -> str:
+    """Returns the ending of the one image among the members of a sample. Rows of older indexes may hold others, like a gif
+    beside their jpg, that were none when these were made. Raises StopIteration where there is none."""
+    found = [ending for ending in fields if ending in IMAGE_ENDINGS]
+    return next(iter([ending for ending in found if ending in OLDER_IMAGE_ENDINGS] or found))
+
+
 def up_to_first_dot(name: str) -> str:
     """Returns what webdataset takes for the name of a sample: "a/x.1.JPG" -> "a/x"."""
     folder, slash, base = name.rpartition("/")
@@ -50,11 +59,14 @@ def has_places(ending: str) -> bool:
 class Endings:
     """Holds a rule by which names are split. companions: endings that are taken off whole, or that are no
     images though they look so. image: the ending of the images, where not all do that are in IMAGE_ENDINGS. given:
-    (ending, what it is called in a sample) of those that change."""
+    (ending, what it is called in a sample) of those that change. images: what images end in. conceals: hidden members and
+    those that macOS makes beside others are none of a sample."""
 
     companions: frozenset[str]
     image: str | None = None
     given: tuple[tuple[str, str], ...] = ()
+    images: frozenset[str] = IMAGE_ENDINGS
+    conceals: bool = True
 
     def split(self, name: str) -> tuple[str, str]:
         """Returns the key of the sample that a member belongs to, and its ending in lower case."""
@@ -70,10 +82,15 @@ class Endings:
         return frozenset(ending.rpartition(".")[2] for ending in self._taken_off if "." in ending)
 
     @cached_property
+    def ordinary(self) -> bool:
+        """Returns whether nothing was asked for, so that members are called by their endings, and what ends as images do
+        is one."""
+        return self.image is None and not self.given and self.companions.isdisjoint(self.images)
+
+    @cached_property
     def plain(self) -> bool:
-        """Returns whether nothing was asked for, so that members are called by their endings, and images end in
-        IMAGE_ENDINGS."""
-        return self.image is None and not self.given and self.companions.isdisjoint(IMAGE_ENDINGS)
+        """Returns whether all members of a run are of its sample, called by their endings, too."""
+        return self.ordinary and not self.conceals
 
     @cached_property
     def _taken_off(self) -> frozenset[str]:
@@ -82,7 +99,15 @@ class Endings:
     def is_image(self, ending: str) -> bool:
         if self.image is not None:
             return ending == self.image
-        return ending in IMAGE_ENDINGS and ending not in self.companions
+        return ending in self.images and ending not in self.companions
+
+    def belongs(self, ending: str) -> bool:
+        """Returns whether what has this ending is read with the image of its name."""
+        return ending in self.companions or ending in LOOSE or any(ending == one for one, _ in self.given)
+
+    def conceal(self, name: str) -> str | None:
+        """Returns the kind of a member that is none of a sample, whatever its ending; None for others."""
+        return concealed(name) if self.conceals else None
 
     def is_companion(self, ending: str) -> bool:
         return ending in self.companions
@@ -94,7 +119,9 @@ class Endings:
         return dict(self.given).get(ending, ending) if self.given else ending
 
 
-BY_LAST_DOT = Endings(frozenset())  # the older rule, of indexes that were made by it
+# Of indexes that were made by them: rules of earlier versions, the oldest first. Rows by the last are today's.
+BY_LAST_DOT = Endings(frozenset(), images=OLDER_IMAGE_ENDINGS, conceals=False)
+FOUR_ENDINGS = Endings(COMPANIONS, images=OLDER_IMAGE_ENDINGS, conceals=False)
 WITH_COMPANIONS = Endings(COMPANIONS)
 
 
@@ -106,10 +133,9 @@ class Asked:
     image: str | None
     fields: tuple[tuple[str, str], ...]
 
-    @property
-    def splits(self) -> bool:
+    def splits(self, rule: Endings) -> bool:
         """Returns whether names belong together otherwise than without, so that the rows of a tar are others."""
-        new = [e for _, e in self.fields if e not in COMPANIONS and ("." in e or e in IMAGE_ENDINGS)]
+        new = [e for _, e in self.fields if e not in COMPANIONS and ("." in e or e in rule.images)]
         return bool(self.image is not None or new)
 
     @property
@@ -127,12 +153,12 @@ class Asked:
 
 @lru_cache
 def _joined(asked: Asked, rule: Endings) -> Endings:
-    more = {ending for _, ending in asked.fields if "." in ending or ending in IMAGE_ENDINGS}
+    more = {ending for _, ending in asked.fields if "." in ending or ending in rule.images}
     given = []
     for name, ending in asked.fields:
         whole = f"{name}.{ending.rpartition('.')[2]}"
         given.append((ending, whole if whole in COMPANIONS else name))
-    return Endings(rule.companions | more, asked.image, tuple(given))
+    return replace(rule, companions=rule.companions | more, image=asked.image, given=tuple(given))
 
 
 def asked(image: str | None, fields: Mapping[str, Any] | None) -> Asked | None:

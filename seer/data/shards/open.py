@@ -15,11 +15,10 @@ from typing import Any
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.data.shards import archives
+from seer.data.shards.census import Census, total
 from seer.data.shards.folder import FolderShard, listed_in, these
-from seer.data.shards.index import (
-    Notes,
-)
-from seer.data.shards.names import IMAGE_ENDINGS, asked
+from seer.data.shards.index import Notes
+from seer.data.shards.names import FOUR_ENDINGS, WITH_COMPANIONS, asked
 from seer.data.shards.shard import Shard
 from seer.data.shards.source import Found, expand, is_image, is_list, refuse_unfinished
 from seer.data.shards.tar import TarError
@@ -33,24 +32,29 @@ def open_shards(
     check_crc: bool = True,
     image: str | None = None,
     fields: Mapping[str, str] | None = None,
+    older: bool = False,
 ) -> list[Shard]:
     """Opens what a source names, in a fixed order: a folder of tars or of images, a tar, a glob, `{000..009}`,
     a .txt with a path a line, or a list of any of these.
 
     check_crc: compare the bytes of every row that is read with its index; without it a flipped byte of data passes.
     image: the ending of the image, where samples have several. fields: what else belongs to it, by its ending: {"mask":
-    "png"} makes `a.png` the mask of `a.jpg`.
+    "png"} makes `a.png` the mask of `a.jpg`. older: find files as versions did that knew four endings of images, for a run
+    that began with one.
 
     Raises RequestError (status 78) when there is nothing, or a set of shards that is not finished, naming the source;
     StorageError when tars are missing that a folder's manifest names; TarError for a damaged archive.
     """
-    names = asked(image, fields)
+    names, rule = asked(image, fields), FOUR_ENDINGS if older else WITH_COMPANIONS
     sources = [source] if isinstance(source, str | Path) else list(source)
     paths: list[str] = []
     entries: dict[str, Mapping[str, Any] | None] = {}
     classes: dict[str, tuple[str, ...]] = {}  # by path
+    opened = Opened()
     for one in sources:
-        found = expand(str(one))
+        found = expand(str(one), older)
+        if found.census is not None:
+            opened.notes.census.add(found.census)
         named = {path: entry for folder in found.manifests for path, entry in _manifest(folder, classes).items()}
         paths += _all_named(found, named) if named else found.paths
         entries.update(named)
@@ -62,7 +66,6 @@ def open_shards(
             refuse_unfinished(folder)
         entries.update(_manifest(folder, classes))
     shards: list[Shard] = []
-    opened = Opened()
     for path in _joined(paths):
         entry = entries.get(path) if isinstance(path, str) else None
         shard: Shard
@@ -70,19 +73,38 @@ def open_shards(
             if not isinstance(path, str):
                 shard = these(path)
             elif entry is None and os.path.isdir(path):
-                shard = FolderShard(Path(path), asked=names)
+                shard = FolderShard(Path(path), asked=names, rule=rule)
             elif entry is None and is_list(path):
                 shard = listed_in(Path(path))
             else:
-                shard = TarShard(path, check_crc, entry=entry, opened=opened, classes=classes.get(path), asked=names)
+                options = {"classes": classes.get(path), "asked": names, "rule": rule}
+                shard = TarShard(path, check_crc, entry=entry, opened=opened, **options)  # type: ignore[arg-type]
         except TarError as error:
             raise TarError(f"{path}: {error}") from error
         if len(shard) == 0:
-            looked = f"by {names}" if names else f"looked for {', '.join(sorted(IMAGE_ENDINGS))}"
-            raise RequestError(f"no images in {shard.path}; {looked}")
+            looked = f"by {names}" if names else f"looked for {', '.join(sorted(rule.images))}"
+            raise RequestError(f"no images in {shard.path}; {looked}{_instead(shard)}")
         shards.append(shard)
+    if isinstance(shards[0], FolderShard) and not any(isinstance(shard, TarShard) for shard in shards):
+        shards[0].census.add(opened.notes.census)  # of a pattern
     tell(opened.notes)
     return shards
+
+
+def _instead(shard: Shard) -> str:
+    """Returns what a folder or a walked tar holds that has no images, as the end of a sentence."""
+    passed = shard.census.passed if isinstance(shard, FolderShard | TarShard) else {}
+    files = ", ".join(f"{kind} {files}" for kind, files in sorted(passed.items(), key=lambda one: -one[1])[:10])
+    return f"; passed over: {files}" if files else ""
+
+
+def census_of(shards: Sequence[Shard]) -> Census:
+    """Returns the counts of what was found where these shards were opened, which may be several times `open_shards`."""
+    parts = {id(one.census): one.census for one in shards if isinstance(one, FolderShard | TarShard)}
+    found = total(parts.values())
+    rows = sum(len(one) for one in shards if not (isinstance(one, FolderShard) or (isinstance(one, TarShard) and one.walked)))
+    found.add(Census(found=rows, used=rows, indexed=rows))
+    return found
 
 
 def tell(notes: Notes) -> None:

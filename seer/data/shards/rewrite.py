@@ -29,7 +29,7 @@ from seer.data.order import permute
 from seer.data.pixels import USUAL, Pixels
 from seer.data.shards.folder import FolderShard
 from seer.data.shards.journaled_pool import Entry, locked, run_pieces
-from seer.data.shards.names import IMAGE_ENDINGS, has_places
+from seer.data.shards.names import IMAGE_ENDINGS, has_places, image_ending
 from seer.data.shards.output_folder import finished_before, make, refuse_strangers
 from seer.data.shards.shard import Shard, fingerprint, folder_of
 from seer.data.shards.tar import TarError
@@ -136,9 +136,9 @@ class Part:
             try:
                 sample = self.shards[shard].read(shard, row)
                 name = sample.key
-                fields = dict(sample.fields)
+                extension = image_ending(sample.fields)  # an older index may have another image in a row, as a member
+                fields = {e: data for e, data in sample.fields.items() if e == extension or e not in IMAGE_ENDINGS}
                 if self.max_side is not None or self.quality is not None:
-                    extension = next(e for e in fields if e in IMAGE_ENDINGS)
                     self._refuse_places(sample, fields[extension])
                     kind, data = reencoded(fields.pop(extension), self.max_side, self.quality, self.pixels)
                     fields = {kind or extension: data, **fields}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from seer.core.records import Sample
-from seer.data.shards.names import IMAGE_ENDINGS
+from seer.data.shards.names import image_ending
 
 
 class Shard(Protocol):
@@ -53,4 +53,4 @@ def folder_of(key: str) -> str:
 
 def image_of(sample: Sample) -> bytes:
     """Returns the one image among a sample's members."""
-    return next(data for extension, data in sample.fields.items() if extension in IMAGE_ENDINGS)
+    return sample.fields[image_ending(sample.fields)]

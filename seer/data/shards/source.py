@@ -1,7 +1,7 @@
 """Finds the paths that a source names, as people write it, in a fixed order.
 
-A folder of tars or of images, a tar, an image, a .txt with a path a line, a glob, `{000..009}`, `{a,b}`, or `file:`
-before any of them. Odd names that are
+A folder of tars or of images, a tar, an image, a .txt with a path a line, a glob (in which `**` is any number of folders),
+`{000..009}`, `{a,b}`, or `file:` before any of them. Odd names that are
 on disk are names before they are patterns. No other URL is read here, and nothing ever reaches a shell.
 
 A folder is whole or refused: shards that `seer shard` has not finished, and tars with loose images beside them, of
@@ -18,9 +18,14 @@ from typing import NamedTuple
 
 from seer.core.errors import RequestError, StorageError
 from seer.data.shards import archives
+from seer.data.shards.census import Census, concealed, kind_of
 from seer.data.shards.folder import ENDINGS
+from seer.data.shards.index import INDEX_SUFFIX
+from seer.data.shards.names import OLDER_IMAGE_ENDINGS, split
 from seer.data.shards.writer import JOURNAL, SHARDS_MANIFEST
 
+_OLDER_ENDINGS = tuple(f".{ending}" for ending in sorted(OLDER_IMAGE_ENDINGS))
+_OWN = (INDEX_SUFFIX, SHARDS_MANIFEST, JOURNAL, "skipped.jsonl")  # what `seer shard` writes beside tars
 MOST_NAMES = 10_000_000  # that braces may stand for
 
 
@@ -28,11 +33,13 @@ class Found(NamedTuple):
     paths: list[str]  # of tars, of images, of a folder of images or a list of them
     manifests: list[str]  # folders (with a slash behind) of a folder that was searched, in which a manifest lies
     loose: str | None = None  # an image of such a folder that is in no tar
+    census: Census | None = None  # of what lies beside tars, or matches a pattern and is none of the paths
 
 
-def expand(source: str) -> Found:
+def expand(source: str, older: bool = False) -> Found:
     """Returns what a source names. Raises RequestError for what does not exist and for URLs, StorageError for a
-    folder that cannot be listed."""
+    folder that cannot be listed. older: as earlier versions did, for a run that began with one: `**` is `*`, what lies in
+    hidden folders is taken, and all that a pattern matches is read."""
     if re.match(r"^[a-z][a-z0-9+.-]*:", source, re.IGNORECASE) and not os.path.exists(source):
         scheme = source.split(":", 1)[0]
         if scheme.lower() == "file":
@@ -41,29 +48,31 @@ def expand(source: str) -> Found:
             raise RequestError(f"source {source!r}: scheme {scheme!r} is not read; give a local or mounted path")
     if os.path.isdir(source):
         path = str(Path(source))
-        found = _search(path)
+        found = _search(path, older)
         return found if found.paths else Found([path], found.manifests, found.loose)
     if os.path.exists(source):
         path = str(Path(source))
         return Found(_tars_listed(path) or [path], [])
     named: list[str] = []
+    census = Census()
     for one in _braces(source):
-        for path in sorted(glob.glob(one)) if glob.has_magic(one) else [one]:
+        for path in _matches(one, older, census) if glob.has_magic(one) else [one]:
             if not os.path.exists(path):
                 raise RequestError(f"source {source!r}: {path} {_why(path)}; check the path")
             named.append(str(Path(path)))
     if not named:
         raise RequestError(f"source {source!r}: what matches it does not exist; check the path")
-    return Found(named, [])
+    return Found(named, [], census=census)
 
 
-def _search(folder: str) -> Found:
-    """Finds the tars in a folder and those below, by their path's parts; hidden files and links to folders are
+def _search(folder: str, older: bool) -> Found:
+    """Finds the tars in a folder and those below, by their path's parts; what is hidden and links to folders are
     passed over."""
     tars: list[str] = []
     manifests: list[str] = []
     unread: list[str] = []
     loose: str | None = None
+    census = Census()
     todo = ["" if folder == "." else folder.rstrip("/") + "/"]
     while todo:
         prefix = todo.pop()
@@ -72,21 +81,24 @@ def _search(folder: str) -> Found:
                 for entry in entries:
                     name = entry.name
                     if entry.is_dir(follow_symlinks=False):
-                        if name != "lost+found":  # of the file system, and nobody may list it
+                        # lost+found is of the file system, and nobody may list it
+                        if name != "lost+found" and (older or not concealed(f"{name}/x")):
                             todo.append(f"{prefix}{name}/")
                     elif name == JOURNAL:
                         refuse_unfinished(prefix)
                     elif name == SHARDS_MANIFEST:
                         manifests.append(prefix)
-                    elif name.startswith("."):
-                        pass
-                    elif name.endswith(".tar"):
+                    elif name.endswith(".tar") and name[0] != ".":
                         if not entry.is_dir():
                             tars.append(prefix + name)
-                    elif name.lower().endswith(archives.ENDINGS):
-                        unread.append(prefix + name)
-                    elif loose is None and name.lower().endswith(ENDINGS):
-                        loose = prefix + name
+                    elif not name.endswith(_OWN):
+                        census.pass_over(concealed(name) or kind_of(name, split(name)[1]))
+                        if name[0] == ".":
+                            continue
+                        if name.lower().endswith(archives.ENDINGS):
+                            unread.append(prefix + name)
+                        elif loose is None and name.lower().endswith(_OLDER_ENDINGS):
+                            loose = prefix + name
         except OSError as error:
             raise StorageError(f"{prefix or '.'} cannot be listed: {error.strerror}") from error
     if tars and loose is not None:
@@ -95,7 +107,69 @@ def _search(folder: str) -> Found:
             f"kind of them: {folder}/*.tar, or a folder of each kind"
         )
     archives.tell(folder, unread)
-    return Found(sorted(tars, key=lambda path: path.replace("/", "\0")), sorted(manifests), loose)
+    return Found(sorted(tars, key=lambda path: path.replace("/", "\0")), sorted(manifests), loose, census)
+
+
+def _matches(pattern: str, older: bool, census: Census) -> list[str]:
+    """Returns what a pattern stands for, sorted. Where it matches images, tars or folders, other files that it matches are
+    counted and not read. census: receives these."""
+    if older:
+        return sorted(glob.glob(pattern))
+    found = sorted(dict.fromkeys(_globbed(pattern)))
+    if "**" in pattern.split("/"):
+        found = _outermost(found)
+    read = [path for path in found if path.endswith(".tar") or is_image(path) or os.path.isdir(path)]
+    if not read:
+        return found
+    kept = set(read)
+    for path in found:
+        if path not in kept and not path.endswith(_OWN):
+            name = os.path.basename(path)
+            census.pass_over(concealed(name) or kind_of(name, split(name)[1]))
+    return read
+
+
+def _globbed(pattern: str) -> Iterator[str]:
+    """Yields what matches a pattern in which `**` is any number of folders, none among them. Links are followed, but not
+    into a folder that lies above: Python's own does that forty times."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        yield from glob.glob(pattern)
+        return
+    at = parts.index("**")
+    head, tail = "/".join(parts[:at]) + ("/" if at == 1 and not parts[0] else ""), "/".join(parts[at + 1 :])
+    for base in (glob.glob(head) if glob.has_magic(head) else [head]) if head else [""]:
+        for folder in _folders(base, ()):
+            inside = glob.escape(os.path.join(folder, "")) if folder else ""
+            if tail.strip("/"):
+                yield from _globbed(inside + tail)
+            else:
+                yield from (path for path in glob.glob(inside + "*") if not os.path.isdir(path))
+
+
+def _folders(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Yields a folder and all below it that are not hidden. above: (device, inode) of the way here."""
+    try:
+        status = os.stat(path or ".")
+        if (status.st_dev, status.st_ino) in above:
+            return
+        with os.scandir(path or ".") as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not concealed(f"{entry.name}/x"))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise StorageError(f"{path or '.'} cannot be listed: {error.strerror}") from error
+    yield path
+    for name in names:
+        yield from _folders(os.path.join(path, name), (*above, (status.st_dev, status.st_ino)))
+
+
+def _outermost(paths: list[str]) -> list[str]:
+    """Returns sorted paths without those that lie in a folder among them, which would be read twice."""
+    folders = {path for path in paths if os.path.isdir(path)}
+    if not folders:
+        return paths
+    return [path for path in paths if folders.isdisjoint(map(str, Path(path).parents))]
 
 
 def is_list(path: str) -> bool:

@@ -20,6 +20,7 @@ from zlib_ng.zlib_ng import crc32
 from seer.core.errors import StorageError
 from seer.core.records import Sample, SampleRef
 from seer.data.shards import index as indexes
+from seer.data.shards.census import Census
 from seer.data.shards.index import (
     INDEX_SUFFIX,
     KEEPS_ENDING,
@@ -31,7 +32,7 @@ from seer.data.shards.index import (
     named_by,
     read_index,
 )
-from seer.data.shards.names import IMAGE_ENDINGS, WITH_COMPANIONS, Asked, Endings
+from seer.data.shards.names import BY_LAST_DOT, WITH_COMPANIONS, Asked, Endings
 from seer.data.shards.tar import HEAD, ChecksumError, TarError, plain_member, walk
 
 MOST_OPEN = 65_536  # archives, where the system allows twice as many descriptors
@@ -109,8 +110,8 @@ def _most_open() -> int:
 class TarShard:
     """Reads one tar file, by `pread`, so threads and forked processes share a descriptor without a lock.
 
-    entry: what the manifest says of it; classes: what it names for all; asked: of the names of members. Raises TarError,
-    StorageError. There may be 100,000, hence strings and slots.
+    entry: what the manifest says of it; classes: what it names for all; asked: of the names of members; rule: of names, by
+    which a tar without an index is walked. Raises TarError, StorageError. There may be 100,000, hence strings and slots.
     """
 
     __slots__ = (
@@ -123,6 +124,7 @@ class TarShard:
         "_rule",
         "_sidecar",
         "_size",
+        "_walks_by",
         "classes",
         "name",
     )
@@ -136,14 +138,16 @@ class TarShard:
         opened: Opened | None = None,
         classes: tuple[str, ...] | None = None,
         asked: Asked | None = None,
+        rule: Endings = WITH_COMPANIONS,
     ):
+        self._walks_by = rule
         self.name, self._check_crc, self._opened, self._asked = str(path), check_crc, opened or Opened(), asked
         self.classes = classes
         self._rule: Endings | None = None
         self._own: np.ndarray | None = None  # the index of a tar without a sidecar
         self._checksum: str | None = None
         self._sidecar: str | None = entry.get("sidecar") if entry else None  # where it does not lie beside the tar
-        other = asked is not None and (asked.splits or (asked.dotted and self._older()))
+        other = asked is not None and (asked.splits(rule) or (asked.dotted and self._older()))
         if entry is not None and not other and self._agrees(entry):
             self._count, self._size, self._checksum = entry["count"], entry["bytes"], entry["index"]
         else:
@@ -151,6 +155,15 @@ class TarShard:
                 self._walk(other)
             index = self.load_index()
             self._count, self._size, self._checksum = len(index) - 1, int(index[-1]["offset"]), indexes.checksum(index)
+
+    @property
+    def census(self) -> Census:
+        """Returns the counts of all tars that were opened with this one and had to be walked."""
+        return self._opened.notes.census
+
+    @property
+    def walked(self) -> bool:
+        return self._own is not None
 
     @property
     def path(self) -> Path:
@@ -169,13 +182,15 @@ class TarShard:
         """Returns whether the sidecar was made by the older rule, so that companions may be rows of it."""
         if not os.path.exists(self.sidecar):
             return False
-        return named_by(read_index(Path(self.sidecar), self.path)) is not WITH_COMPANIONS
+        return named_by(read_index(Path(self.sidecar), self.path)) is BY_LAST_DOT
 
     def _walk(self, other: bool) -> None:
         """Makes an index of its own. other: rows are others than those of the sidecar, whose CRCs are taken where they are
         of the same runs."""
         notes = Notes()
         self._own = build_index(self.path, data=False, notes=notes, endings=self._endings(None))
+        if self._asked is None:
+            self._rule = None  # that of the index gives the same rows, and mostly in less time
         notes.inside = [f"{self.name}/{name}" for name in notes.inside]
         self._opened.notes.add(notes)
         known: dict[tuple[int, int], int] = {}
@@ -189,7 +204,7 @@ class TarShard:
     def _endings(self, index: np.ndarray | None) -> Endings:
         """Returns the rule by which members are named: that of the index, or today's; and what was asked for."""
         if self._rule is None:
-            rule = WITH_COMPANIONS if index is None else named_by(index)
+            rule = self._walks_by if index is None else named_by(index)
             self._rule = rule if self._asked is None else self._asked.over(rule)
         return self._rule
 
@@ -285,6 +300,8 @@ class TarShard:
                 cls: bytes | None = None
                 try:
                     for member in walk(buffer[first : first + size], whole=False):
+                        if endings.conceal(member.name):
+                            continue
                         names.append(member.name)
                         if endings.called(endings.split(member.name)[1]) == ending:
                             cls = bytes(buffer[first + member.data : first + member.data + member.size])
@@ -305,9 +322,10 @@ def _sample(ref: SampleRef, members: Sequence[tuple[str, bytes]], endings: Endin
             stem, ending = endings.split(name)
             key = key or stem
             fields[ending] = data
-        if fields.keys().isdisjoint(IMAGE_ENDINGS):
+        if fields.keys().isdisjoint(endings.images):
             raise TarError(f"no image at byte {offset}, where the index has one")
         return Sample(ref, key, fields)
+    members = [(name, data) for name, data in members if not endings.conceal(name)]
     found = [(*endings.split(name), data) for name, data in members]
     images = [i for i, (_, ending, _) in enumerate(found) if endings.is_image(ending)]
     if mark >> 1 >= len(images):
@@ -317,7 +335,7 @@ def _sample(ref: SampleRef, members: Sequence[tuple[str, bytes]], endings: Endin
     fields = {
         name: data
         for i, (_, ending, data) in enumerate(found)
-        if (name := endings.called(ending)) not in IMAGE_ENDINGS or i == own
+        if (name := endings.called(ending)) not in endings.images or i == own
     }
     return Sample(ref, key, fields)
 
@@ -336,6 +354,8 @@ def _key(buffer: memoryview, record: np.void, endings: Endings) -> str:
     offset, size, _ = record.item()
     first, names = offset & ~MARK, []
     for member in walk(buffer[first : first + size], whole=False):
+        if endings.conceal(member.name):
+            continue
         names.append(member.name)
         if not offset & KEEPS_ENDING:
             break
