@@ -8,6 +8,7 @@ from typing import Any
 
 from seer.core.build import build
 from seer.core.log import log
+from seer.data.shards.open import census_of
 from seer.engine.precision import DTYPES
 from seer.evals.features import Alone
 from seer.evals.probe import labelled
@@ -26,6 +27,9 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         output.append(folder)
     train, test = labelled(SimpleNamespace(**settings["data"]), card["input_size"], pixels_of(backbone, card))
+    found = {"train": census_of(train.shards), "test": census_of(test.shards)}
+    for name, census in found.items():
+        log.info(f"data.{name}: {census.line()}")
     threads = settings["threads"] or len(os.sched_getaffinity(0))
     with open_world(settings["device"]) as world:
         evaluator = build(
@@ -47,5 +51,6 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         "weights": str(settings["weights"]),
         **weights.origin,
         **used(train, test),
+        "data": {name: census.plain() for name, census in found.items()},
         "seconds": round(time.monotonic() - start, 1),
     }

@@ -18,7 +18,7 @@ from seer.data.label_words import check_word
 from seer.data.ledger import parse_fraction, shown
 from seer.data.pixels import pixels
 from seer.data.shards.index_tars import index_archives
-from seer.data.shards.open import open_shards
+from seer.data.shards.open import census_of, open_shards
 from seer.data.shards.output_folder import keep_apart, make
 from seer.data.shards.rewrite import Part, write_part
 from seer.data.shards.shard import Shard
@@ -74,11 +74,13 @@ def _index(settings: Mapping[str, Any], target: Path, processes: int, output: li
     output.append(target)
     with _progress("indexing", len(paths), "tars") as progress:
         manifest = index_archives(paths, target, processes=processes, progress=progress)
-    return {"pictures": manifest["samples"], "parts": {"all": _told(manifest)}}
+    return {"pictures": manifest["samples"], "parts": {"all": _told(manifest)}, "data": manifest.get("data", {})}
 
 
 def _write(settings: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
     shards = open_shards(settings["source"], image=settings["image"], fields=settings["fields"])
+    census = census_of(shards)
+    log.info(f"data: {census.line()}")
     total = sum(len(s) for s in shards)
     holdout = held_out(settings["holdout"], total)
     labels = _labels(shards, settings["labels"])
@@ -105,6 +107,7 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
         log.warning(f"{skipped} images cannot be used and were left out; skipped.jsonl beside the shards names them")
     images = sum(one["pictures"] for one in written.values())
     found: dict[str, Any] = {"pictures": images, "skipped": skipped, "classes": classes, "parts": written}
+    found["data"] = census.plain()
     return found if labels is None else {**found, "unlabelled": labels.count(UNLABELLED)}
 
 

@@ -109,13 +109,14 @@ class Bundles:
 @dataclass(frozen=True)
 class Ending:
     """Makes the result of a run. Made when training begins; `seconds` of the result count from here. batch:
-    images a step over all ranks."""
+    images a step over all ranks. data: counts of what was found where the images lie."""
 
     folder: Path
     bundles: Bundles
     world: World
     batch: int
     recorder: FlightRecorder
+    data: dict[str, Any] = field(default_factory=dict)
     start: float = field(default_factory=time.monotonic)
 
     def result(self, steps: int, bundle: bool = True) -> dict[str, Any]:
@@ -128,6 +129,7 @@ class Ending:
         result["seconds"] = round(time.monotonic() - self.start, 1)
         result["peak_memory_gb"] = round(peak_memory_gb(self.world.device), 3)
         result["alarms"] = self.recorder.raised
+        result["data"] = self.data
         last = (self.folder / "checkpoints" / "last").resolve()
         result |= {"output": str(self.folder), "checkpoint": str(last)}
         if bundle:

@@ -11,7 +11,6 @@ from seer.core.build import check_targets
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.core.protocols import Task
-from seer.data.shards.open import open_shards
 from seer.data.shards.shard import Shard
 from seer.engine.checkpoint_files import read_part
 from seer.engine.metrics import read_rows
@@ -23,6 +22,7 @@ from seer.run.config import RunConfig
 from seer.run.folder import read_config
 from seer.run.older import renewed
 from seer.run.schedule import Durations
+from seer.run.source import open_source
 
 TASK = "task/"  # how names of its tensors begin in a checkpoint
 
@@ -40,9 +40,7 @@ class Run:
     @cached_property
     def shards(self) -> list[Shard]:
         """Returns what the run trains on. Raises RequestError where it has moved."""
-        options = self.config.data
-        source = options.source or str(self.folder / "pictures" / "train")
-        return open_shards(source, check_crc=options.check_crc, image=options.image, fields=options.fields)
+        return open_source(self.config, self.folder, self.config.data.source or str(self.folder / "pictures" / "train"))
 
     @cached_property
     def task(self) -> Task:

@@ -6,6 +6,7 @@ from typing import Any
 
 from seer.core import readable
 from seer.core.log import log
+from seer.data.shards.open import census_of
 from seer.export.targets import told
 from seer.parallel.world import World
 from seer.run.assemble import Data, Training
@@ -19,6 +20,7 @@ Row = tuple[str, str, str]  # what, the number, its rule; "" where the number wa
 def announce(asked: RunConfig, config: RunConfig, data: Data, training: Training, world: World, first: int) -> None:
     """Logs the table, and what the task has to say of itself. asked: the config as words gave it, before machine and data
     decided what they left open. first: the step that training goes on from."""
+    log.info(f"data: {census_of(data.shards).line()}")
     for words in lines([*_rows(asked, config, data, training, world, first)]):
         log.info(words)
     for words in (*training.task.describe(config.batch), *doubts(config, data.plan.total, training.optimizer.defaults)):

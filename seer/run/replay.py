@@ -15,7 +15,6 @@ import torch
 from seer.core.build import build, check_targets
 from seer.core.errors import RequestError
 from seer.core.log import log
-from seer.data.shards.open import open_shards
 from seer.engine import replay as engine
 from seer.engine.nan_guard import CAPTURE_JSON, CAPTURE_WEIGHTS
 from seer.evals.labels import UNLABELLED
@@ -25,6 +24,7 @@ from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.older import renewed
 from seer.run.schedule import Durations
+from seer.run.source import open_source
 
 
 def replay(folder: Path, source: str | list[str] | None = None, device: str = "auto") -> dict[str, Any]:
@@ -59,8 +59,8 @@ def _repeated(
     world: World,
 ) -> dict[str, Any]:
     seen = torch.load(folder / f"rank-{world.rank:05d}.pt", map_location="cpu", weights_only=True)
-    named: dict[str, Any] = {"image": config.data.image, "fields": config.data.fields}
-    shards = open_shards(source or config.data.source or folder.parent / "pictures" / "train", **named)
+    drawn = str(folder.parent / "pictures" / "train")
+    shards = open_source(config, folder.parent, source or config.data.source or drawn)
     transform = network_input.transform(config)
     lengths = Durations(config.steps, config.batch, sum(map(len, shards)))
     task, _ = assemble.task(config, transform, lengths, world)

@@ -14,7 +14,7 @@ from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.core.signals import listener
 from seer.data.ledger import Ledger
-from seer.data.shards.open import open_shards
+from seer.data.shards.open import census_of
 from seer.data.shards.shard import fingerprint
 from seer.engine.alarms import FlightRecorder
 from seer.engine.control import Control
@@ -48,6 +48,7 @@ from seer.run.opening import announce
 from seer.run.result import describe_lost_peer, finished, summary
 from seer.run.schedule import Durations
 from seer.run.skipped import SkippedLines, over_ranks
+from seer.run.source import open_source
 
 Probed = tuple[LabelledImages, LabelledImages]  # labelled images that are known, and that are asked for
 
@@ -125,9 +126,8 @@ def _train(
     transform, precision = network_input.transform(config), build("precision", config.precision, world.device)
     validate.check_batch(config, world)
     source = config.data.source
-    options = {"check_crc": config.data.check_crc, "image": config.data.image, "fields": config.data.fields}
     with spent.on("opening the data"):
-        shards = open_shards(source, **options) if source else None  # type: ignore[arg-type]  # a wrong path must leave no folder
+        shards = open_source(config, folder) if source else None  # a wrong path must leave no folder
         config, labels = with_classes(config, shards)
     draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
     probed = None if draws_probe else _probed(config, transform)
@@ -206,7 +206,7 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
         with session.spent.on("warm start"):
             _warm_start(session)
     metrics, recorder, progress = _watched(session, first, probe)
-    ending = Ending(folder, bundles, world, config.batch, recorder)
+    ending = Ending(folder, bundles, world, config.batch, recorder, census_of(session.data.shards).plain())
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
     lines = SkippedLines(folder, world, first, limits, config.batch, session.data.excluded)
     monitor = Monitor(

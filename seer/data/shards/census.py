@@ -24,6 +24,14 @@ MOST_SHOWN = 1000  # classes in a result
 MOST_TOLD = 8  # of a kind of thing, in a line
 _OF_SYSTEMS = {".ds_store": ".DS_Store", "thumbs.db": "Thumbs.db", "desktop.ini": "desktop.ini"}
 _LONGEST_ENDING = 12
+# Endings of images that are not read: they are told apart from what nobody takes for an image.
+_UNREAD = frozenset(
+    f".{ending}"
+    for ending in (
+        *("heic", "heif", "hif", "jxl", "jp2", "j2k", "jpx", "psd", "svg", "eps", "ps", "ico", "tga", "ppm", "pgm", "exr"),
+        *("dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "raw"),
+    )
+)
 
 
 def concealed(name: str) -> str | None:
@@ -123,6 +131,11 @@ class Census:
             words += f"; {len(classes)} folders ({_told(_sorted(classes))})"
         elif len(self.classes) > 1:
             words += f"; {len(self.classes)} folders"
+        unread = {kind: files for kind, files in _sorted(self.passed).items() if kind in _UNREAD}
+        if unread:
+            words += f"; images of kinds that are not read ({_told(unread)}) can be turned into JPEG"
+        if NO_ENDING in self.passed:
+            words += "; files are read by their endings, so an image without one needs one"
         return words
 
 

@@ -233,7 +233,9 @@ class _Walk:
                     yield names
                     names = []
                 inside = os.path.join(path, name[:-1])
-                yield from self.names(inside, prefix + name, above, kind or self._rule.conceal(f"{name.decode('latin')}x"))
+                yield from self.names(
+                    inside, prefix + name, above, kind or self._rule.conceal(f"{name.decode('latin')}x")
+                )
                 continue
             names.append(prefix + name)
             if len(names) == _CHUNK:

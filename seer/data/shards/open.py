@@ -102,7 +102,9 @@ def census_of(shards: Sequence[Shard]) -> Census:
     """Returns the counts of what was found where these shards were opened, which may be several times `open_shards`."""
     parts = {id(one.census): one.census for one in shards if isinstance(one, FolderShard | TarShard)}
     found = total(parts.values())
-    rows = sum(len(one) for one in shards if not (isinstance(one, FolderShard) or (isinstance(one, TarShard) and one.walked)))
+    rows = sum(
+        len(one) for one in shards if not (isinstance(one, FolderShard) or (isinstance(one, TarShard) and one.walked))
+    )
     found.add(Census(found=rows, used=rows, indexed=rows))
     return found
 
