@@ -7,7 +7,7 @@ the images it had, in their order: which rule that was is told by the fingerprin
 from contextlib import suppress
 from pathlib import Path
 
-from seer.core.errors import StorageError
+from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import Shard, fingerprint
@@ -21,17 +21,21 @@ def open_source(config: RunConfig, folder: Path, source: str | list[str] | None 
     options, where = config.data, source or config.data.source
     assert where is not None
     named = {"check_crc": options.check_crc, "image": options.image, "fields": options.fields}
-    shards = open_shards(where, **named)  # type: ignore[arg-type]
     begun = _fingerprint_of(folder)
-    if begun in (None, fingerprint(shards)):
-        return shards
+    try:
+        shards = open_shards(where, **named)  # type: ignore[arg-type]
+        if begun in (None, fingerprint(shards)):
+            return shards
+    except RequestError:
+        if begun is None:
+            raise
+        shards = []
     older = open_shards(where, **named, older=True)  # type: ignore[arg-type]
     if fingerprint(older) != begun:
-        return shards  # other files: resuming says so
-    count = sum(map(len, shards)) - sum(map(len, older))
+        return shards or open_shards(where, **named)  # type: ignore[arg-type]  # other files: resuming says so
     log.warning(
-        f"{folder}: this run began when fewer endings of images were read, and goes on with the {sum(map(len, older))} images "
-        f"of then; a new run would have {abs(count)} {'more' if count >= 0 else 'fewer'}"
+        f"{folder}: this run began with a version that found images by other rules, and goes on with the "
+        f"{sum(map(len, older))} images of then{f'; a new run would have {sum(map(len, shards))}' if shards else ''}"
     )
     return older
 

@@ -9,6 +9,7 @@ Of what lies beside an image (`a.txt`, `a.json`, `a.cls`, `a.mask.png`), no name
 folder has beside it, and these are looked for when an image is read.
 """
 
+import codecs
 import errno
 import hashlib
 import os
@@ -183,7 +184,7 @@ def _lines(file: Path) -> Iterator[list[bytes]]:
     try:
         with open(file, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                name = line.rstrip(b"\r\n")
+                name = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
                 if name and not name.lower().endswith(_ENDINGS):
                     raise RequestError(
                         f"{file}, line {number}: {name[:200]!r} is no image; a list has one path a line, each ending "

@@ -54,15 +54,22 @@ def expand(source: str, older: bool = False) -> Found:
         path = str(Path(source))
         return Found(_tars_listed(path) or [path], [])
     named: list[str] = []
+    manifests: list[str] = []
     census = Census()
     for one in _braces(source):
         for path in _matches(one, older, census) if glob.has_magic(one) else [one]:
             if not os.path.exists(path):
                 raise RequestError(f"source {source!r}: {path} {_why(path)}; check the path")
-            named.append(str(Path(path)))
+            inside = _search(str(Path(path)), older) if os.path.isdir(path) and not older else None
+            if inside is not None and inside.paths:
+                named += inside.paths
+                manifests += inside.manifests
+                census.add(inside.census or Census())
+            else:
+                named.append(str(Path(path)))
     if not named:
         raise RequestError(f"source {source!r}: what matches it does not exist; check the path")
-    return Found(named, [], census=census)
+    return Found(named, manifests, census=census)
 
 
 def _search(folder: str, older: bool) -> Found:
@@ -139,12 +146,18 @@ def _globbed(pattern: str) -> Iterator[str]:
     at = parts.index("**")
     head, tail = "/".join(parts[:at]) + ("/" if at == 1 and not parts[0] else ""), "/".join(parts[at + 1 :])
     for base in (glob.glob(head) if glob.has_magic(head) else [head]) if head else [""]:
-        for folder in _folders(base, ()):
+        for folder in _folders(base, _above(base)):
             inside = glob.escape(os.path.join(folder, "")) if folder else ""
             if tail.strip("/"):
                 yield from _globbed(inside + tail)
             else:
                 yield from (path for path in glob.glob(inside + "*") if not os.path.isdir(path))
+
+
+def _above(path: str) -> tuple[tuple[int, int], ...]:
+    """Returns (device, inode) of the folders that a path leads through."""
+    found = (os.stat(parent) for parent in Path(path).parents if os.path.isdir(parent) and str(parent) != path)
+    return tuple((status.st_dev, status.st_ino) for status in found) if path else ()
 
 
 def _folders(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -186,7 +199,7 @@ def _tars_listed(path: str) -> list[str]:
     if not is_list(path) or not os.path.isfile(path):
         return []
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
             first = next((line for line in lines if line.strip()), "")
             if not first.rstrip("\r\n").endswith(".tar"):
                 return []
