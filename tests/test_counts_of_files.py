@@ -39,7 +39,15 @@ def test_a_run_that_began_with_four_endings_goes_on_with_the_images_it_had(tmp_p
     for n in range(8):
         (folder / "in").mkdir(parents=True, exist_ok=True)
         (folder / "in" / f"{n}.jpg").write_bytes(jpeg(n, 40, 40))
-    words = ("pretrain", *TINY, "steps=3", "every.checkpoint=1", "every.keep=5", f"data.source={folder}", f"output={run}")
+    words = (
+        "pretrain",
+        *TINY,
+        "steps=3",
+        "every.checkpoint=1",
+        "every.keep=5",
+        f"data.source={folder}",
+        f"output={run}",
+    )
     whole = seer(capfd, *words)
     assert whole.status == 0 and whole.result["data"]["used"] == 8, whole.words
     before = losses(run)

@@ -14,6 +14,7 @@ import numpy as np
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.ledger import shown
+from seer.data.shards.folder import file_name
 from seer.data.shards.shard import Shard
 from seer.data.shards.tar import TarError
 
@@ -111,7 +112,7 @@ def _entry(line: str, where: str) -> tuple[str, str, int | None]:
 def _row(shard: Shard, keys: dict[int, dict[str, int]], number: int, member: str, row: int | None, where: str) -> int:
     if row is not None and 0 <= row < len(shard):
         key = _key(shard, row)  # keys that keep an ending were told without it by earlier versions
-        if member in (f"row {row}", key, (key or "").rpartition(".")[0]):
+        if member in (f"row {row}", key, (key or "").rpartition(".")[0]) or member == file_name(shard, row):
             return row
     if number not in keys:
         keys[number] = {key: n for n, key in enumerate(shard.keys())}

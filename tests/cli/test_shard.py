@@ -328,7 +328,7 @@ def test_a_file_that_cannot_be_read_is_left_out_and_a_folder_that_is_gone_stops(
     ended = seer(capfd, *words, f"output={tmp_path / 'o'}")
     assert ended.status == 0 and ended.result["pictures"] == 7 and ended.result["skipped"] == 1, ended.words
     lost = json.loads((tmp_path / "o" / "skipped.jsonl").read_text())
-    assert lost["member"] == "1/5" and lost["kind"] == "unreadable" and "Permission denied" in lost["reason"]
+    assert lost["member"] == "1/5.jpg" and lost["kind"] == "unreadable" and "Permission denied" in lost["reason"]
 
     def gone(path):
         if (tmp_path / "in" / "1").exists():

@@ -5,7 +5,19 @@ from pathlib import Path
 from tests.data.image_files import jpeg, png, write_tar
 
 # kind -> how many; of images every ending, of the same bytes: what is read is told by names, and decoded by bytes
-USED = {"jpg": 6, "jpeg": 1, "jfif": 2, "jpe": 1, "png": 2, "webp": 1, "bmp": 2, "gif": 2, "tif": 1, "tiff": 1, "avif": 1}
+USED = {
+    "jpg": 6,
+    "jpeg": 1,
+    "jfif": 2,
+    "jpe": 1,
+    "png": 2,
+    "webp": 1,
+    "bmp": 2,
+    "gif": 2,
+    "tif": 1,
+    "tiff": 1,
+    "avif": 1,
+}
 PASSED = {
     ".heic": 3,
     ".pdf": 2,

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from seer.core.errors import BadDataError, RequestError
+from seer.data.decode import decode
 from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.multicrop import MultiCrop
 from seer.data.order import plan
 from seer.data.quarantine import Excluded, read_exclude
 from seer.data.shards.open import open_shards
+from seer.data.shards.shard import image_of
 from seer.data.shards.writer import write_shards
 from tests.data.image_files import jpeg, png, write_tar
 from tests.messages import naming, says
@@ -167,3 +169,23 @@ def test_everything_excluded_is_told_as_that(tmp_path):
     folder = write(tmp_path)
     with pytest.raises(BadDataError, match=naming("exclude", 60)):
         epoch(folder, Excluded([(s, r) for s in range(3) for r in range(20)]))
+
+
+@pytest.mark.parametrize("member", ["b.png", "b", "row 1"])
+def test_a_loose_image_is_excluded_by_its_file_name_as_it_is_told_and_by_its_key(tmp_path, member):
+    (tmp_path / "d").mkdir()
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "d" / name).write_bytes(jpeg(0))
+    shards = open_shards(tmp_path / "d")
+    (tmp_path / "list").write_text(json.dumps({"shard": "d", "member": member, "row": 1, "step": 0}))
+    assert (0, 1) in read_exclude(tmp_path / "list", shards) and len(read_exclude(tmp_path / "list", shards)) == 1
+
+
+def test_a_loose_image_that_cannot_be_used_is_told_with_its_ending(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.jpg").write_bytes(jpeg(0))
+    (tmp_path / "d" / "b.bmp").write_bytes(b"none")
+    shards = open_shards(tmp_path / "d")
+    reader, skipped = Reader(shards, plan([2], seed=0, lanes=1), 0), []
+    assert reader._try(0, 0, 1, 0, skipped, lambda sample: decode(image_of(sample))) is None
+    assert [one.member for one in skipped] == ["b.bmp"]

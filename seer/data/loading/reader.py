@@ -19,6 +19,7 @@ from seer.data.decode import Undecodable
 from seer.data.ledger import shown
 from seer.data.order import Places, Plan
 from seer.data.quarantine import Excluded
+from seer.data.shards.folder import file_name
 from seer.data.shards.shard import Shard
 from seer.data.shards.tar import TarError
 
@@ -104,5 +105,6 @@ class Reader:
                 self.reading(lane, shard, row, True)
             return decode(sample)
         except (Undecodable, TarError) as error:
+            name = file_name(self.shards[shard], row) or name
             skipped.append(Skipped(str(self.shards[shard].path), name, str(error), row, error.kind, attempt))
             return None

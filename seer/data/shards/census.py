@@ -28,7 +28,24 @@ _LONGEST_ENDING = 12
 _UNREAD = frozenset(
     f".{ending}"
     for ending in (
-        *("heic", "heif", "hif", "jxl", "jp2", "j2k", "jpx", "psd", "svg", "eps", "ps", "ico", "tga", "ppm", "pgm", "exr"),
+        *(
+            "heic",
+            "heif",
+            "hif",
+            "jxl",
+            "jp2",
+            "j2k",
+            "jpx",
+            "psd",
+            "svg",
+            "eps",
+            "ps",
+            "ico",
+            "tga",
+            "ppm",
+            "pgm",
+            "exr",
+        ),
         *("dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "raw"),
     )
 )

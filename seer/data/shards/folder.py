@@ -157,6 +157,11 @@ class FolderShard:
         return list(self.iter_keys())
 
 
+def file_name(shard: object, row: int) -> str | None:
+    """Returns what the file of a row is called, with its ending; None for a row of an archive."""
+    return shard.name(row) if isinstance(shard, FolderShard) else None
+
+
 def listed_in(file: Path) -> FolderShard:
     """Opens the images that a file names, one path a line, from the file's own folder where they are relative.
 

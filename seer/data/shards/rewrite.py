@@ -27,7 +27,7 @@ from seer.data.decode import Undecodable, decode, reencoded
 from seer.data.ledger import LEAST_SEEN, parse_fraction, shown
 from seer.data.order import permute
 from seer.data.pixels import USUAL, Pixels
-from seer.data.shards.folder import FolderShard
+from seer.data.shards.folder import FolderShard, file_name
 from seer.data.shards.journaled_pool import Entry, locked, run_pieces
 from seer.data.shards.names import IMAGE_ENDINGS, has_places, image_ending
 from seer.data.shards.output_folder import finished_before, make, refuse_strangers
@@ -143,12 +143,13 @@ class Part:
                     kind, data = reencoded(fields.pop(extension), self.max_side, self.quality, self.pixels)
                     fields = {kind or extension: data, **fields}
             except (TarError, Undecodable) as error:
+                name = file_name(self.shards[shard], row) or name
                 skipped.append(Skipped(str(self.shards[shard].path), name, str(error), row, error.kind))
             except StorageError as error:
                 one = self.shards[shard]
                 if not (isinstance(one, FolderShard) and one.is_there(row)):
                     raise
-                skipped.append(Skipped(str(one.path), one.key(row), str(error), row, UNREADABLE))
+                skipped.append(Skipped(str(one.path), one.name(row), str(error), row, UNREADABLE))
             else:
                 if self.classes is not None:
                     fields.pop("cls", None)  # the number of another list of classes
