@@ -95,7 +95,8 @@ def test_links_are_followed_once_and_those_that_lead_nowhere_are_counted(tmp_pat
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "z.jpg").write_bytes(jpeg(0))
     (tmp_path / "d" / "in" / "a.jpg").write_bytes(jpeg(1))
-    for name, target in (("b.jpg", "in/a.jpg"), ("gone.jpg", "no/where.jpg"), ("self.jpg", "self.jpg"), ("up", "../d"), ("out", "../else")):  # fmt: skip
+    links = {"b.jpg": "in/a.jpg", "gone.jpg": "no/where.jpg", "self.jpg": "self.jpg", "up": "../d", "out": "../else"}
+    for name, target in links.items():
         (tmp_path / "d" / name).symlink_to(target)
     found = counted(tmp_path / "d")
     assert found["passed_over"] == {"broken link": 2, "link to a folder above": 1} and found["used"] == 3

@@ -46,18 +46,11 @@ def open_shards(
     StorageError when tars are missing that a folder's manifest names; TarError for a damaged archive.
     """
     names, rule = asked(image, fields), FOUR_ENDINGS if older else WITH_COMPANIONS
-    sources = [source] if isinstance(source, str | Path) else list(source)
-    paths: list[str] = []
+    opened = Opened()
     entries: dict[str, Mapping[str, Any] | None] = {}
     classes: dict[str, tuple[str, ...]] = {}  # by path
-    opened = Opened()
-    for one in sources:
-        found = expand(str(one), older)
-        if found.census is not None:
-            opened.notes.census.add(found.census)
-        named = {path: entry for folder in found.manifests for path, entry in _manifest(folder, classes).items()}
-        paths += _all_named(found, named) if named else found.paths
-        entries.update(named)
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    paths = _found(map(str, sources), older, opened.notes, entries, classes)
     if len(set(paths)) < len(paths):
         repeated = next(path for path, times in Counter(paths).items() if times > 1)
         raise RequestError(f"shard {repeated} is listed twice; list each shard once")
@@ -89,6 +82,26 @@ def open_shards(
         shards[0].census.add(opened.notes.census)  # of a pattern
     tell(opened.notes)
     return shards
+
+
+def _found(
+    sources: Iterable[str],
+    older: bool,
+    notes: Notes,
+    entries: dict[str, Mapping[str, Any] | None],
+    classes: dict[str, tuple[str, ...]],
+) -> list[str]:
+    """Returns the paths that sources name. notes: receive counts of what lies beside them; entries, classes: what manifests
+    say of them."""
+    paths: list[str] = []
+    for one in sources:
+        found = expand(one, older)
+        if found.census is not None:
+            notes.census.add(found.census)
+        named = {path: entry for folder in found.manifests for path, entry in _manifest(folder, classes).items()}
+        paths += _all_named(found, named) if named else found.paths
+        entries.update(named)
+    return paths
 
 
 def _instead(shard: Shard) -> str:
