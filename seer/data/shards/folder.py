@@ -206,8 +206,8 @@ def _lines(file: Path) -> Iterator[list[bytes]]:
 
 
 class _Walk:
-    """Walks a folder. found: endings of what some image has beside it. census: counts. conceals: of the rule, False where
-    a run goes on that began when hidden folders, links to nothing and pipes were walked like others."""
+    """Walks a folder. found: endings of what some image has beside it. census: receives the counts. endings: the rule for
+    names; by an older one hidden folders are walked like others, and links that lead nowhere are images."""
 
     def __init__(self, endings: Endings, census: Census):
         self._rule, self._census, self.found = endings, census, set[str]()
@@ -228,6 +228,9 @@ class _Walk:
             above = (*above, (status.st_dev, status.st_ino))
             entries = self._entries(path, kind)
         except OSError as error:
+            if kind is not None:  # nothing would be read of it
+                self._census.pass_over(kind)
+                return
             raise StorageError(f"{os.fsdecode(path)}: {error.strerror}") from error
         folder = os.path.basename(os.path.dirname(os.fsdecode(prefix)))
         names: list[bytes] = []
