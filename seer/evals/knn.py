@@ -12,6 +12,8 @@ from seer.core.errors import RequestError
 from seer.core.protocols import Modules
 from seer.evals.features import LabelledImages, backbone_of, extract
 
+AT_ONCE = 131_072  # train images whose similarities are in memory at once
+
 
 def knn_top1(
     train: torch.Tensor,
@@ -29,12 +31,28 @@ def knn_top1(
     train, classes = F.normalize(train, dim=1), int(max(train_labels.max(), test_labels.max())) + 1
     right = 0
     for rows, wanted in zip(F.normalize(test, dim=1).split(512), test_labels.split(512), strict=True):
-        similarity, index = (rows @ train.T).topk(k, dim=1)  # [q, k]
+        similarity, index = nearest(rows, train, k)
         votes = torch.zeros(len(rows), classes).scatter_add_(
             1, train_labels[index], torch.exp((similarity - 1) / temperature)
         )
         right += int((votes.argmax(1) == wanted).sum())
     return right / len(test)
+
+
+def nearest(rows: torch.Tensor, train: torch.Tensor, k: int, block: int = AT_ONCE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the k highest products of [q, C] with [M, C], descending, and their rows in train: [q, k] each.
+
+    block: rows of train that are multiplied at once, so that 512 rows take 270 MB whatever M is.
+    """
+    found = index = torch.empty(len(rows), 0)
+    for first, part in zip(range(0, len(train), block), train.split(block), strict=True):
+        value, at = (rows @ part.T).topk(min(k, len(part)), dim=1)
+        if first == 0:
+            found, index = value, at
+            continue
+        found, order = torch.cat([found, value], dim=1).topk(min(k, found.shape[1] + value.shape[1]), dim=1)
+        index = torch.cat([index, at + first], dim=1).gather(1, order)
+    return found, index
 
 
 class KNN:

@@ -2,8 +2,12 @@
 
 Features are taken once from the center cut, standardized, and a softmax regression is trained on them to convergence by
 L-BFGS, so the figure has no learning rate, no epochs and no seed. (The published protocol trains with random crops; the
-two differ by a point or so, and this one takes minutes.) Legend: M train images, C features, Y classes.
+two differ by a point or so, and this one takes minutes.) Where several penalties are given, one is chosen on a part of the
+train images that is kept aside for it, and the test images have no say. Legend: M train images, C features, Y classes.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,6 +15,67 @@ from torch import nn
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
 from seer.evals.features import LabelledImages, backbone_of, extract
+
+ASIDE = 5  # one image of so many of each class is kept aside to choose a penalty
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Holds a classifier of features: standardization [C] and weights [Y, C], [Y]."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """Returns [Q, Y] of [Q, C]."""
+        return (features - self.mean) / self.std @ self.weight.T + self.bias
+
+    def top1(self, features: torch.Tensor, labels: torch.Tensor) -> float:
+        return float((self.scores(features).argmax(1) == labels).float().mean())
+
+
+def fit(train: torch.Tensor, labels: torch.Tensor, *, penalty: float, iterations: int = 200) -> Fitted:
+    """Trains a softmax regression to convergence. [M, C], [M]. penalty: weight of the squared weights, per row.
+
+    Raises RequestError for a negative penalty. The same arguments give the same weights, on the same machine.
+    """
+    if penalty < 0 or iterations < 1:
+        raise RequestError(f"penalty={penalty}, iterations={iterations}: not negative, and at least 1")
+    std, mean = torch.std_mean(train, 0)
+    std = torch.nan_to_num(std).clamp(min=1e-6)  # one row has no deviation
+    train = (train - mean) / std
+    classes = int(labels.max()) + 1  # of another one nothing can be learned, and its test rows are wrong
+    weight, bias = torch.zeros(classes, train.shape[1], requires_grad=True), torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(train @ weight.T + bias, labels) + penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return Fitted(mean, std, weight.detach(), bias.detach())
+
+
+def choose(train: torch.Tensor, labels: torch.Tensor, penalties: Sequence[float], *, iterations: int = 200) -> float:
+    """Returns the penalty that does best on every ASIDE-th image of each class, learned from the others; of equals the
+    largest. Where no class has ASIDE images, nothing can be kept aside, and it is the middle one."""
+    if len(penalties) == 1:
+        return penalties[0]
+    aside = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        aside[(labels == label).nonzero().flatten()[ASIDE - 1 :: ASIDE]] = True
+    if not aside.any():
+        return sorted(penalties)[len(penalties) // 2]
+    rated = [
+        (fit(train[~aside], labels[~aside], penalty=one, iterations=iterations).top1(train[aside], labels[aside]), one)
+        for one in penalties
+    ]
+    return max(rated)[1]
 
 
 def linear_top1(
@@ -24,30 +89,15 @@ def linear_top1(
 ) -> float:
     """Returns the share of test rows classified right. [M, C], [M], [Q, C], [Q]. penalty: weight of the squared
     weights, per row."""
-    if penalty < 0 or iterations < 1:
-        raise RequestError(f"penalty={penalty}, iterations={iterations}: not negative, and at least 1")
-    std, mean = torch.std_mean(train, 0)
-    train, test = (train - mean) / std.clamp(min=1e-6), (test - mean) / std.clamp(min=1e-6)
-    classes = int(train_labels.max()) + 1  # of another one nothing can be learned, and its test rows are wrong
-    weight, bias = torch.zeros(classes, train.shape[1], requires_grad=True), torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(train @ weight.T + bias, train_labels) + penalty * weight.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return float(((test @ weight.T + bias).argmax(1) == test_labels).float().mean())
+    return fit(train, train_labels, penalty=penalty, iterations=iterations).top1(test, test_labels)
 
 
 class Linear:
-    """Evaluates features of train and test by `linear_top1`.
+    """Evaluates features of train and test by a softmax regression.
 
-    penalty     weight of the squared weights, per image
+    penalty     weight of the squared weights, per image; of several one is chosen on a part of train
     iterations  of L-BFGS at the most
+    stages      of the backbone, whose maps are averaged and judged by themselves; none = its features
     """
 
     def __init__(
@@ -57,18 +107,49 @@ class Linear:
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],
-        penalty: float = 1e-3,
+        penalty: float | Sequence[float] = 1e-3,
         iterations: int = 200,
+        stages: Sequence[str] = (),
         batch: int = 256,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
     ):
-        self.train, self.test, self.penalty, self.iterations = train, test, penalty, iterations
+        self.penalties = (penalty,) if isinstance(penalty, int | float) else tuple(penalty)
+        if not self.penalties or min(self.penalties) < 0:
+            raise RequestError(f"eval.penalty={penalty}: one or several numbers, not negative")
+        self.train, self.test, self.iterations, self.stages = train, test, iterations, tuple(stages)
         self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:
-        model = backbone_of(task)
+        """Returns linear_top1, or one a stage, and the penalty of each where it was chosen."""
+        model = Pooled(backbone_of(task), self.stages) if self.stages else backbone_of(task)  # type: ignore[arg-type]
         known, known_labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
         asked, asked_labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
-        top1 = linear_top1(known, known_labels, asked, asked_labels, penalty=self.penalty, iterations=self.iterations)
-        return {"linear_top1": top1}
+        widths = model.widths if isinstance(model, Pooled) else {"": known.shape[1]}
+        found: dict[str, float] = {}
+        columns = zip(known.split(list(widths.values()), dim=1), asked.split(list(widths.values()), dim=1), strict=True)
+        for stage, (x, q) in zip(widths, columns, strict=True):
+            penalty = choose(x, known_labels, self.penalties, iterations=self.iterations)
+            name = f"linear_top1/{stage}" if stage else "linear_top1"
+            found[name] = linear_top1(x, known_labels, q, asked_labels, penalty=penalty, iterations=self.iterations)
+            if len(self.penalties) > 1:
+                found[name.replace("top1", "penalty")] = penalty
+        return found
+
+
+class Pooled(nn.Module):
+    """Averages the maps of some stages of a backbone over their positions, side by side. widths: channels of each, known once
+    it was called."""
+
+    def __init__(self, backbone: nn.Module, stages: Sequence[str]):
+        super().__init__()
+        self.backbone, self.stages = backbone, tuple(stages)
+        self.widths: dict[str, int] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns [B, sum of widths] of [B, 3, S, S]. Raises RequestError for a stage that there is not."""
+        maps = self.backbone.forward_stages(x)  # type: ignore[operator]
+        if unknown := [stage for stage in self.stages if stage not in maps]:
+            raise RequestError(f"eval.stages={unknown[0]}: the backbone has {', '.join(maps)}")
+        self.widths = {stage: maps[stage].shape[1] for stage in self.stages}
+        return torch.cat([maps[stage].float().mean((2, 3)) for stage in self.stages], dim=1)

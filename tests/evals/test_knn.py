@@ -8,7 +8,7 @@ import torch
 from seer.core.errors import RequestError
 from seer.data.shards.open import open_shards
 from seer.evals.features import Alone, LabelledImages
-from seer.evals.knn import KNN, baselines, knn_top1
+from seer.evals.knn import KNN, baselines, knn_top1, nearest
 from tests.data.image_files import png
 
 
@@ -115,3 +115,12 @@ def test_features_of_noise_are_worth_no_more_than_chance(tmp_path):
     train, test = (LabelledImages(open_shards(tmp_path / part), size=16) for part in ("train", "test"))
     found = KNN(train, test, mean=(0.5,) * 3, std=(0.2,) * 3).run(Alone(MeanColor()))["knn_top1"]
     assert abs(found - 0.5) < 4.5 * math.sqrt(0.25 / 120)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+def test_neighbours_found_block_by_block_are_those_of_one_sort(block):
+    g = torch.Generator().manual_seed(block)
+    rows, train = torch.randn(9, 16, generator=g), torch.randn(200, 16, generator=g)
+    value, index = (rows @ train.T).sort(dim=1, descending=True)
+    found, at = nearest(rows, train, 12, block)
+    assert torch.equal(at, index[:, :12]) and torch.allclose(found, value[:, :12], atol=1e-6)
