@@ -29,3 +29,9 @@ def freeze_batch_norm(model: nn.Module) -> nn.Module:
             module.eval()
             module.requires_grad_(False)
     return model
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Keeps a network whole as it is, its statistics too; in place. What stands on it learns alone, and no gradient is made in it."""
+    model.requires_grad_(False)
+    return freeze_batch_norm(model)

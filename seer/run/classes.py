@@ -1,6 +1,6 @@
 """Finds the names of the classes that a run learns in its data, and has its transform give the targets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ def with_classes(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[Run
     """
     check_word(config.data.labels)
     target = find("task", config.task.get("_target_", ""))
-    if not getattr(target, "learns_classes", False):
+    field = _label_field(target, config.task)
+    if field is None:
         if config.data.labels != "auto":
             raise RequestError(f"data.labels={config.data.labels}: this task learns no classes; task=heads does")
         return config, None
     if shards is None:
         return _named(config, sample.SHAPE_CLASSES), None
-    if config.task.get("several"):
+    if field == "labels":
         if config.data.labels not in ("auto", "member"):
             raise RequestError(
                 f"task.several=true reads `cls` members, so data.labels={config.data.labels} says nothing"
@@ -49,6 +50,14 @@ def with_classes(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[Run
     return _named(config, found.names), found
 
 
+def _label_field(target: Any, arguments: Mapping[str, Any]) -> str | None:
+    """Returns the field of a batch for which a task wants classes: label, labels (several an image), or None."""
+    if not getattr(target, "learns_classes", False):
+        return None
+    ask = getattr(target, "label_field", None)
+    return "label" if ask is None else ask(arguments)
+
+
 def _named(config: RunConfig, names: Sequence[str]) -> RunConfig:
     return config if config.task.get("classes") else config.replace(task={"classes": list(names)})
 
@@ -59,4 +68,5 @@ def give_targets(task: Task, shards: Sequence[Shard], found: Labels | None) -> N
     known = {"label": ClassLabel, "labels": ClassLabels}
     of = None if found is None or found.by_number else (found.names, found.of)
     for name in task.targets:
-        setattr(transform, name, known[name](shards, task.classes, of=of))  # type: ignore[attr-defined]
+        if name in known:  # others need nothing of the data
+            setattr(transform, name, known[name](shards, task.classes, of=of))  # type: ignore[attr-defined]

@@ -1,14 +1,19 @@
-"""Learns from labels: a head on a backbone, trained together, from scratch or from weights. One head so far,
-`classify`.
+"""Learns from labels: one or several heads on a backbone, trained together, from scratch or from weights.
 
-Legend: B images per rank, S side, Y classes.
+A head is a row of `task.heads`: its kind, and what that takes. Each kind says here which targets of an image it learns, what
+its network is and its loss; networks are in `models/heads`, losses in torch and `losses/boxes`. With `surgery=freeze` the
+backbone and its statistics stay as they are, and the heads alone learn.
+
+Legend: B images per rank, S side, Y classes or numbers of a head, M boxes at the most.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seer.core.errors import RequestError
@@ -16,14 +21,58 @@ from seer.core.protocols import Task
 from seer.core.records import Batch, StepOutput
 from seer.data.augment import augment_batch
 from seer.data.transforms.one_view import OneView
-from seer.models.classifier import Classifier
+from seer.losses.boxes import detection_loss
+from seer.models.heads.detect import Cells, DetectHead
+from seer.models.heads.linear import LinearHead
+from seer.models.heads.map import MapHead
+from seer.models.multi_head import Head, MultiHead, channels
 from seer.parallel.collectives import Group
+
+MOST_BOXES = 100  # of an image, where augment.boxes says nothing
+IGNORE = 255  # of a mask: pixels that teach nothing
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Says what a head is. kind: classify (one class an image), tags (any number of classes), regress (numbers), map (a class
+    a pixel), detect (boxes).
+
+    classes: their names in the order of the scores; null = those of the data, for classify and tags. outputs: how many
+    numbers, for regress. stages: of the backbone, from fine to coarse; null = its features, or of map the third from the end
+    and of detect the last three. width: channels inside map and detect. weight: of its loss beside the others'. smoothing:
+    share of the target that is spread over all classes.
+    """
+
+    kind: str
+    classes: Sequence[str] | None = None
+    outputs: int = 1
+    stages: Sequence[str] | None = None
+    width: int = 64
+    weight: float = 1.0
+    smoothing: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """Returns Y."""
+        return self.outputs if self.kind == "regress" else len(self.classes or ())
+
+
+Loss = Callable[[Any, Mapping[str, Tensor], Spec], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Says what a kind of head learns from, and how. targets: fields of a batch; the first is the one that data must have."""
+
+    targets: tuple[str, ...]
+    loss: Loss
 
 
 class HeadsTask(Task):
-    """Trains a classifying head on a backbone. backbone, transform, group: given by the program. The rest:
+    """Trains heads on a backbone. backbone, transform, group: given by the program. The rest:
 
-    classes    names of the classes, in the order of the scores; [] = those of the data
+    heads      by name, what each is (`Spec`); null = one that is called classify, of the other arguments
+    classes    of that one: names of the classes, in the order of the scores; [] = those of the data
     several    an image may have several classes or none (binary cross-entropy), else it has exactly one (cross-entropy)
     smoothing  share of the target that is spread over all classes, from 0 up to 1
     """
@@ -36,6 +85,7 @@ class HeadsTask(Task):
         transform: OneView,
         group: Group | None = None,
         *,
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
         classes: Sequence[str] = (),
         several: bool = False,
         smoothing: float = 0.0,
@@ -44,33 +94,163 @@ class HeadsTask(Task):
             raise RequestError(
                 f"augment: a head learns from one view an image, not from {type(transform).__name__}'s; augment=one_view"
             )
-        least = 1 if several else 2
-        if len(classes) < least or len(set(classes)) < len(classes):
-            raise RequestError(
-                f"task.classes: {len(classes)} classes, {len(set(classes))} of them different; at least {least}, each once"
-            )
-        if not 0 <= smoothing < 1:
-            raise RequestError(f"task.smoothing={smoothing}: a share from 0 up to 1")
-        self.backbone, self.transform, self.classes = backbone, transform, tuple(classes)
-        self.model: nn.Module = Classifier(backbone, len(classes))
-        self.head = self.model.classify
-        self.several, self.smoothing = several, smoothing
-        self.targets = ("labels",) if several else ("label",)
-        self.chance_loss = math.log(2) if several else math.log(len(classes))
+        self.specs = specs(heads, classes, several, smoothing)
+        self.backbone, self.transform = backbone, transform
+        known = (
+            channels(backbone) if any(spec.kind != "classify" or spec.stages for spec in self.specs.values()) else {}
+        )
+        made = {name: _head(name, spec, backbone, known) for name, spec in self.specs.items()}
+        self.model: nn.Module = MultiHead(backbone, made)
+        self._heads = made
+        self.targets = tuple(dict.fromkeys(KINDS[spec.kind].targets[0] for spec in self.specs.values()))
+        for spec in self.specs.values():  # what the transform must lay out, where the config does not say it
+            transform.mask |= spec.kind == "map"
+            transform.boxes = transform.boxes or (MOST_BOXES if spec.kind == "detect" else 0)
+            transform.values = transform.values or (spec.outputs if spec.kind == "regress" else 0)
+        self.classes = next((tuple(s.classes or ()) for s in self.specs.values() if s.kind in ("classify", "tags")), ())
+        self.chance_loss = _chance(self.specs)
+
+    @property
+    def head(self) -> nn.Module:
+        """Returns the first head."""
+        return next(iter(self._heads.values()))
+
+    @classmethod
+    def label_field(cls, arguments: Mapping[str, Any]) -> str | None:
+        """Returns the field of a batch for which the program finds classes in the data: label, labels, or None."""
+        rows = arguments.get("heads") or {"classify": {"kind": "tags" if arguments.get("several") else "classify"}}
+        kinds = [row.get("kind") for row in rows.values() if isinstance(row, Mapping)]
+        return "labels" if "tags" in kinds else "label" if "classify" in kinds else None
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "classify": self.head}
+        return {"backbone": self.backbone, **self._heads}
 
     def loss(self, batch: Batch) -> StepOutput:
-        size, target = self.transform.input_size, batch.fields[self.targets[0]]
-        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
+        size, given = self.transform.input_size, batch.fields[self.targets[0]]
+        with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
             view = augment_batch(batch.fields, size, self.transform.mean, self.transform.std)  # [B, 3, S, S]
-        scores = self.model(view).float()  # [B, Y]
-        if self.several:
-            soft = target * (1 - self.smoothing) + self.smoothing / 2
-            loss = F.binary_cross_entropy_with_logits(scores, soft)
-            right = ((scores > 0) == (target > 0.5)).float().mean()
-        else:
-            loss = F.cross_entropy(scores, target, label_smoothing=self.smoothing)
-            right = (scores.argmax(1) == target).float().mean()
-        return StepOutput(loss, {"classify/train_right": right.detach()})
+        answers = self.model(view)
+        total: Tensor | None = None
+        metrics: dict[str, Tensor] = {}
+        for name, spec in self.specs.items():
+            loss, found = KINDS[spec.kind].loss(answers[name], batch.fields, spec)
+            total = spec.weight * loss if total is None else total + spec.weight * loss
+            metrics |= {f"{name}/{figure}": value.detach() for figure, value in found.items()}
+            if len(self.specs) > 1:
+                metrics[f"{name}/loss"] = loss.detach()
+        assert total is not None
+        return StepOutput(total, metrics)
+
+
+def specs(
+    heads: Mapping[str, Mapping[str, Any]] | None, classes: Sequence[str], several: bool, smoothing: float
+) -> dict[str, Spec]:
+    """Returns what each head is. Raises RequestError for what cannot be learned."""
+    if heads is None:
+        rows: Mapping[str, Mapping[str, Any]] = {
+            "classify": {"kind": "tags" if several else "classify", "smoothing": smoothing}
+        }
+    else:
+        rows = heads
+    known = {one.name for one in fields(Spec)}
+    found: dict[str, Spec] = {}
+    for name, row in rows.items():
+        where = f"task.heads.{name}"
+        if not isinstance(row, Mapping) or row.get("kind") not in KINDS:
+            raise RequestError(
+                f"{where}: its kind is one of {', '.join(KINDS)}; {dict(row) if row else row!r} is given"
+            )
+        if strange := set(row) - known:
+            raise RequestError(f"{where}.{min(strange)}: a head takes {', '.join(sorted(known))}")
+        spec = Spec(**row)
+        if spec.classes is None and spec.kind in ("classify", "tags"):
+            spec = replace(spec, classes=tuple(classes))
+        found[name] = spec
+        _check(where if heads is not None else "task", spec)
+    if not found:
+        raise RequestError("task.heads={}: at least one head")
+    return found
+
+
+def _check(where: str, spec: Spec) -> None:
+    names = spec.classes or ()
+    least = 2 if spec.kind in ("classify", "map") else 1
+    if spec.kind != "regress" and (len(names) < least or len(set(names)) < len(names)):
+        raise RequestError(
+            f"{where}.classes: {len(names)} classes, {len(set(names))} of them different; at least {least}, each once"
+        )
+    if not 0 <= spec.smoothing < 1:
+        raise RequestError(f"{where}.smoothing={spec.smoothing}: a share from 0 up to 1")
+    if spec.outputs < 1 or spec.width < 1 or not 0 < spec.weight < math.inf:
+        raise RequestError(
+            f"{where}: outputs={spec.outputs} and width={spec.width} are at least 1, weight={spec.weight} above 0"
+        )
+
+
+def _head(name: str, spec: Spec, backbone: nn.Module, known: Mapping[str, int]) -> Head:
+    """Makes the network of a head. known: channels of the stages of the backbone, none where no head reads a stage."""
+    default = {"map": list(known)[-3:-2], "detect": list(known)[-3:]}.get(spec.kind, [])
+    stages = list(spec.stages if spec.stages is not None else default)
+    if unknown := [stage for stage in stages if stage not in known]:
+        raise RequestError(f"task.heads.{name}.stages={unknown[0]}: the backbone has {', '.join(known)}")
+    if spec.kind == "detect":
+        if not stages:
+            raise RequestError(f"task.heads.{name}.stages=[]: at least one stage")
+        return DetectHead({stage: known[stage] for stage in stages}, spec.count, spec.width)
+    if len(stages) > 1 or (spec.kind == "map" and not stages):
+        raise RequestError(f"task.heads.{name}.stages={stages}: one stage")
+    if spec.kind == "map":
+        return MapHead(known[stages[0]], spec.count, stages[0], spec.width)
+    width = known[stages[0]] if stages else int(backbone.feature_dim)  # type: ignore[arg-type]
+    return LinearHead(width, spec.count, stages[0] if stages else None)
+
+
+def _chance(found: Mapping[str, Spec]) -> float | None:
+    """Returns the loss of heads that predict nothing, where each has one that is known."""
+    each = {"classify": lambda s: math.log(s.count), "tags": lambda s: math.log(2), "map": lambda s: math.log(s.count)}
+    if any(spec.kind not in each for spec in found.values()):
+        return None
+    return sum(spec.weight * each[spec.kind](spec) for spec in found.values())
+
+
+def _classify(scores: Tensor, batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:
+    scores = scores.float()  # [B, Y]
+    loss = F.cross_entropy(scores, batch["label"], label_smoothing=spec.smoothing)
+    return loss, {"train_right": (scores.argmax(1) == batch["label"]).float().mean()}
+
+
+def _tags(scores: Tensor, batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:
+    scores, target = scores.float(), batch["labels"]  # [B, Y]
+    soft = target * (1 - spec.smoothing) + spec.smoothing / 2
+    right = ((scores > 0) == (target > 0.5)).float().mean()
+    return F.binary_cross_entropy_with_logits(scores, soft), {"train_right": right}
+
+
+def _regress(values: Tensor, batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:
+    difference = values.float() - batch["values"]  # [B, Y]
+    return difference.square().mean(), {"train_error": difference.abs().mean()}
+
+
+def _map(scores: Tensor, batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:
+    target = batch["mask"].long()  # [B, S, S]
+    known = target != IGNORE
+    count = known.sum().clamp(min=1)  # a batch of which nothing is known teaches nothing, and its loss is 0
+    each = F.cross_entropy(
+        scores.float(), torch.where(known, target, 0), label_smoothing=spec.smoothing, reduction="none"
+    )
+    right = ((scores.argmax(1) == target) & known).sum() / count
+    return (each * known).sum() / count, {"train_right": right.float()}
+
+
+def _detect(cells: Cells, batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:
+    loss = detection_loss(*cells, batch["boxes"], batch["box_label"], batch["box_count"])
+    return loss, {"box_overflow": batch["box_overflow"].sum().float()}
+
+
+KINDS: dict[str, Kind] = {
+    "classify": Kind(("label",), _classify),
+    "tags": Kind(("labels",), _tags),
+    "regress": Kind(("values",), _regress),
+    "map": Kind(("mask",), _map),
+    "detect": Kind(("boxes", "box_label", "box_count", "box_overflow"), _detect),
+}

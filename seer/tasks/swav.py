@@ -20,7 +20,7 @@ from seer.data.multicrop import MultiCrop
 from seer.losses.queue import Queue
 from seer.losses.sinkhorn import harden, residual, sinkhorn
 from seer.losses.swav import code_entropy, embedding_spread, swav_loss, used_prototypes
-from seer.models.heads import SwAVHead
+from seer.models.heads.swav import SwAVHead
 from seer.models.kmeans import spherical_kmeans
 from seer.models.multicrop import MultiCropModel
 from seer.parallel.collectives import Group, all_gather_stack, copy_full_tensor_

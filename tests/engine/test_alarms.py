@@ -10,7 +10,7 @@ from seer.core.records import PATIENCE
 from seer.data import synthetic as sample
 from seer.data.shards.writer import write_shards
 from seer.engine.alarms import ALARMS, FlightRecorder, fallen
-from seer.models.heads import SwAVHead
+from seer.models.heads.swav import SwAVHead
 from seer.tasks import swav_alarms
 from tests.messages import says
 from tests.program import Ended, seer

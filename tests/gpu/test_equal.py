@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer.losses.sinkhorn import sinkhorn
 from seer.losses.swav import swav_loss
-from seer.models.heads import SwAVHead
+from seer.models.heads.swav import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.optim.lars import LARS

@@ -12,7 +12,7 @@ from seer.core.errors import RequestError
 from seer.export import model_card, to_safetensors, to_timm, to_torchvision
 from seer.models import families, zoo
 from seer.models.bundle import read_bundle, write_bundle
-from seer.models.heads import SwAVHead
+from seer.models.heads.swav import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.models.pretrained import load_backbone
 from seer.parallel.blocks import blocks

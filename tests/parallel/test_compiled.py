@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from seer.models.heads import SwAVHead
+from seer.models.heads.swav import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.parallel.batchnorm import GroupBatchNorm1d, GroupBatchNorm2d, group_batchnorm

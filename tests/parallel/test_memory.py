@@ -9,7 +9,7 @@ from torch import nn
 
 from seer.core.errors import RequestError
 from seer.models import zoo
-from seer.models.heads import SwAVHead
+from seer.models.heads.swav import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.parallel.memory import Live, recomputed_within, step_memory
@@ -139,7 +139,7 @@ import sys, torch
 sys.path.insert(0, "benchmarks")
 from recompute import held
 from seer.models import zoo
-from seer.models.heads import SwAVHead
+from seer.models.heads.swav import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.parallel.allocator import mmap_large_blocks
 from seer.parallel.memory import recomputed_within

@@ -8,7 +8,7 @@ from torch import nn
 
 from seer.core.errors import RequestError
 from seer.models import zoo
-from seer.models.heads import SwAVHead
+from seer.models.heads.swav import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.models.resnet import ResNet

@@ -7,7 +7,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from seer.core.errors import RequestError
-from seer.models.heads import SwAVHead
+from seer.models.heads.swav import SwAVHead
 from seer.models.multicrop import MultiCropModel
 from seer.models.regnet import RegNet
 from seer.parallel.blocks import around, blocks, stages_of, towers

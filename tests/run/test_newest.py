@@ -243,7 +243,7 @@ def changed(run: Path, **nodes: object) -> None:
         {"model": {"_target_": "os.system", "command": "false"}},
         {"model": {"_target_": "seer.cli.main.main", "words": []}},
         {"model": {"_target_": "seer.models.bundle.write_bundle", "folder": "x", "backbone": None}},
-        {"model": {"_target_": "seer.models.heads.SwAVHead"}},
+        {"model": {"_target_": "seer.models.heads.swav.SwAVHead"}},
         {"model": "seer.models.zoo.build"},
         {"model": {"name": "regnety_tiny"}},
         {"augment": {"_target_": "seer.data.shards.open.write_shards", "samples": [], "folder": "x"}},

@@ -22,7 +22,10 @@ IMAGE_ENDINGS = OLDER_IMAGE_ENDINGS | {"jfif", "jpe", "bmp", "gif", "tif", "tiff
 COMPANIONS = frozenset(
     {
         *(f"{what}.png" for what in ("seg", "mask", "depth", "instance", "panoptic", "normal", "edge")),
-        *(f"{what}.json" for what in ("boxes", "tags", "captions", "caption", "keypoints", "polygons", "meta")),
+        *(
+            f"{what}.json"
+            for what in ("boxes", "tags", "captions", "caption", "keypoints", "polygons", "meta", "value")
+        ),
         *(f"{what}.txt" for what in ("captions", "caption", "tags")),
     }
 )

@@ -66,6 +66,7 @@ class OneView:
     device        where color and blur are applied: auto, the device that trains, or cpu, the loader's threads
     mask          the mask of an image is cut with it: uint8 [B, S, S]
     boxes         so many boxes of an image at the most are cut with it; 0 = none
+    values        so many numbers of `value.json` beside an image: float32 [B, n]; 0 = none
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class OneView:
         device: str = "auto",
         mask: bool = False,
         boxes: int = 0,
+        values: int = 0,
         label: Callable[[Sample], int] | None = None,
         labels: targets.ClassLabels | None = None,
         pixels: Pixels | None = None,
@@ -114,7 +116,7 @@ class OneView:
         if not 0 <= boxes <= MOST_BOXES:
             raise RequestError(f"augment.boxes={boxes}: from 0 to {MOST_BOXES} boxes of an image")
         self.mean, self.std, self.device = self._crop.mean, self._crop.std, device
-        self.mask, self.boxes, self.label, self.labels = mask, boxes, label, labels
+        self.mask, self.boxes, self.values, self.label, self.labels = mask, boxes, values, label, labels
         self.colored = train and max(jitter, grayscale, blur) > 0
 
     @property
@@ -129,6 +131,8 @@ class OneView:
             found["label"] = torch.int64, (b,)
         if self.labels is not None:
             found["labels"] = torch.float32, (b, self.labels.count)
+        if self.values:
+            found["values"] = torch.float32, (b, self.values)
         if self.mask:
             found["mask"] = torch.uint8, (b, self.size, self.size)
         if self.boxes:
@@ -147,6 +151,8 @@ class OneView:
             found["label"] = np.asarray(self.label(sample))
         if self.labels is not None:
             found["labels"] = self.labels(sample)
+        if self.values:
+            found["values"] = targets.values(sample, self.values)
         if self.mask:
             found["mask"] = targets.mask(sample, *found["image"].shape[:2])
         if self.boxes:
@@ -189,7 +195,7 @@ class OneViewDraws:
         height, width, _ = image.shape
         draw = None if self._draws is None else self._draws.at(i, height, width)
         view.crop(image, draw, arrays, row, self._painted)
-        for name in ("label", "labels"):
+        for name in ("label", "labels", "values"):
             if name in decoded:
                 arrays[name][row] = decoded[name]
         if not view.mask and not view.boxes:

@@ -21,6 +21,7 @@ from seer.data.shards.shard import Shard
 
 MASKS = ("mask.png", "seg.png")  # endings of the member that is the mask
 BOXES = "boxes.json"
+VALUE = "value.json"
 MOST_DIGITS = 18  # of a number in `cls`
 
 
@@ -121,6 +122,17 @@ def boxes(sample: Sample) -> Boxes:
     if not np.isfinite(table).all() or (table[:, :2] > table[:, 2:4]).any() or (np.abs(table) > 2**31).any():
         raise Undecodable(f"{BOXES}: left <= right and top <= bottom are expected, all finite", "target")
     return Boxes(table[:, :4].astype(np.float32), table[:, 4].astype(np.int64))
+
+
+def values(sample: Sample, count: int) -> np.ndarray:
+    """Returns float32 [count]: the number, or the list of numbers, in `value.json`. Raises Undecodable."""
+    try:
+        found = np.array(json.loads(_member(sample, VALUE)), dtype=np.float64).reshape(-1)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise Undecodable(f"{VALUE}: {shown(str(error), 100)}", "target") from error
+    if len(found) != count or not np.isfinite(found.astype(np.float32)).all():
+        raise Undecodable(f"{VALUE}: {len(found)} numbers, {count} finite ones are expected", "target")
+    return found.astype(np.float32)
 
 
 def _member(sample: Sample, ending: str) -> bytes:

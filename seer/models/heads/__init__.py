@@ -1,0 +1,1 @@
+"""Holds what stands on a backbone, a kind of head a file."""

@@ -1,0 +1,69 @@
+"""Puts heads on a backbone: one pass of the backbone, each head reads the stages that it names.
+
+Legend: B images, S side, C features, c channels of a stage.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from seer.core.errors import RequestError
+from seer.models.heads.detect import DetectHead
+from seer.models.heads.linear import LinearHead
+from seer.models.heads.map import MapHead
+from seer.models.multicrop import as_weights_lie
+
+Head = LinearHead | MapHead | DetectHead
+
+
+class MultiHead(nn.Module):
+    """Answers with every head. heads: by name, in the order of their parameters; `backbone` is no name of one."""
+
+    def __init__(self, backbone: nn.Module, heads: Mapping[str, Head]):
+        super().__init__()
+        self.backbone = backbone
+        for name, head in heads.items():
+            if hasattr(self, name) or not name.isidentifier():
+                raise RequestError(f"task.heads.{name}: a head needs a name of letters, digits and _ that is not taken")
+            self.add_module(name, head)
+        self.names = tuple(heads)
+        self.stages = tuple(dict.fromkeys(stage for head in heads.values() for stage in head.stages))
+        self.channels_last: bool | None = None  # of the pixels; None: as the weights lie
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        """Returns what each head says of images [B, 3, S, S]."""
+        x = as_weights_lie(x, self.backbone, self.channels_last)
+        maps: dict[str, torch.Tensor] = {}
+        if self.stages:  # features are the last map averaged, in every network of the zoo
+            maps = self.backbone.forward_stages(x)  # type: ignore[operator]
+            features = list(maps.values())[-1].mean((2, 3))
+        else:
+            features = self.backbone(x)
+        return answers(self, features, maps, (x.shape[2], x.shape[3]))
+
+
+def answers(
+    model: MultiHead, features: torch.Tensor, maps: dict[str, torch.Tensor], side: tuple[int, int]
+) -> dict[str, Any]:
+    """Returns what each head says of features [B, C] and maps {stage: [B, c, h, w]} of images of `side`."""
+    found: dict[str, Any] = {}
+    for name in model.names:
+        head = getattr(model, name)
+        found[name] = head.read(features, maps) if isinstance(head, LinearHead) else head.read(features, maps, side)
+    return found
+
+
+@torch.no_grad()
+def channels(backbone: nn.Module, side: int = 64) -> dict[str, int]:
+    """Returns the channels of each stage of a backbone, by one image in evaluation mode: {"stem": 32, "stage1": 48, …}."""
+    device, dtype = next((p.device, p.dtype) for p in backbone.parameters())
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    try:
+        maps = backbone.forward_stages(torch.zeros(1, 3, side, side, device=device, dtype=dtype))  # type: ignore[operator]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return {name: found.shape[1] for name, found in maps.items()}
