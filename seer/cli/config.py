@@ -290,8 +290,7 @@ def _check_types(verb: str, base: dict[str, Any], full: dict[str, Any], keys: Se
             raise RequestError(f"{key}={value} is not a finite number")
         if not any(key == k or key.startswith(k + ".") for k in keys):
             continue
-        rule = key.rpartition(".")[0]
-        if rule in before and schema.fits(schema.hint_of(SCHEMAS[verb], rule), {}):  # its keys are its user's own
+        if rule := _own_keys(key, before, full, SCHEMAS[verb]):
             key, value = rule, {k: v for k, v in after.items() if k.startswith(f"{rule}.")}
         if key not in before:
             raise RequestError(f"unknown key {key!r}{nearest(key, sorted(before))}")
@@ -303,6 +302,17 @@ def _check_types(verb: str, base: dict[str, Any], full: dict[str, Any], keys: Se
         if not schema.fits(hint, value):
             nothing = ", or null" if schema.fits(hint, None) else ""
             raise RequestError(f"{key}={value!r}: {schema.described(hint)}{nothing} is expected")
+
+
+def _own_keys(key: str, before: Mapping[str, Any], full: Mapping[str, Any], kind: type) -> str | None:
+    """Returns the key above this one whose keys are its user's own, like `data.fields` and `task.heads`; None where there is none."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        rule = ".".join(parts[:end])
+        hint = hint_of(rule, full, kind)
+        if rule in before and hint is not Any and schema.fits(hint, {}):
+            return rule
+    return None
 
 
 def _like(shown: Any) -> Any:

@@ -25,7 +25,7 @@ _NAMES = {
         "dict": dict,
         "list": list,
     },
-    **{"Sequence": list, "tuple": list},
+    **{"Sequence": list, "tuple": list, "Mapping": dict},
 }
 MISSING = object()
 
@@ -134,6 +134,8 @@ def _hint(node: ast.expr | None) -> Any:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         parts: Sequence[Any] = (_hint(node.left), _hint(node.right))
         return Any if Any in parts else parts[0] | parts[1]
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in ("Mapping", "dict"):
+        return dict
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in ("Sequence", "list"):
         return list[_hint(node.slice)]  # type: ignore[misc]
     return Any
