@@ -75,7 +75,7 @@ INDENT = 30
 
 def print_config(verb: str, words: Sequence[str]) -> str:
     """Returns the composed config as YAML, which `recipe=FILE` takes back. Raises RequestError."""
-    return yaml.safe_dump(config.read(verb, words, whole=False), sort_keys=False, allow_unicode=True).rstrip()
+    return yaml.safe_dump(dict(config.read(verb, words, whole=False)), sort_keys=False, allow_unicode=True).rstrip()
 
 
 def of_verb(verb: str, about: str, words: Sequence[str], asked: Sequence[str] = ()) -> str:

@@ -44,9 +44,13 @@ def half_width(values: Sequence[float]) -> float:
 
 
 class LowShot:
-    """Evaluates features with few labels. parts: shares of each class (below 1), or numbers of images of each class (from 1).
+    """Evaluates features with few labels.
 
-    draws: how often each is drawn. penalties: of which each draw chooses one.
+    parts       shares of each class (below 1), or numbers of images of each class (from 1)
+    draws       how often each part is drawn
+    seed        of the draws
+    penalties   of the squared weights, of which each draw chooses one
+    iterations  of L-BFGS at the most
     """
 
     def __init__(

@@ -198,13 +198,7 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
         log.info(f"{folder} is complete; give more steps= to go on, or another output=")
         return done
     probe = _probe(session)
-    announce(session.asked, config, session.data, training, world, first)
-    _tell_of_length(session, first, lengths)
-    if config.parallel.deterministic:
-        _tell_cost(session)
-    if first == 0:
-        with session.spent.on("warm start"):
-            _warm_start(session)
+    _begin(session, first, lengths)
     metrics, recorder, progress = _watched(session, first, probe)
     ending = Ending(folder, bundles, world, config.batch, recorder, census_of(session.data.shards).plain())
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
@@ -335,6 +329,17 @@ def _guard(session: Session) -> NaNGuard:
         weights=task.state_dict,
         config=session.config.plain(),
     )
+
+
+def _begin(session: Session, first: int, lengths: Durations) -> None:
+    """Tells what the run is going to do, and prepares a model that has not trained yet."""
+    announce(session.asked, session.config, session.data, session.training, session.world, first)
+    _tell_of_length(session, first, lengths)
+    if session.config.parallel.deterministic:
+        _tell_cost(session)
+    if first == 0:
+        with session.spent.on("warm start"):
+            _warm_start(session)
 
 
 def _tell_of_length(session: Session, first: int, lengths: Durations) -> None:

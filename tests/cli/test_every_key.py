@@ -36,6 +36,7 @@ BASE = [word for word in TINY if not word.startswith(("steps=", "batch="))] + ["
 CHANGED: dict[str, Any] = {
     "seed": 1, "steps": 60, "batch": 4, "surgery.steps": [{"_target_": "seer.models.surgery.freeze_batch_norm"}],
     "data.source": "OTHER", "data.lanes": 2, "data.block": 2, "data.threads": 2, "data.prefetch": 2, "data.prefetch_gb": 1e-5,
+    "data.channels": 1, "data.ground": "white", "data.max_pixels": 1000, "augment.values": 2,
     "every.log": 2, "every.evaluate": 5, "every.checkpoint": 7, "every.compare": 9, "every.minutes": 3, "every.keep_steps": 6,
     "plateau.patience": 11, "plateau.threshold": 0.1,
     "parallel.channels_last": False, "parallel.remat": "block", "parallel.compile": True,
@@ -61,6 +62,7 @@ CHANGED: dict[str, Any] = {
 # used by the loop alone, or before anything is built
 RUNNING = {
     *("output", "weights", "data.max_bad", "data.check_crc", "data.image", "data.fields", "data.exclude", "data.drawn"),
+    *("accumulate", "data.labels"),
     *("data.drawn_test", "every.keep", "every.keep_hours", "every.background", "parallel.device", "parallel.mode"),
     *(
         "parallel.batch_norm_group",

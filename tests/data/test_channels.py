@@ -18,7 +18,7 @@ from seer.data.pixels import Pixels
 from seer.data.transforms import color
 from seer.data.transforms.multi_crop import MultiCrop
 from seer.data.transforms.one_view import OneView
-from tests.data import images
+from tests.data import image_files as images
 from tests.data.image_files import encoded
 
 
@@ -188,7 +188,7 @@ def test_numbers_that_normalize_are_one_a_channel():
     x = torch.randint(256, (2, 5, 8, 8), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     mean, std = (0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.4, 0.3, 0.2, 0.1)
     expected = (x / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    torch.testing.assert_close(augment.levels(x, mean, std), expected)
+    torch.testing.assert_close(augment.to_normalized_float(x, mean, std), expected)
 
 
 def test_a_view_in_the_middle_and_an_example_have_the_channels_asked_for():

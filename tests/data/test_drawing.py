@@ -26,7 +26,7 @@ def alone(tmp_path):
     """What one process writes, image by image."""
     first = 0
     for part, count in COUNTS.items():
-        card = {"classes": list(sample.KINDS)}
+        card = {"classes": list(sample.SHAPE_CLASSES)}
         write_shards(sample.samples(count, 3, first), tmp_path / "alone" / part, total=count, per_shard=12, card=card)
         first += count
     return files(tmp_path / "alone")

@@ -12,7 +12,7 @@ from seer.data.decode import Undecodable, decode, reencoded
 from seer.data.pixels import MOST_PIXELS, USUAL, Pixels, pixels
 from seer.data.transforms.multi_crop import MultiCrop
 from seer.data.transforms.one_view import OneView
-from tests.data import images
+from tests.data import image_files as images
 from tests.data.image_files import encoded
 
 

@@ -170,7 +170,7 @@ PAYLOADS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "an array of objects": (beside("npy", lambda d: evil(d)), "reads"),
     "a Python module": (beside("py", lambda d: f"import os; os.mkdir('{d}/ran')".encode()), "reads"),
     "a label that is a pickle": (beside("cls", evil), "reads"),
-    "an image that is a pickle": (image(evil), "not a JPEG, PNG or WebP"),
+    "an image that is a pickle": (image(evil), "not a JPEG, PNG, WebP"),
     "an index that is a pickle": (index_of(lambda d: np.array([Evil(d)], dtype=object)), "unreadable index"),
     # words for a shell
     "a pipe URL": (shell("pipe:touch {d}/ran"), "scheme 'pipe' is not read"),
@@ -186,7 +186,7 @@ PAYLOADS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     # names
     "names that climb": (named("../../ran/a.jpg", "../ran.jpg", "b/../../ran.jpg"), "reads"),
     "absolute names": (named("{d}/ran/a.jpg", "{d}/ran.jpg"), "reads"),
-    "names that steer a terminal": (image(b"no image", "\x1b[2J\r\n\x07evil.jpg"), "not a JPEG, PNG or WebP"),
+    "names that steer a terminal": (image(b"no image", "\x1b[2J\r\n\x07evil.jpg"), "not a JPEG, PNG, WebP"),
     "a name of a mebibyte": (lambda d: write_tar(d / "x.tar", [("n" * (1 << 21) + ".jpg", jpeg(0))], 1), "extended header of"),
     "one key twice in a row": (named("a.jpg", "a.jpg"), "occurs again"),
     "one key twice with others between": (named("a.jpg", "b.jpg", "a.jpg"), "occurs again"),
@@ -227,11 +227,11 @@ PAYLOADS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     # other kinds of files
     "PostScript with a command": (
         image(lambda d: f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch {d}/ran) (w) file\n".encode()),
-        "not a JPEG, PNG or WebP",
+        "not a JPEG, PNG, WebP",
     ),
     "a drawing with a script": (image(b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>"), "not a JPEG"),
-    "a page of HTML": (image(b"<!DOCTYPE html><script>1</script>"), "not a JPEG, PNG or WebP"),
-    "an animation of another format": (image(encoded(Image.fromarray(pixels(0)), "GIF")), "not a JPEG, PNG or WebP"),
+    "a page of HTML": (image(b"<!DOCTYPE html><script>1</script>"), "not a JPEG, PNG, WebP"),
+    "an icon of another format": (image(encoded(Image.fromarray(pixels(0)), "ICO")), "not a JPEG, PNG, WebP"),
     "an image that never ends": (link("/dev/zero"), "not a plain file"),
     "an image that nobody writes": (pipe, "not a plain file"),
 }  # fmt: skip

@@ -137,7 +137,7 @@ def test_a_broken_image_is_replaced_and_named_and_all_others_stay_as_they_were(t
     found = take(loader(write(tmp_path, broken={33}), threads=3), 12)
     skipped = [s for b in found for s in b.skipped]
     assert {s.member for s in skipped} == {"k033"} and len(skipped) >= 2  # once in each epoch begun
-    assert all("not a JPEG, PNG or WebP" in s.reason and s.shard.endswith(".tar") and s.row >= 0 for s in skipped)
+    assert all("not a JPEG, PNG, WebP" in s.reason and s.shard.endswith(".tar") and s.row >= 0 for s in skipped)
     changed = 0
     for batch, whole in zip(found, expected, strict=True):
         differ = (

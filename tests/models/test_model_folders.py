@@ -167,7 +167,7 @@ def test_the_result_of_a_verb_says_which_part_was_taken(tmp_path):
     both = {"student": {f"backbone.{k}": v for k, v in foreign.named("timm").items()}}
     both["teacher"] = other(both["student"])
     torch.save(both, tmp_path / "w.pth")
-    told = run_weights.state(str(tmp_path / "w.pth")).told
+    told = run_weights.state(str(tmp_path / "w.pth")).origin
     assert told == {
         "weights_step": None,
         "weights_from": "file",

@@ -179,7 +179,7 @@ def test_a_changed_module_is_refused_before_anything_is_written(tmp_path):
     ("card", "words"),
     [
         ({"license": "MIT"}, ("'license'", "'licence'")),
-        ({"mean": [0.5]}, ("mean", "[0.5]", "three")),
+        ({"mean": [0.5]}, ("mean", "[0.5]", 3)),
         ({"metrics": {"knn_top1": float("nan")}}, ("metrics", "nan")),
     ],
 )
