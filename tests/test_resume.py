@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from seer.data import synthetic as sample
+from tests.messages import says
 from tests.program import SMALL, losses, start, wait, went_on_from
 
 pytestmark = pytest.mark.slow
@@ -92,3 +94,23 @@ def test_two_ranks_give_the_losses_of_one_process(tmp_path: Path) -> None:
     assert len(one_losses) == 20
     assert two_losses == pytest.approx(one_losses, abs=1e-4)
     assert max(one_losses) - min(one_losses) > 1e-3  # they moved, so agreeing says something
+
+
+def test_images_whose_folder_was_renamed_go_on_bit_for_bit_and_others_do_not(
+    images: Path, tmp_path: Path, quiet: list[float]
+) -> None:
+    words = ("pretrain", *SMALL, "steps=16", "every.checkpoint=0", f"output={tmp_path / 'run'}")
+    shutil.copytree(images, tmp_path / "before")
+    process = start(*words, f"data.source={tmp_path / 'before'}")
+    _after(tmp_path / "run", 5)
+    os.kill(process.pid, signal.SIGINT)
+    assert wait(process).status == 75
+    (tmp_path / "before").rename(tmp_path / "after")
+    first = sorted((tmp_path / "after").iterdir())[0]
+    first.rename(tmp_path / "kept")
+    (tmp_path / "after" / "another.jpg").write_bytes((tmp_path / "kept").read_bytes())
+    refused = wait(start(*words, f"data.source={tmp_path / 'after'}"))
+    assert refused.status == 78 and says(refused.result["error"], "restore", "names")
+    (tmp_path / "after" / "another.jpg").rename(first)
+    again = wait(start(*words, f"data.source={tmp_path / 'after'}"))
+    assert again.status == 0 and losses(tmp_path / "run") == quiet

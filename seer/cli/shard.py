@@ -17,6 +17,7 @@ from seer.data import transparency
 from seer.data.label_words import check_word
 from seer.data.ledger import parse_fraction, shown
 from seer.data.pixels import pixels
+from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.index_tars import index_archives
 from seer.data.shards.open import census_of, open_shards
 from seer.data.shards.output_folder import keep_apart, make
@@ -73,12 +74,15 @@ def _index(settings: Mapping[str, Any], target: Path, processes: int, output: li
     make(target)
     output.append(target)
     with _progress("indexing", len(paths), "tars") as progress:
-        manifest = index_archives(paths, target, processes=processes, progress=progress)
-    return {"pictures": manifest["samples"], "parts": {"all": _told(manifest)}, "data": manifest.get("data", {})}
+        bad = BadArchives(settings["max_bad_archives"], "max_bad_archives")
+        manifest = index_archives(paths, target, processes=processes, progress=progress, bad=bad)
+    found = {"pictures": manifest["samples"], "parts": {"all": _told(manifest)}, "data": manifest.get("data", {})}
+    return found | ({"bad_archives": manifest["bad_archives"]} if "bad_archives" in manifest else {})
 
 
 def _write(settings: Mapping[str, Any], target: Path, processes: int, output: list[Path]) -> dict[str, Any]:
-    shards = open_shards(settings["source"], image=settings["image"], fields=settings["fields"])
+    bad = BadArchives(settings["max_bad_archives"], "max_bad_archives")
+    shards = open_shards(settings["source"], image=settings["image"], fields=settings["fields"], bad=bad)
     census = census_of(shards)
     log.info(f"data: {census.line()}")
     total = sum(len(s) for s in shards)
@@ -106,8 +110,11 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
     if skipped:
         log.warning(f"{skipped} images cannot be used and were left out; skipped.jsonl beside the shards names them")
     images = sum(one["pictures"] for one in written.values())
-    found: dict[str, Any] = {"pictures": images, "skipped": skipped, "classes": classes, "parts": written}
-    found["data"] = census.plain()
+    decoded = any(part.decodes for part in parts.values())
+    if not decoded:
+        log.info("images were copied byte for byte, and not decoded: one that is damaged is met when it is read")
+    found: dict[str, Any] = {"pictures": images, "skipped": skipped, "decoded": decoded, "classes": classes}
+    found |= {"parts": written, "data": census.plain()} | ({"bad_archives": bad.found} if bad.found else {})
     return found if labels is None else {**found, "unlabelled": labels.count(UNLABELLED)}
 
 

@@ -83,7 +83,7 @@ class Shard:
     output: Path = setting(MISSING, "folder for shard-000000.tar …, an index beside each, manifest.json")
     image: Word | None = setting(None, "the ending of the image, where samples have several: input.jpg")
     fields: dict[str, Word] | None = setting(
-        None, "what else belongs to an image, by its ending: {mask: png} makes a.png the mask of a.jpg"
+        None, "what else belongs to an image: {mask: png} makes a.png the mask of a.jpg, {mask: masks/} masks/a.png"
     )
     per_shard: Whole = setting(10000, "images in a shard; all shards hold the same number, give or take one")
     shuffle: Switch = setting(True, "lay the images in a random order, once")
@@ -110,6 +110,7 @@ class Shard:
     )
     processes: Whole | None = setting(None, "that write; null = the cores this process may use")
     max_bad: Share = setting("1%", "stop (exit 65) when more of the images cannot be used, and 100 at least")
+    max_bad_archives: Whole = setting(0, "so many archives that cannot be read are passed over, and named", least=0)
     index_only: Switch = setting(False, "true = indexes for the tars of the source; nothing is copied")
 
 

@@ -439,3 +439,36 @@ def _rgb_strip(image: Image.Image, transparent: bool, ground: int, colors: Conve
         below = Image.new("RGBA", clear.size, (ground, ground, ground, 255))
         return Image.alpha_composite(below, clear).convert("RGB")
     return image.convert("RGB") if colors is None else colors(image)
+
+
+def nearest(data: bytes, before: tuple[int, int], after: tuple[int, int]) -> bytes:
+    """Returns a PNG of numbers (classes, depths) of the size `before`, height and width, at the size `after`, by the nearest
+    pixel, so that no number arises that was not there; one of another size stays as it is.
+
+    Raises Undecodable of kind `target`, also for what Pillow would cut to 8 bits: 16 bits a pixel in color.
+    """
+    if len(data) > MOST_BYTES or data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 26:
+        raise Undecodable(f"no PNG of up to {MOST_BYTES} bytes, so it cannot be made smaller", "target")
+    bits, kind = data[24], data[25]  # of the first header
+    if bits == 16 and kind != 0:
+        raise Undecodable("a PNG of 16 bits a pixel in color cannot be made smaller here without loss", "target")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            _check_size(*image.size, MOST_PIXELS)
+            image.load()
+            turn = _TURN.get(_turn_of(image))
+            upright = image if turn is None else image.transpose(turn)
+            if (upright.height, upright.width) != before:
+                return data
+            small = upright.resize((after[1], after[0]), Image.Resampling.NEAREST)
+        if kind == 0 and bits in _SPREAD:
+            small = Image.fromarray(np.asarray(small) // np.uint8(_SPREAD[bits]))
+        buffer = io.BytesIO()
+        clear = image.info.get("transparency") if small.mode == "P" else None
+        small.save(buffer, "PNG", **({} if clear is None else {"transparency": clear}))
+        return buffer.getvalue()
+    except Undecodable as error:
+        raise Undecodable(str(error), "target") from error
+    except Exception as error:  # as in decode
+        words = re.sub(r" <_io\.BytesIO.*>", "", str(error))
+        raise Undecodable(f"what belongs to it: {type(error).__name__}: {words}", "target") from error

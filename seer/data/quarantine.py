@@ -67,7 +67,7 @@ def read_exclude(
     strange: dict[str, int] = {}
     for file in [files] if isinstance(files, str | Path) else files or []:
         try:
-            with open(file, encoding="utf-8") as lines:
+            with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
                 for at, line in enumerate(lines, 1):
                     if not line.strip() or line.startswith("#"):
                         continue
@@ -112,7 +112,8 @@ def _entry(line: str, where: str) -> tuple[str, str, int | None]:
 def _row(shard: Shard, keys: dict[int, dict[str, int]], number: int, member: str, row: int | None, where: str) -> int:
     if row is not None and 0 <= row < len(shard):
         key = _key(shard, row)  # keys that keep an ending were told without it by earlier versions
-        if member in (f"row {row}", key, (key or "").rpartition(".")[0]) or member == file_name(shard, row):
+        told = (f"row {row}", key, (key or "").rpartition(".")[0], _as_before(key or ""), file_name(shard, row))
+        if member in told:
             return row
     if number not in keys:
         keys[number] = {key: n for n, key in enumerate(shard.keys())}
@@ -120,6 +121,11 @@ def _row(shard: Shard, keys: dict[int, dict[str, int]], number: int, member: str
     if found is None:
         raise RequestError(f"data.exclude={where}: {shard.path} holds no {shown(member)!r}")
     return found
+
+
+def _as_before(key: str) -> str:
+    """Returns what earlier versions told of a name whose bytes are not UTF-8."""
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _key(shard: Shard, row: int) -> str | None:

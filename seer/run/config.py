@@ -46,10 +46,11 @@ class DataConfig:
     prefetch: Whole = setting(4, "batches made ahead", least=1)
     prefetch_gb: Number = setting(4.0, "fewer where the memory for them would be more, per rank", above=0)
     max_bad: Share = setting("1%", "stop (exit 65) when more of the last 100,000 images are bad, or half of one shard")
+    max_bad_archives: Whole = setting(0, "so many archives that cannot be read are passed over, and named", least=0)
     check_crc: Switch = setting(True, "compare every row with its index; without it a flipped byte passes")
     image: Word | None = setting(None, "the ending of the image, where samples have several: input.jpg")
     fields: dict[str, Word] | None = setting(
-        None, "what else belongs to an image, by its ending: {mask: png} makes a.png the mask of a.jpg"
+        None, "what else belongs to an image: {mask: png} makes a.png the mask of a.jpg, {mask: masks/} masks/a.png"
     )
     labels: Path = setting(
         "auto",

@@ -72,13 +72,15 @@ def resume(
     if found is None:
         return 0
     before, manifest = found
-    changed = {"data": "the images have changed; restore them", "batch": "give the batch of before"}
+    changed = {"data": _data_changed(manifest), "batch": "give the batch of before"}
     changed["plan"] = (
         "the images would come in another order; give data.lanes as before (a run begun by a version that chose no more than "
         f"{MOST_LANES} goes on with data.lanes={largest_divisor(facts['batch'], MOST_LANES)})"
     )
     for name, remedy in changed.items():
-        if manifest[name] != facts[name]:
+        if name == "data" and manifest[name] != facts[name] and manifest.get("content", "") == facts.get("content"):
+            log.info("the data has another name than before; all else that is known of it is the same")
+        elif manifest[name] != facts[name]:
             raise RequestError(
                 f"the checkpoint of step {manifest['step']} was made with {name} {manifest[name]}, now it is "
                 f"{facts[name]}: {remedy}, or give another output="
@@ -91,3 +93,13 @@ def resume(
     training.clock.start(float(manifest.get("seconds", 0.0)))
     log.info(f"going on from step {manifest['step']}")
     return int(manifest["step"])
+
+
+def _data_changed(manifest: Mapping[str, Any]) -> str:
+    """Returns what can be said where the data has another fingerprint; earlier versions kept none without its name."""
+    what = "the number or the order of its images or shards, their names, or the sizes or checksums of shards differ"
+    if "content" in manifest:
+        return f"{what}; restore what was there"
+    return (
+        f"{what}, or the name of the folder, list or tar itself; give it the name of before, or restore what was there"
+    )

@@ -3,7 +3,7 @@ in Python."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.core.signals import listener
 from seer.data.ledger import Ledger
+from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.open import census_of
-from seer.data.shards.shard import fingerprint
+from seer.data.shards.shard import content_fingerprint, fingerprint
 from seer.engine.alarms import FlightRecorder
 from seer.engine.control import Control
 from seer.engine.determinism import cost, use_deterministic
@@ -70,6 +71,7 @@ class Session:
     sinks: Sequence[MetricSink] = ()
     evaluators: Sequence[Evaluator] = ()
     length_before: Any = None
+    bad_archives: Mapping[str, str] = field(default_factory=dict)
 
 
 def train(
@@ -126,8 +128,9 @@ def _train(
     transform, precision = network_input.transform(config), build("precision", config.precision, world.device)
     validate.check_batch(config, world)
     source = config.data.source
+    bad = BadArchives(config.data.max_bad_archives, "data.max_bad_archives")
     with spent.on("opening the data"):
-        shards = open_source(config, folder) if source else None  # a wrong path must leave no folder
+        shards = open_source(config, folder, bad=bad) if source else None  # a wrong path must leave no folder
         config, labels = with_classes(config, shards)
     draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
     probed = None if draws_probe else _probed(config, transform)
@@ -151,7 +154,7 @@ def _train(
         training = assemble.training(config, task, lengths, world, precision)
         training.licence = licence
         known = learned(shards, probed[1]) if labels is not None and probed is not None else None
-        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before)
+        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, bad.found)
         result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)
         return {**result, **_counts(labels, probed, known)} if result else result
 
@@ -200,7 +203,8 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     probe = _probe(session)
     _begin(session, first, lengths)
     metrics, recorder, progress = _watched(session, first, probe)
-    ending = Ending(folder, bundles, world, config.batch, recorder, census_of(session.data.shards).plain())
+    counts = census_of(session.data.shards).plain()
+    ending = Ending(folder, bundles, world, config.batch, recorder, counts, bad_archives=session.bad_archives)
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
     lines = SkippedLines(folder, world, first, limits, config.batch, session.data.excluded)
     monitor = Monitor(
@@ -308,6 +312,7 @@ def _facts(session: Session) -> dict[str, Any]:
     config, data = session.config, session.data
     groups = statistics_groups(session.world, config.parallel.batch_norm_group)
     facts: dict[str, Any] = {"data": fingerprint(data.shards), "plan": data.plan.fingerprint, "batch": config.batch}
+    facts["content"] = content_fingerprint(data.shards)
     seen = config.batch // groups // config.accumulate
     return facts | {"accumulate": config.accumulate, "batch_norm_images": seen, "licence": session.training.licence}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
+from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import Shard, fingerprint
 from seer.engine.manifest import read_manifest
@@ -16,11 +17,15 @@ from seer.engine.retention import steps_in
 from seer.run.config import RunConfig
 
 
-def open_source(config: RunConfig, folder: Path, source: str | list[str] | None = None) -> list[Shard]:
-    """Returns the shards of data.source, for a run in this folder. source: another one. Raises as `open_shards` does."""
+def open_source(
+    config: RunConfig, folder: Path, source: str | list[str] | None = None, bad: BadArchives | None = None
+) -> list[Shard]:
+    """Returns the shards of data.source, for a run in this folder. source: another one. bad: receives the archives that were
+    passed over. Raises as `open_shards` does."""
     options, where = config.data, source or config.data.source
     assert where is not None
-    named = {"check_crc": options.check_crc, "image": options.image, "fields": options.fields}
+    bad = BadArchives(options.max_bad_archives, "data.max_bad_archives") if bad is None else bad
+    named = {"check_crc": options.check_crc, "image": options.image, "fields": options.fields, "bad": bad}
     begun = _fingerprint_of(folder)
     try:
         shards = open_shards(where, **named)  # type: ignore[arg-type]
@@ -30,6 +35,7 @@ def open_source(config: RunConfig, folder: Path, source: str | list[str] | None 
         if begun is None:
             raise
         shards = []
+    bad.found.clear()  # they are met again
     older = open_shards(where, **named, older=True)  # type: ignore[arg-type]
     if fingerprint(older) != begun:
         return shards or open_shards(where, **named)  # type: ignore[arg-type]  # other files: resuming says so

@@ -1,11 +1,14 @@
 """`seer shard`: any number of processes and kills gives the same bytes; what is lost is named; indexes for tars at hand."""
 
 import hashlib
+import io
 import json
 import os
 import signal
+import struct
 import tarfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 from PIL import Image
 
 from seer.core.errors import RequestError, StorageError
-from seer.data.decode import decode
+from seer.data.decode import decode, decode_mask, nearest
 from seer.data.shards.index import build_index
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import image_of
@@ -164,7 +167,7 @@ def test_a_shard_that_a_kill_left_without_a_line_in_the_journal_is_written_again
     lines = [json.dumps({"request": manifest["request"]}), json.dumps(first)]
     (run / ".unfinished.jsonl").write_text("\n".join([*lines, '{"number": 1, "na']))
     for name in ("shard-000000.tar", "shard-000001.tar"):
-        for file in (name, f"{name}.index.npy"):
+        for file in (name, f"{name}.index.npy", f"{name}.names.jsonl"):
             (run / file).write_bytes((tmp_path / "whole" / file).read_bytes())
     assert seer(capfd, *words, f"output={run}").status == 0
     assert contents(run) == contents(tmp_path / "whole")
@@ -256,27 +259,62 @@ def test_a_png_becomes_a_jpeg_and_its_other_members_stay(tmp_path, capfd):
     assert sorted(fields) == ["cls", "jpg", "json"] and fields["cls"] == b"7" and fields["jpg"][:2] == b"\xff\xd8"
 
 
-def test_masks_and_boxes_go_along_and_an_image_is_never_made_smaller_without_them(tmp_path, capfd):
+def test_masks_and_boxes_are_made_smaller_with_their_image_and_stay_where_it_stays(tmp_path, capfd):
     numbers = np.random.default_rng(0).integers(0, 9, (90, 80), dtype=np.uint8)
-    mask = encoded(numbers, "PNG")
-    write_tar(tmp_path / "m.tar", [("a.jpg", jpeg(0, 90, 80)), ("a.mask.png", mask), ("a.cls", b"1")])
-    write_tar(tmp_path / "b.tar", [("a.boxes.json", b"[]"), ("a.png", png(0, 90, 80))])
-    write_tar(tmp_path / "t.tar", [("a.jpg", jpeg(0, 90, 80)), ("a.tags.json", b"[]")])
-    words = ("shard", "processes=1")
-    for name, ending in (("m", "mask.png"), ("b", "boxes.json")):
-        for number, more in enumerate(((), ("quality=50",))):
-            output = f"output={tmp_path}/{name}{number}"
-            ended = seer(capfd, *words, output, f"source={tmp_path}/{name}.tar", "max_side=64", *more)
-            assert ended.status == 78 and all(
-                w in ended.result["error"] for w in (ending, "max_side=64", f"{name}.tar")
-            )
-    ended = seer(capfd, *words, f"output={tmp_path / 'o'}", f"source={tmp_path}/t.tar", "max_side=64")
-    assert ended.status == 0, ended.words
-    words = ("shard", f"output={tmp_path / 'p'}", "processes=1")
-    ended = seer(capfd, *words, f"source={tmp_path}/m.tar", "max_side=90", "quality=50")
+    depth = np.random.default_rng(1).integers(0, 65536, (90, 80), dtype=np.uint16)
+    palette = Image.fromarray(numbers)
+    palette.putpalette(list(range(27)))
+    other = encoded(Image.fromarray(numbers[:45, :40]), "PNG")  # of another size: it is not told in pixels of the image
+    members = {"mask.png": encoded(numbers, "PNG"), "seg.png": encoded(palette, "PNG"), "edge.png": other}
+    members |= {"depth.png": encoded(depth, "PNG"), "boxes.json": b"[[8, 9, 80, 90, 3], [0, 0, 40, 45]]", "cls": b"1"}
+    write_tar(tmp_path / "m.tar", [("a.jpg", jpeg(0, 90, 80)), *((f"a.{end}", data) for end, data in members.items())])
+    words = ("shard", f"source={tmp_path}/m.tar", "processes=1")
+    ended = seer(capfd, *words, f"output={tmp_path / 'o'}", "max_side=45")
+    assert ended.status == 0 and ended.result["decoded"] is True, ended.words
+    fields = open_shards(tmp_path / "o")[0].read(0, 0).fields
+    assert decode(fields["jpg"]).shape == (45, 40, 3) and fields["edge.png"] == other and fields["cls"] == b"1"
+    for ending, truth in (("mask.png", numbers), ("seg.png", numbers), ("depth.png", depth)):
+        with Image.open(io.BytesIO(fields[ending])) as small:
+            assert np.array_equal(np.asarray(small), truth[1::2, 1::2]), ending  # the nearest pixel of each two by two
+            assert ending != "seg.png" or (small.mode, small.getpalette()[:27]) == ("P", list(range(27)))
+    assert json.loads(fields["boxes.json"]) == [[4, 4.5, 40, 45, 3], [0, 0, 20, 22.5]]
+    ended = seer(capfd, *words, f"output={tmp_path / 'p'}", "max_side=90", "quality=50")
     assert ended.status == 0, ended.words
     fields = open_shards(tmp_path / "p")[0].read(0, 0).fields
-    assert fields["mask.png"] == mask and sorted(fields) == ["cls", "jpg", "mask.png"]
+    assert {end: data for end, data in fields.items() if end != "jpg"} == members
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_keep_the_numbers_that_training_reads(bits):
+    numbers = np.random.default_rng(0).integers(0, 1 << bits, (90, 80), dtype=np.uint8)
+    data = png_of_bits(numbers, bits)
+    assert np.array_equal(decode_mask(data), numbers)
+    assert np.array_equal(decode_mask(nearest(data, (90, 80), (45, 40))), numbers[1::2, 1::2])
+
+
+def png_of_bits(numbers: np.ndarray, bits: int) -> bytes:
+    """A gray PNG of 1, 2 or 4 bits a pixel, which Pillow does not write."""
+    shifts = np.arange(8 - bits, -1, -bits)
+    rows = (numbers.reshape(len(numbers), -1, 8 // bits) << shifts).sum(axis=2).astype(np.uint8)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", numbers.shape[1], len(numbers), bits, 0, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(data)) + k + data + struct.pack(">I", zlib.crc32(k + data)) for k, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_what_cannot_be_made_smaller_with_its_image_is_refused_or_left_out_by_name(tmp_path, capfd):
+    write_tar(tmp_path / "p.tar", [("a.jpg", jpeg(0, 90, 80)), ("a.keypoints.json", b"[]")])
+    write_tar(tmp_path / "b.tar", [("a.jpg", jpeg(0, 90, 80)), ("a.boxes.json", b"{}"), ("b.jpg", jpeg(1, 90, 80))])
+    write_tar(tmp_path / "t.tar", [("a.jpg", jpeg(0, 90, 80)), ("a.tags.json", b"[]")])
+    words = ("shard", "processes=1", "max_side=64")
+    ended = seer(capfd, *words, f"output={tmp_path}/p", f"source={tmp_path}/p.tar")
+    assert ended.status == 78 and says(ended.result["error"], "keypoints.json", "max_side=64", "p.tar")
+    ended = seer(capfd, *words, f"output={tmp_path}/b", f"source={tmp_path}/b.tar")
+    assert ended.status == 0 and (ended.result["pictures"], ended.result["skipped"]) == (1, 1)
+    (line,) = (tmp_path / "b" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["kind"] == "target" and says(json.loads(line)["reason"], "boxes.json")
+    assert seer(capfd, *words, f"output={tmp_path / 'o'}", f"source={tmp_path}/t.tar").status == 0
 
 
 def test_words_say_which_ending_is_the_image_and_which_its_mask(tmp_path, capfd):
@@ -578,7 +616,7 @@ def test_a_process_that_dies_is_told_with_the_remedy_and_the_run_can_go_on(loose
 @pytest.mark.slow
 def test_a_child_whose_parent_was_killed_ends_by_itself(tmp_path):
     code = (
-        "import os, time; from seer.data import pieces; from pathlib import Path\n"
+        "import os, time; from seer.data.shards import journaled_pool as pieces; from pathlib import Path\n"
         f"p = Path({str(tmp_path)!r})\n"
         "def work(n, tick):\n    (p / 'pid').write_text(str(os.getpid())); time.sleep(60); return {}\n"
         "with pieces.locked(p / 'j') as j:\n"

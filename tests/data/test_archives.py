@@ -37,6 +37,9 @@ COMPRESSED = {
     "xz": (lzma.compress, "unxz"),
     "zip": (zipped, "unzip"),
     "parquet": (lambda data: b"PAR1" + data + b"PAR1", "images out as files"),
+    "HDF5": (lambda data: b"\x89HDF\r\n\x1a\n" + data, "images out as files"),
+    "Git LFS": (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+    "web page": (lambda data: b"\n<!DOCTYPE html><html>404</html>" * 40, "fetch the archive again"),
     "7z": (lambda data: b"7z\xbc\xaf\x27\x1c\x00\x04" + data, "7z x"),
     "zstd": (lambda data: b"\x28\xb5\x2f\xfd\x04\x00" + data, "zstd -d"),
 }

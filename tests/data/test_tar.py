@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from seer.data.shards.tar import HEAD, TAR_BLOCK, TarError, _sum, plain_member, walk
+from seer.data.shards.tar import HEAD, TAR_BLOCK, Oddities, TarError, _sum, plain_member, walk
 
 FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 PLAIN = [(f"{i:04d}.jpg", bytes([i]) * (700 + 37 * i)) for i in range(20)]
@@ -162,18 +162,39 @@ def test_whichever_header_bit_flips_nothing_is_lost_or_renamed_in_silence():
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        (tarfile.SYMTYPE, {"linkname": "/etc/passwd"}),
-        (tarfile.SYMTYPE, {"linkname": "l" * 150}),
-        (tarfile.LNKTYPE, {"linkname": "a.jpg"}),
         (tarfile.CHRTYPE, {"devmajor": 1, "devminor": 5}),
         (tarfile.BLKTYPE, {"devmajor": 8}),
         (tarfile.FIFOTYPE, {}),
         (tarfile.GNUTYPE_SPARSE, {}),
+        (b"M", {}),
+        (b"?", {}),
     ],
 )
-def test_links_devices_and_sparse_files_are_refused(kind, fields):
-    with pytest.raises(TarError, match="only plain files"):
+def test_devices_and_files_in_parts_are_refused_with_the_remedy(kind, fields):
+    with pytest.raises(TarError, match=r"only plain files.*pack"):
         read(special(kind, **fields))
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "l" * 150])
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_symbolic_links_are_passed_over_and_told(target, form):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=FORMS[form]) as tar:
+        for name in ("a.jpg", None, "z.jpg"):
+            info = tarfile.TarInfo(name or "n" * 120)
+            if name is None:
+                info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+    oddities = Oddities()
+    assert [m.name for m in walk(memoryview(buffer.getvalue()), oddities=oddities)] == ["a.jpg", "z.jpg"]
+    assert (oddities.links, oddities.first_link) == (1, f"{'n' * 120} -> {target}")
+
+
+def test_a_hard_link_with_bytes_of_its_own_is_refused_with_the_remedy():
+    data = bytearray(special(tarfile.LNKTYPE, linkname="a.jpg"))
+    data[TAR_BLOCK + 124 : TAR_BLOCK + 136] = b"00000000010\0"
+    with pytest.raises(TarError, match="--hard-dereference"):
+        read(data[:TAR_BLOCK] + checksummed(data[TAR_BLOCK : 2 * TAR_BLOCK]) + bytes(data[2 * TAR_BLOCK :]))
 
 
 @pytest.mark.parametrize("record", ["GNU.sparse.major=1", "GNU.sparse.realsize=200000000", "size=3"])

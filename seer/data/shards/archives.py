@@ -25,6 +25,14 @@ _OTHERS = (
     (b"7z\xbc\xaf\x27\x1c", "7z", "7z x {} -oFOLDER"),
     (b"Rar!\x1a\x07", "rar", "unrar x {} FOLDER/"),
 )
+_TABLES = (
+    (b"PAR1", "a parquet table"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"SQLite format 3\0", "an SQLite database"),
+    (b"\x93NUMPY", "an array of numpy"),
+)
+_PAGES = (b"<!doctype html", b"<html", b"<?xml")  # what a failed download leaves under the name of an archive
 _TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 ENDINGS = (*_TARS, ".zip", ".7z", ".rar")  # .gz or .parquet alone are often tables that belong to tars
 
@@ -43,8 +51,13 @@ def what_it_is(path: Path, head: bytes) -> str | None:
         if head.startswith(magic):
             remedy = command.format(quoted)
             return f"{path} is a {kind} archive, no tar; run `{remedy}` and give that folder"
-    if head.startswith(b"PAR1"):
-        return f"{path} is a parquet table, no tar; write its images out as files, and give their folder"
+    for magic, kind in _TABLES:
+        if head.startswith(magic):
+            return f"{path} is {kind}, no tar; write its images out as files, and give their folder"
+    if head.startswith(b"version https://git-lfs"):
+        return f"{path} is a pointer of Git LFS, no tar; run `git lfs pull` where it lies"
+    if head.lstrip().lower().startswith(_PAGES):
+        return f"{path} is a web page, no tar, as a download that failed leaves; fetch the archive again"
     if path.suffix.lower() != ".tar" and _is_text(head):
         return f"{path} is text, no tar; a list of images or tars is a .txt with one path a line"
     return None

@@ -6,14 +6,14 @@ the order of the whole relative paths without ever holding them as a list. Links
 the walk is already in. Hidden files and folders are passed over; all that is not read is counted by kind (`census`).
 
 Of what lies beside an image (`a.txt`, `a.json`, `a.cls`, `a.mask.png`), no name is kept: only which endings any image of the
-folder has beside it, and these are looked for when an image is read.
+folder has beside it, and these are looked for when an image is read. So it is for images that a list names.
 """
 
-import codecs
 import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,10 @@ from seer.core.log import log
 from seer.core.records import Sample, SampleRef
 from seer.data.shards.census import BROKEN_LINK, HIDDEN, LINK_ABOVE, Census, concealed, kind_of
 from seer.data.shards.index import MOST_SAMPLE, open_plain
+from seer.data.shards.lists import numbered_lines
 from seer.data.shards.names import IMAGE_ENDINGS, WITH_COMPANIONS, Asked, Endings, split
+from seer.data.shards.parallel_folder import ParallelFolder
+from seer.data.shards.same_names import SameNames, among, is_plain
 from seer.data.shards.tar import TarError
 
 _CHUNK = 65_536  # names held as Python objects at a time
@@ -56,22 +59,35 @@ class FolderShard:
         self.census = Census()
         walk = _Walk(self._endings, self.census)
         blob, ends, digest = bytearray(), [np.zeros(1, dtype=np.int64)], hashlib.sha256()
-        at, kinds = 0, set[bytes]()
+        at, kinds, folders, plain = 0, set[bytes](), set[bytes](), True
         for some in walk.names(os.fsencode(path)) if names is None else names:
             if names is not None:
                 self._count(some)
             digest.update((b"\n" if at else b"") + b"\n".join(some))
-            blob += b"".join(some)
+            blob += (joined := b"".join(some))
+            plain = plain and is_plain(joined)
             kinds.update(name[name.rfind(b".") :] for name in some)
+            if self._listed:
+                folders.update(name[: name.rfind(b"/") + 1] for name in some)
             lengths = np.fromiter(map(len, some), dtype=np.int64, count=len(some))
             ends.append(at + np.cumsum(lengths))
             at = len(blob)
         self._blob, self._ends = bytes(blob), np.concatenate(ends)  # name i is blob[ends[i]:ends[i + 1]]
+        for folder in folders:
+            walk.look_around(os.path.join(os.fsencode(self._base), folder))
         self._beside = tuple(sorted(walk.found))
         self._doubled = self._same_names() if len(kinds) > 1 and names is None else frozenset()
-        named = "" if asked is None else f":{asked}"
+        named = "" if asked is None or self._listed else f":{asked}"  # of a list, rows are the same whatever is asked
         self.identity = f"{path.name}:{len(self)}:{digest.hexdigest()[:16]}{named}"
-        walk.tell(path)
+        folders_asked = () if asked is None else asked.folders
+        self._parallel = [
+            ParallelFolder(name, place, self._base, lambda row: self._split(row)[0], len(self), self._listed)
+            for name, place in folders_asked
+        ]
+        if not plain:
+            _tell_same(path, among(len(self), self.name))
+        if not self._listed:  # what lies beside what a list leaves out is nobody's concern
+            walk.tell(path)
 
     def _count(self, names: Iterable[bytes]) -> None:
         for name in names:
@@ -87,7 +103,8 @@ class FolderShard:
     def _split(self, row: int) -> tuple[str, str]:
         """Returns the key without what is the same in others, and the ending. A list names images, whatever
         they are called."""
-        return split(self.name(row)) if self._listed else self._endings.split(self.name(row))
+        key, ending = self._endings.split(self.name(row))
+        return split(self.name(row)) if self._listed and not self._endings.is_image(ending) else (key, ending)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -106,11 +123,18 @@ class FolderShard:
         stem, extension = self._split(row)
         data = self._bytes(name)
         assert data is not None
-        fields = {extension if self._listed else self._endings.called(extension): data}
+        named = self._listed and not self._endings.is_image(extension)  # whatever it would be in a folder
+        fields = {extension if named else self._endings.called(extension): data}
         for ending in self._beside:
             more = self._bytes(f"{stem}.{ending}", absent=True)
             if more is not None:
                 fields[self._endings.called(ending)] = more
+        for parallel in self._parallel:
+            for called, path in parallel.candidates(stem):
+                more = self._bytes(path, absent=True)
+                if more is not None:
+                    fields[called] = more
+                    break
         return Sample(SampleRef(number, row), self.key(row), fields)
 
     def _bytes(self, name: str, absent: bool = False) -> bytes | None:
@@ -145,6 +169,9 @@ class FolderShard:
     def key(self, row: int) -> str:
         return self.name(row) if row in self._doubled else self._split(row)[0]
 
+    def image_name(self, row: int) -> str:
+        return self.name(row)
+
     def iter_keys(self) -> Iterator[str]:
         return (self.key(row) for row in range(len(self)))
 
@@ -162,12 +189,12 @@ def file_name(shard: object, row: int) -> str | None:
     return shard.name(row) if isinstance(shard, FolderShard) else None
 
 
-def listed_in(file: Path) -> FolderShard:
+def listed_in(file: Path, asked: Asked | None = None) -> FolderShard:
     """Opens the images that a file names, one path a line, from the file's own folder where they are relative.
 
     They are looked for when they are read. Raises RequestError for a line that names no image, or one again.
     """
-    shard = FolderShard(file, _lines(file), file.parent)
+    shard = FolderShard(file, _lines(file), file.parent, asked)
     hashes = np.fromiter((hash(shard.name(row)) for row in range(len(shard))), dtype=np.int64, count=len(shard))
     order = np.argsort(hashes, kind="stable")
     for first in np.flatnonzero(np.diff(hashes[order]) == 0).tolist():
@@ -177,30 +204,34 @@ def listed_in(file: Path) -> FolderShard:
     return shard
 
 
-def these(paths: Sequence[str]) -> FolderShard:
+def these(paths: Sequence[str], asked: Asked | None = None) -> FolderShard:
     """Opens images named one by one."""
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     names = [os.fsencode(os.path.relpath(path, folder or ".")) for path in paths]
-    return FolderShard(Path(folder), [names])
+    return FolderShard(Path(folder), [names], asked=asked)
+
+
+def _tell_same(path: Path, same: SameNames) -> None:
+    if same.count:
+        log.warning(
+            f"{path}: {same.count} images differ in their name from another one by case or the spelling of accents alone, like "
+            f"{' and '.join(repr(name[:200]) for name in same.first)}: each is read here; copied to a disk that takes such names "
+            "for one, one of them would be lost"
+        )
 
 
 def _lines(file: Path) -> Iterator[list[bytes]]:
     names: list[bytes] = []
-    try:
-        with open(file, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                name = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
-                if name and not name.lower().endswith(_ENDINGS):
-                    raise RequestError(
-                        f"{file}, line {number}: {name[:200]!r} is no image; a list has one path a line, each ending "
-                        f"in {', '.join(ENDINGS)}, or each in .tar"
-                    )
-                names += [name] if name else []
-                if len(names) == _CHUNK:
-                    yield names
-                    names = []
-    except OSError as error:
-        raise StorageError(f"{file}: {error.strerror}") from error
+    for number, name in numbered_lines(file):
+        if not name.lower().endswith(_ENDINGS):
+            raise RequestError(
+                f"{file}, line {number}: {name[:200]!r} is no image by its ending; a list has one path a line, each ending "
+                f"in {', '.join(ENDINGS)}, or each in .tar"
+            )
+        names.append(name)
+        if len(names) == _CHUNK:
+            yield names
+            names = []
     if names:
         yield names
 
@@ -286,6 +317,26 @@ class _Walk:
         if self._rule.ordinary and name.count(b".") == 1:
             return True
         return self._rule.is_image(self._rule.split(os.fsdecode(name))[1])
+
+    def look_around(self, folder: bytes) -> None:
+        """Learns what lies beside the images of a folder, for those that a list names; one that cannot be listed says so when
+        an image is read."""
+        taken, others = _Names(), _Names()
+        with suppress(OSError), os.scandir(folder or b".") as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(b"."):
+                    continue
+                if name.lower().endswith(self._ends) and self._is_image(name):
+                    taken.add(name)
+                elif self._may_belong(name):
+                    others.add(name)
+        if others:
+            stems = {self._rule.split(os.fsdecode(name))[0] for name in _each(taken.array())}
+            for name in _each(others.array()):
+                stem, ending = self._rule.split(os.fsdecode(name))
+                if stem in stems:
+                    self.found.add(ending)
 
     def _may_belong(self, name: bytes) -> bool:
         """Returns whether a file is read with an image of its name, where there is one. Capital letters: it would not be

@@ -9,12 +9,14 @@ ends at the last dot, or before an ending of a closed list (`names.COMPANIONS`: 
 
 Surprising: offsets are multiples of 512, and the bits below that say which of the images of its run a row is (`MARK`): two
 images of one name are two rows. The `size` of the last record is the version of the rule for names, 0 wherever the older
-one gives the same rows, so that indexes and fingerprints of plain names stay what they were.
+one gives the same rows, so that indexes and fingerprints of plain names stay what they were. Its `crc` is LINKED where
+members are hard links: the bytes that these name count for the CRC of their row, behind those of its run.
 """
 
 import mmap
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +36,8 @@ from seer.data.shards.names import (
     split,
     up_to_first_dot,
 )
-from seer.data.shards.tar import TAR_BLOCK, Member, TarError, walk
+from seer.data.shards.same_names import SameNames
+from seer.data.shards.tar import TAR_BLOCK, Member, Oddities, TarError, link_targets, walk
 
 _ARCHIVES = (".tar", *archives.ENDINGS)
 _LAST = frozenset(ending.rpartition(".")[2] for ending in _ARCHIVES)  # which `split` has found already
@@ -45,6 +48,7 @@ _HEADER = len(_MAGIC) + 2  # the two bytes give the length of the description th
 KEEPS_ENDING = 1  # in MARK: another row has the same name, so the key of this one is the whole name of its image
 MARK = TAR_BLOCK - 1  # bits of an offset: KEEPS_ENDING, and above it which of the images of its run a row is
 MOST_IMAGES = TAR_BLOCK // 2  # of one run
+LINKED = 1  # in the `crc` of the last record
 VERSION_2 = 2  # of the rule for names: companions are taken off
 VERSION = 3  # images have more endings, and hidden members are passed over; where that gives other rows than VERSION_2
 _RULES = {0: BY_LAST_DOT, VERSION_2: FOUR_ENDINGS, VERSION: WITH_COMPANIONS}
@@ -54,13 +58,21 @@ MOST_SAMPLE = 256 << 20  # bytes of one sample; what is larger costs its row and
 @dataclass
 class Notes:
     """Holds what somebody should hear of the names in archives: other archives in them, companions without an
-    image, images whose names agree up to their first dot; and the counts of all that lies in them."""
+    image, images whose names agree up to their first dot, or that some disks take for one; of archives that are sound: links
+    that are passed over, and more zeros at the end than tar writes unasked; and the counts of all that lies in them."""
 
     inside: list[str] = field(default_factory=list)
     alone: int = 0
     first_alone: str = ""
     alike: int = 0
     first_alike: tuple[str, str] = ("", "")
+    same: int = 0
+    first_same: tuple[str, str] = ("", "")
+    links: int = 0
+    first_link: str = ""
+    dangling: int = 0
+    first_dangling: str = ""
+    padded: list[str] = field(default_factory=list)  # archives
     census: Census = field(default_factory=Census)
 
     @classmethod
@@ -76,6 +88,17 @@ class Notes:
             self.first_alike if self.alike else other.first_alike,
         )
         self.alone, self.alike = self.alone + other.alone, self.alike + other.alike
+        self.first_same = self.first_same if self.same else other.first_same
+        self.first_link, self.first_dangling = (
+            self.first_link or other.first_link,
+            self.first_dangling or other.first_dangling,
+        )
+        self.same, self.links, self.dangling = (
+            self.same + other.same,
+            self.links + other.links,
+            self.dangling + other.dangling,
+        )
+        self.padded += other.padded
 
 
 def build_index(
@@ -87,11 +110,15 @@ def build_index(
     data: read all bytes for their CRC; otherwise headers alone are read, and `crc` is that of each sample's headers: it
     tells other names and sizes, but rows cannot be checked by it. notes: receives what is to be told of names.
     """
+    notes = Notes() if notes is None else notes
     with mapped(path) as buffer:
         try:
-            rows = _Rows(buffer, data, endings, Notes() if notes is None else notes)
-            for member in walk(buffer):
-                rows.add(member)
+            rows, oddities = _Rows(buffer, data, endings, notes), Oddities()
+            for member in walk(buffer, oddities=oddities):
+                if rows.holds(member):
+                    rows.add(member)
+            notes.links, notes.first_link = oddities.links, oddities.first_link
+            notes.padded += [str(path)] if oddities.padding else []
             return rows.index()
         except TarError as error:
             what = None if _begins(buffer) else archives.what_it_is(path, bytes(buffer[:512]))
@@ -120,6 +147,20 @@ class _Rows:
         self._key: str | None = None
         self._version, self._concealed = 0, False  # whether a member of the run going on was passed over
         self._before = ("", "", "")  # name up to the first dot, key and name of the last image
+        self._links: Mapping[str, tuple[int, int]] | None = None  # from the first hard link on
+        self._same = SameNames()
+
+    def holds(self, member: Member) -> bool:
+        """Returns whether the archive holds the bytes of a member; a hard link may name one that is elsewhere."""
+        if member.link is None:
+            return True
+        if self._links is None:
+            self._links = link_targets(self._buffer)
+        if member.link in self._links:
+            return True
+        self._notes.dangling += 1
+        self._notes.first_dangling = self._notes.first_dangling or f"{member.name} -> {member.link}"
+        return False
 
     def add(self, member: Member) -> None:
         kind = self._endings.conceal(member.name)
@@ -147,7 +188,9 @@ class _Rows:
     def index(self) -> np.ndarray:
         """Returns INDEX [rows + 1], once all members were added."""
         self._close()
-        return np.array([*self._records, (len(self._buffer), self._version, 0)], dtype=INDEX)
+        self._notes.same, self._notes.first_same = self._same.count, self._same.first
+        flags = 0 if self._links is None else LINKED
+        return np.array([*self._records, (len(self._buffer), self._version, flags)], dtype=INDEX)
 
     def _close(self) -> None:
         images = [member for member, ending in self._run if self._endings.is_image(ending)]
@@ -188,6 +231,9 @@ class _Rows:
         crc = 0
         for start, end in ((first, last),) if self._data else ((one.start, one.data) for one, _ in self._run):
             crc = crc32(self._buffer[start:end], crc)
+        if self._data and self._links is not None:
+            for at, size in bytes_of_links([one for one, _ in self._run], self._links):
+                crc = crc32(self._buffer[at : at + size], crc)
         keeps = len(images) > 1 or key in self._first
         if keeps:
             self._version = max(self._version, VERSION_2)
@@ -198,8 +244,12 @@ class _Rows:
         self._first.setdefault(key, len(self._records))
         for number, image in enumerate(images):
             if image.name in self._images:
-                raise TarError(f"sample {key!r} occurs again at byte {image.start}; names must be unique")
+                raise TarError(
+                    f"sample {key!r} occurs again at byte {image.start}; names must be unique: unpack the archive, which "
+                    "keeps the last of each name, and pack it again"
+                )
             self._images.add(image.name)
+            self._same.add(image.name)
             self._tell_alike(key, image.name)
             self._records.append((first | (number << 1 | keeps), last - first, crc))
 
@@ -209,6 +259,16 @@ class _Rows:
             self._notes.first_alike = self._notes.first_alike if self._notes.alike else (its_name, name)
             self._notes.alike += 1
         self._before = stem, key, name
+
+
+def bytes_of_links(members: list[Member], links: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
+    """Returns (offset, bytes) of what the hard links among the members of a run name, in their order."""
+    return [links[member.link] for member in members if member.link is not None and member.link in links]
+
+
+def is_linked(index: np.ndarray) -> bool:
+    """Returns whether the archive has hard links."""
+    return bool(index.item(len(index) - 1)[2] & LINKED)
 
 
 def named_by(index: np.ndarray) -> Endings:

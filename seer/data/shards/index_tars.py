@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from seer.core.errors import RequestError, StorageError
+from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.index import INDEX_SUFFIX, Notes, build_index, checksum, read_index, write_index
 from seer.data.shards.journaled_pool import Entry, locked, run_pieces
 from seer.data.shards.names import IMAGE_ENDINGS
@@ -27,9 +28,15 @@ INDEXING = ".indexing.jsonl"  # not JOURNAL: the tars are whole before their ind
 
 
 def index_archives(
-    paths: Sequence[str], output: Path, *, processes: int, progress: Callable[[int], object]
+    paths: Sequence[str],
+    output: Path,
+    *,
+    processes: int,
+    progress: Callable[[int], object],
+    bad: BadArchives | None = None,
 ) -> dict[str, Any]:
     """Writes an index for each tar, and a manifest of all in `output`; the tars are read and never changed or copied.
+    bad: how many may be passed over that cannot be read, and receives them.
 
     An index lies beside its tar where that lies in `output`, and else in `output`: tars may be on a read-only disk.
     """
@@ -45,7 +52,8 @@ def index_archives(
         if (output / SHARDS_MANIFEST).exists():
             manifest = finished_before(output, request, indexes=True)
         else:
-            manifest = _index(paths, output, journal, request, processes=processes, progress=progress)
+            bad = BadArchives() if bad is None else bad
+            manifest = _index(paths, output, journal, request, bad, processes=processes, progress=progress)
         (output / INDEXING).unlink()
     return manifest
 
@@ -55,6 +63,7 @@ def _index(
     output: Path,
     journal: IO[str],
     request: str,
+    bad: BadArchives,
     *,
     processes: int,
     progress: Callable[[int], object],
@@ -67,10 +76,11 @@ def _index(
         notes = Notes()
         try:
             index = build_index(path, notes=notes)
-        except TarError as error:
-            raise TarError(f"{path}: {error}") from error
-        if len(index) == 1:
-            raise RequestError(f"no images in {path}; looked for {', '.join(sorted(IMAGE_ENDINGS))}")
+            if len(index) == 1:
+                raise RequestError(f"no images in {path}; looked for {', '.join(sorted(IMAGE_ENDINGS))}")
+        except (TarError, RequestError) as error:
+            tick()
+            return {"path": str(path), "bad": str(error), "status": error.exit_status}
         try:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -88,12 +98,20 @@ def _index(
         notes.inside = [f"{path}/{one}" for one in notes.inside]
         return {**entry, "notes": asdict(notes)}
 
-    entries = run_pieces(work, len(paths), journal, request, processes=processes, progress=progress)
+    def finished(entry: Entry) -> None:
+        if "bad" in entry:
+            kind = TarError if entry["status"] == TarError.exit_status else RequestError
+            bad.pass_over(entry["path"], kind(entry["bad"]), len(paths))
+
+    entries = run_pieces(work, len(paths), journal, request, processes=processes, progress=progress, finished=finished)
+    bad.check_rest(len(paths))
+    entries = [entry for entry in entries if "bad" not in entry]
     notes = Notes()
     for entry in entries:
         notes.add(Notes.of(entry.pop("notes", {})))
     tell(notes)
-    return write_manifest(output, entries, {"request": request, "skipped": 0, "data": notes.census.plain()})
+    card: dict[str, Any] = {"request": request, "skipped": 0, "data": notes.census.plain()}
+    return write_manifest(output, entries, card | ({"bad_archives": bad.found} if bad.found else {}))
 
 
 def _names(paths: Sequence[str], output: Path) -> list[dict[str, str]]:

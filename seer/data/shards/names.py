@@ -130,11 +130,12 @@ WITH_COMPANIONS = Endings(COMPANIONS)
 
 @dataclass(frozen=True)
 class Asked:
-    """Holds what `data.image` and `data.fields` say. fields: (what it is called, ending). Raises RequestError
-    (`asked`)."""
+    """Holds what `data.image` and `data.fields` say. fields: (what it is called, ending). folders: (what it is called, a
+    folder of files with the names of the images, as `parallel_folder` takes it). Raises RequestError (`asked`)."""
 
     image: str | None
     fields: tuple[tuple[str, str], ...]
+    folders: tuple[tuple[str, str], ...] = ()
 
     def splits(self, rule: Endings) -> bool:
         """Returns whether names belong together otherwise than without, so that the rows of a tar are others."""
@@ -151,7 +152,8 @@ class Asked:
         return _joined(self, rule)
 
     def __str__(self) -> str:
-        return ",".join([f"image={self.image}", *(f"{name}={ending}" for name, ending in self.fields)])
+        folders = (f"{name}={'/'.join(place.split('/')[-2:])}" for name, place in self.folders)
+        return ",".join([f"image={self.image}", *(f"{name}={ending}" for name, ending in self.fields), *folders])
 
 
 @lru_cache
@@ -168,16 +170,31 @@ def asked(image: str | None, fields: Mapping[str, Any] | None) -> Asked | None:
     """Returns what a request says about names, None where it says nothing. Raises RequestError."""
     if image is None and not fields:
         return None
-    for name, ending in [("data.image", image), *(fields or {}).items()]:
+    folders = {
+        str(name): place for name, place in (fields or {}).items() if isinstance(place, str) and _is_place(place)
+    }
+    fields = {name: ending for name, ending in (fields or {}).items() if name not in folders}
+    if "cls" in folders:
+        raise RequestError(
+            "data.fields={cls: FOLDER/}: labels lie beside their images, or are the names of their folders"
+        )
+    for name, ending in [("data.image", image), *fields.items()]:
         if ending is None and name == "data.image":
             continue
         if not isinstance(ending, str) or not ending.strip(".") or "/" in ending or ending != ending.strip("."):
             raise RequestError(
-                f"{name}={ending!r}: an ending is expected, what comes after the name and a dot: seg.png"
+                f"{name}={ending!r}: an ending is expected, what comes after the name and a dot: seg.png; of fields, or a folder "
+                "of files with the images' names: masks/, masks/*_mask.png"
             )
     if image is not None and image.lower().rpartition(".")[2] not in IMAGE_ENDINGS:
         raise RequestError(f"data.image={image}: an ending of images is expected, .{', .'.join(sorted(IMAGE_ENDINGS))}")
-    pairs = tuple(sorted((str(name), str(ending).lower()) for name, ending in (fields or {}).items()))
+    pairs = tuple(sorted((str(name), str(ending).lower()) for name, ending in fields.items()))
     if len({ending for _, ending in pairs}) < len(pairs) or (image and image.lower() in dict(map(reversed, pairs))):  # type: ignore[arg-type]
         raise RequestError(f"data.fields={dict(pairs)}, data.image={image}: each ending once")
-    return Asked(image.lower() if image else None, pairs)
+    return Asked(image.lower() if image else None, pairs, tuple(sorted(folders.items())))
+
+
+def _is_place(value: str) -> bool:
+    """Returns whether a value of `data.fields` is FOLDER/ or FOLDER/*SUFFIX."""
+    _, slash, suffix = value.rpartition("/")
+    return bool(slash) and (not suffix or (suffix.startswith("*") and suffix.count("*") == 1 and len(suffix) > 1))

@@ -15,10 +15,11 @@ from typing import Any
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.data.shards import archives
+from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.census import Census, total
 from seer.data.shards.folder import FolderShard, listed_in, these
 from seer.data.shards.index import Notes
-from seer.data.shards.names import FOUR_ENDINGS, WITH_COMPANIONS, asked
+from seer.data.shards.names import FOUR_ENDINGS, WITH_COMPANIONS, Asked, Endings, asked
 from seer.data.shards.shard import Shard
 from seer.data.shards.source import Found, expand, is_image, is_list, refuse_unfinished
 from seer.data.shards.tar import TarError
@@ -33,20 +34,22 @@ def open_shards(
     image: str | None = None,
     fields: Mapping[str, str] | None = None,
     older: bool = False,
+    bad: BadArchives | None = None,
 ) -> list[Shard]:
     """Opens what a source names, in a fixed order: a folder of tars or of images, a tar, a glob, `{000..009}`,
     a .txt with a path a line, or a list of any of these.
 
     check_crc: compare the bytes of every row that is read with its index; without it a flipped byte of data passes.
     image: the ending of the image, where samples have several. fields: what else belongs to it, by its ending: {"mask":
-    "png"} makes `a.png` the mask of `a.jpg`. older: find files as versions did that knew four endings of images, for a run
-    that began with one.
+    "png"} makes `a.png` the mask of `a.jpg`, {"mask": "masks/"} a file of its name in that folder. older: find files as versions
+    did that knew four endings of images, for a run that began with one. bad: how many archives may be passed over that cannot
+    be read, and receives them.
 
     Raises RequestError (status 78) when there is nothing, or a set of shards that is not finished, naming the source;
     StorageError when tars are missing that a folder's manifest names; TarError for a damaged archive.
     """
     names, rule = asked(image, fields), FOUR_ENDINGS if older else WITH_COMPANIONS
-    opened = Opened()
+    opened, bad = Opened(), BadArchives() if bad is None else bad
     entries: dict[str, Mapping[str, Any] | None] = {}
     classes: dict[str, tuple[str, ...]] = {}  # by path
     sources = [source] if isinstance(source, str | Path) else list(source)
@@ -58,26 +61,27 @@ def open_shards(
         if os.path.exists(folder + JOURNAL):
             refuse_unfinished(folder)
         entries.update(_manifest(folder, classes))
+    _check_folders(names, paths)
     shards: list[Shard] = []
     for path in _joined(paths):
         entry = entries.get(path) if isinstance(path, str) else None
         shard: Shard
-        try:
-            if not isinstance(path, str):
-                shard = these(path)
-            elif entry is None and os.path.isdir(path):
-                shard = FolderShard(Path(path), asked=names, rule=rule)
-            elif entry is None and is_list(path):
-                shard = listed_in(Path(path))
-            else:
-                options = {"classes": classes.get(path), "asked": names, "rule": rule}
+        if not isinstance(path, str):
+            shard = _with_images(these(path, names), names, rule)
+        elif entry is None and os.path.isdir(path):
+            shard = _with_images(FolderShard(Path(path), asked=names, rule=rule), names, rule)
+        elif entry is None and is_list(path):
+            shard = _with_images(listed_in(Path(path), names), names, rule)
+        else:
+            options = {"classes": classes.get(path), "asked": names, "rule": rule}
+            try:
                 shard = TarShard(path, check_crc, entry=entry, opened=opened, **options)  # type: ignore[arg-type]
-        except TarError as error:
-            raise TarError(f"{path}: {error}") from error
-        if len(shard) == 0:
-            looked = f"by {names}" if names else f"looked for {', '.join(sorted(rule.images))}"
-            raise RequestError(f"no images in {shard.path}; {looked}{_instead(shard)}")
+                _with_images(shard, names, rule)
+            except (TarError, RequestError) as error:
+                bad.pass_over(path, error, len(paths))
+                continue
         shards.append(shard)
+    bad.check_rest(len(paths))
     if isinstance(shards[0], FolderShard) and not any(isinstance(shard, TarShard) for shard in shards):
         shards[0].census.add(opened.notes.census)  # of a pattern
     tell(opened.notes)
@@ -122,9 +126,29 @@ def census_of(shards: Sequence[Shard]) -> Census:
     return found
 
 
+def _check_folders(names: Asked | None, paths: Sequence[str]) -> None:
+    """Raises RequestError for a tar where another folder should have files of the images' names."""
+    for path in paths if names and names.folders else ():
+        if not (os.path.isdir(path) or is_list(path) or is_image(path)):
+            name, place = names.folders[0]  # type: ignore[union-attr]
+            raise RequestError(
+                f"data.fields={{{name}: {place}}}: a folder goes with a folder or a list of images, and {path} is a tar; give the "
+                f"images' own folder, or write shards of it first (`seer shard source=IMAGES fields={{{name}: {place}}}`)"
+            )
+
+
+def _with_images(shard: Shard, names: Asked | None, rule: Endings) -> Shard:
+    """Returns the shard. Raises RequestError where no name in it is that of an image."""
+    if len(shard) == 0:
+        looked = f"by {names}" if names else f"looked for {', '.join(sorted(rule.images))}"
+        raise RequestError(f"no images in {shard.path}; {looked}{_instead(shard)}")
+    return shard
+
+
 def tell(notes: Notes) -> None:
     """Warns of what the names in tars say, where there is something to say."""
     archives.tell("archives in tars", notes.inside)
+    _tell_oddities(notes)
     if notes.alone:
         log.warning(
             f"{notes.alone} members whose ending says that they belong to an image, the first {notes.first_alone[:200]!r}, "
@@ -138,6 +162,31 @@ def tell(notes: Notes) -> None:
             f"{' and '.join(repr(name[:200]) for name in notes.first_alike)}: each is a sample of its own; where they belong together, "
             "data.image=left.jpg says which is the image and data.fields={right: right.jpg} what is beside it (of "
             "`seer shard`: image=, fields=)"
+        )
+
+
+def _tell_oddities(notes: Notes) -> None:
+    """Warns of what is passed over in tars, or would be lost elsewhere."""
+    if notes.links:
+        log.warning(
+            f"{notes.links} symbolic links in tars are not followed, the first {notes.first_link[:200]!r}; where they stand for "
+            "images, pack the files again with `tar --dereference` (-h)"
+        )
+    if notes.dangling:
+        log.warning(
+            f"{notes.dangling} hard links in tars name what their archive does not hold, the first "
+            f"{notes.first_dangling[:200]!r}, and are passed over; pack the files again with `tar --hard-dereference`"
+        )
+    if notes.same:
+        log.warning(
+            f"{notes.same} images in tars differ in their name from another one by case or the spelling of accents alone, like "
+            f"{' and '.join(repr(name[:200]) for name in notes.first_same)}: each is read here; unpacked on a disk that takes "
+            "such names for one, the first would be lost"
+        )
+    if notes.padded:
+        log.warning(
+            f"{len(notes.padded)} tars end with more zeros than tar writes unasked, the first {min(notes.padded)}: as `tar -b` "
+            "and `tar -A` do, and they are read; a download that was cut within its last kilobytes looks the same"
         )
 
 

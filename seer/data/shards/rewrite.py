@@ -2,9 +2,10 @@
 
 Piece n of the output is a function of the request alone: its images are looked up in a keyed permutation of the whole,
 so no list of millions is ever made, each process does its own pieces, and a run that was killed goes on to the same
-bytes. An image that cannot be read or decoded is left out, named in OUTPUT/skipped.jsonl and counted; so is a loose
+bytes. An image that cannot be read is left out, named in OUTPUT/skipped.jsonl and counted, and so is one that cannot be
+decoded where max_side or quality has it decoded: otherwise its bytes are copied, whatever they are. So is a loose
 file that cannot be read while its folder can be listed, since taking it away would make another request. A shard of
-which no image is left is not written.
+which no image is left is not written. Beside each shard lie the names that its images had (`original_names`).
 """
 
 import functools
@@ -22,16 +23,18 @@ import numpy as np
 from seer.core import rng
 from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.log import log
-from seer.core.records import Sample, Skipped
-from seer.data.decode import Undecodable, decode, reencoded
+from seer.core.records import Skipped
+from seer.data.decode import Undecodable
 from seer.data.ledger import LEAST_SEEN, parse_fraction, shown
 from seer.data.order import permute
 from seer.data.pixels import USUAL, Pixels
 from seer.data.shards.folder import FolderShard, file_name
 from seer.data.shards.journaled_pool import Entry, locked, run_pieces
-from seer.data.shards.names import IMAGE_ENDINGS, has_places, image_ending
+from seer.data.shards.names import IMAGE_ENDINGS, image_ending
+from seer.data.shards.original_names import Origins, write_names
 from seer.data.shards.output_folder import finished_before, make, refuse_strangers
 from seer.data.shards.shard import Shard, fingerprint, folder_of
+from seer.data.shards.smaller import stored
 from seer.data.shards.tar import TarError
 from seer.data.shards.writer import (
     JOURNAL,
@@ -54,9 +57,10 @@ UNREADABLE = "unreadable"  # a reason besides those of records.SKIP_REASONS, sin
 class Part:
     """Holds rows first to first + total of the (shuffled) images of some shards, and how they are to be stored.
 
-    max_side: longest side in pixels; larger images are made smaller, once. quality: of JPEG, to which all images are
-    then turned. pixels: what of an image is decoded. classes: names of those that images get as their `cls` member: the one of
-    which labels[shard][row] is the number, none where that is negative; without labels, the folder that directly holds the image.
+    max_side: longest side in pixels; larger images are made smaller, once, and what is told in their pixels. quality: of JPEG,
+    to which all images are then turned. pixels: what of an image is decoded. classes: names of those that images get as their
+    `cls` member: the one of which labels[shard][row] is the number, none where that is negative; without labels, the folder
+    that directly holds the image.
     """
 
     shards: Sequence[Shard]
@@ -109,18 +113,14 @@ class Part:
         row = line - (self.ends[shard] - np.array([len(self.shards[s]) for s in shard.tolist()], dtype=np.int64))
         yield from zip(shard.tolist(), row.tolist(), strict=True)
 
-    def _refuse_places(self, sample: Sample, image: bytes) -> None:
-        """Raises RequestError for what would lie elsewhere on its image, once that is made smaller."""
-        ending = next((ending for ending in sample.fields if has_places(ending)), None)
-        if (
-            self.max_side is not None
-            and ending is not None
-            and max(decode(image, None, self.pixels, longer=self.max_side).shape) > self.max_side
-        ):
-            raise RequestError(
-                f"max_side={self.max_side}: {shown(sample.key)} in {self.shards[sample.ref.shard].path} has a member "
-                f"{ending}, told in pixels of the image, which would be made smaller without it; leave max_side out"
-            )
+    @property
+    def decodes(self) -> bool:
+        """Returns whether images are decoded, so that those that cannot be are left out."""
+        return self.max_side is not None or self.quality is not None
+
+    @functools.cached_property
+    def _origins(self) -> Origins:
+        return Origins(self.shards)
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
@@ -129,8 +129,15 @@ class Part:
     def _label(self, shard: int, row: int, key: str) -> int:
         return self._numbers[folder_of(key)] if self.labels is None else int(self.labels[shard][row])
 
-    def samples(self, first: int, last: int, skipped: list[Skipped], tick: Callable[[], None]) -> Iterator[Member]:
-        """Yields samples as they are to be written. Appends to skipped what cannot be."""
+    def samples(
+        self,
+        first: int,
+        last: int,
+        skipped: list[Skipped],
+        origins: list[dict[str, Any]],
+        tick: Callable[[], None],
+    ) -> Iterator[Member]:
+        """Yields samples as they are to be written. Appends to skipped what cannot be, to origins which image each was."""
         for shard, row in self.places(first, last):
             name = f"row {row}"
             try:
@@ -138,10 +145,10 @@ class Part:
                 name = sample.key
                 extension = image_ending(sample.fields)  # an older index may have another image in a row, as a member
                 fields = {e: data for e, data in sample.fields.items() if e == extension or e not in IMAGE_ENDINGS}
-                if self.max_side is not None or self.quality is not None:
-                    self._refuse_places(sample, fields[extension])
-                    kind, data = reencoded(fields.pop(extension), self.max_side, self.quality, self.pixels)
-                    fields = {kind or extension: data, **fields}
+                if self.decodes:
+                    where = f"{shown(name)} in {self.shards[shard].path}"
+                    fields = stored(fields, self.max_side, self.quality, where, self.pixels)
+                origin = self._origins.of(shard, row)
             except (TarError, Undecodable) as error:
                 name = file_name(self.shards[shard], row) or name
                 skipped.append(Skipped(str(self.shards[shard].path), name, str(error), row, error.kind))
@@ -157,6 +164,7 @@ class Part:
                     fields |= {} if label < 0 else {"cls": str(label).encode()}
                 elif self._renumbered(self.shards[shard]):
                     _renumber(fields, self.shards[shard].classes or (), self.names or ())
+                origins.append(origin)
                 yield f"{shard:05d}-{row:09d}", fields
             tick()
 
@@ -216,11 +224,13 @@ def _write(
         skipped: list[Skipped] = []
         labels = Counter[str]()
         first, last = shard_rows(number, count, part.total)
-        path, members = shard_path(output, number, count), part.samples(first, last, skipped, tick)
+        origins: list[dict[str, Any]] = []
+        path, members = shard_path(output, number, count), part.samples(first, last, skipped, origins, tick)
         members = members if part.names is None else _counted(members, labels)
         member = next(members, None)
         if member:
             entry = write_shard(path, chain([member], members))
+            write_names(path, origins)
         else:
             path.unlink(missing_ok=True)  # of a run that was killed, when there still were images
             entry = {"name": path.name, "count": 0}
@@ -233,14 +243,7 @@ def _write(
         seen += entry["count"] + len(entry["skipped"])
         bad.update(one["kind"] for one in entry["skipped"])
         if bad.total() >= LEAST_SEEN and bad.total() > limit * seen:
-            raise too_many(entry)
-
-    def too_many(entry: Entry) -> BadDataError:
-        return BadDataError(
-            f"{bad.total()} of {seen} images cannot be used ({', '.join(f'{k} {n}' for k, n in bad.most_common())}), "
-            f"the last in {entry['name']}: {entry['skipped'][-1]['reason'] if entry['skipped'] else 'none'}; look at "
-            f"the source, or raise max_bad={max_bad}"
-        )
+            raise _too_many(entry, bad, seen, max_bad)
 
     entries = run_pieces(
         work,
@@ -254,7 +257,7 @@ def _write(
         images=lambda entry: entry["count"] + len(entry["skipped"]),
     )
     if bad.total() == seen:
-        raise too_many(entries[-1])
+        raise _too_many(entries[-1], bad, seen, max_bad)
     card = {"request": part.request, "skipped": bad.total(), "skipped_by_reason": dict(bad), **_classes(part, entries)}
     if bad:
         _list_skipped(output / "skipped.jsonl", entries)
@@ -285,6 +288,14 @@ def _classes(part: Part, entries: Sequence[Entry]) -> dict[str, Any]:
             counts[int(text)] += count
     written = {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
     return {"classes": list(names), "class_counts": written}
+
+
+def _too_many(entry: Entry, bad: Counter[str], seen: int, max_bad: float | str) -> BadDataError:
+    return BadDataError(
+        f"{bad.total()} of {seen} images cannot be used ({', '.join(f'{k} {n}' for k, n in bad.most_common())}), "
+        f"the last in {entry['name']}: {entry['skipped'][-1]['reason'] if entry['skipped'] else 'none'}; look at "
+        f"the source, or raise max_bad={max_bad}"
+    )
 
 
 def _list_skipped(path: Path, entries: Sequence[Entry]) -> None:

@@ -13,7 +13,7 @@ class Shard(Protocol):
     """Holds rows of samples. `identity` names the content for fingerprints; `read` may be called from any
     thread. classes: what the numbers in `cls` members mean, where a manifest tells. iter_labels: the key and
     the `cls`, or another member, of each of some rows, with no image read; a key of None where the headers of a row
-    are damaged."""
+    are damaged. image_name: the whole name of the member or file that is the image."""
 
     @property
     def path(self) -> Path: ...
@@ -30,6 +30,8 @@ class Shard(Protocol):
 
     def key(self, row: int) -> str: ...
 
+    def image_name(self, row: int) -> str: ...
+
     def iter_keys(self) -> Iterator[str]: ...
 
     def iter_labels(self, rows: Iterable[int], ending: str = "cls") -> Iterator[tuple[str | None, bytes | None]]: ...
@@ -40,6 +42,12 @@ class Shard(Protocol):
 def fingerprint(shards: Iterable[Shard]) -> str:
     """Names the data: shards in order with their counts and index checksums. 16 hexadecimal digits."""
     return hashlib.sha256("\n".join(s.identity for s in shards).encode()).hexdigest()[:16]
+
+
+def content_fingerprint(shards: Iterable[Shard]) -> str:
+    """Names the data whatever its files or folders are called: all else that `fingerprint` holds. 16 hexadecimal digits."""
+    contents = (s.identity.removeprefix(s.path.name) for s in shards)
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
 
 
 def class_names(shards: Sequence[Shard]) -> list[str]:

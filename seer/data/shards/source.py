@@ -21,11 +21,12 @@ from seer.data.shards import archives
 from seer.data.shards.census import Census, concealed, kind_of
 from seer.data.shards.folder import ENDINGS
 from seer.data.shards.index import INDEX_SUFFIX
+from seer.data.shards.lists import numbered_lines
 from seer.data.shards.names import OLDER_IMAGE_ENDINGS, split
 from seer.data.shards.writer import JOURNAL, SHARDS_MANIFEST
 
 _OLDER_ENDINGS = tuple(f".{ending}" for ending in sorted(OLDER_IMAGE_ENDINGS))
-_OWN = (INDEX_SUFFIX, SHARDS_MANIFEST, JOURNAL, "skipped.jsonl")  # what `seer shard` writes beside tars
+_OWN = (INDEX_SUFFIX, ".names.jsonl", SHARDS_MANIFEST, JOURNAL, "skipped.jsonl")  # what `seer shard` writes beside tars
 MOST_NAMES = 10_000_000  # that braces may stand for
 
 
@@ -198,15 +199,10 @@ def _tars_listed(path: str) -> list[str]:
     left as it is."""
     if not is_list(path) or not os.path.isfile(path):
         return []
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            first = next((line for line in lines if line.strip()), "")
-            if not first.rstrip("\r\n").endswith(".tar"):
-                return []
-            lines.seek(0)
-            names = [name for line in lines if (name := line.rstrip("\r\n"))]
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
+    _, first = next(numbered_lines(Path(path)), (0, b""))
+    if not first.endswith(b".tar"):
+        return []
+    names = [os.fsdecode(name) for _, name in numbered_lines(Path(path))]
     found = [str(Path(path).parent / name) for name in names]
     for name in found:
         if not name.endswith(".tar") or not os.path.exists(name):

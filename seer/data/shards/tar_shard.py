@@ -28,12 +28,14 @@ from seer.data.shards.index import (
     MOST_SAMPLE,
     Notes,
     build_index,
+    bytes_of_links,
+    is_linked,
     mapped,
     named_by,
     read_index,
 )
 from seer.data.shards.names import BY_LAST_DOT, WITH_COMPANIONS, Asked, Endings
-from seer.data.shards.tar import HEAD, ChecksumError, TarError, plain_member, walk
+from seer.data.shards.tar import HEAD, ChecksumError, Member, TarError, link_targets, plain_member, walk
 
 MOST_OPEN = 65_536  # archives, where the system allows twice as many descriptors
 
@@ -44,9 +46,10 @@ MOST_INDEXED = 256 << 20  # bytes of indexes in memory: 16 million rows
 class _Archive:
     """Holds an open archive. Closed when nobody holds it any more, so no reader loses it to the limit."""
 
-    __slots__ = ("file",)
+    __slots__ = ("file", "links")
 
     def __init__(self, path: str):
+        self.links: Mapping[str, tuple[int, int]] | None = None  # what hard links name, once that was asked for
         try:
             self.file = indexes.open_plain(path)
         except OSError as error:
@@ -247,11 +250,14 @@ class TarShard:
         offset -= mark
         if size > MOST_SAMPLE:
             raise TarError(f"sample of {size} bytes at byte {offset}, more than {MOST_SAMPLE}")
+        if is_linked(index):
+            members = self._read_linked(archive, offset, size, crc)
+            return _sample(SampleRef(number, row), members, endings, mark, offset)
         # The first member is nearly always the image: read by itself, its bytes need not be copied out of a longer run.
         head = self._pread(file, offset, HEAD if size > HEAD else size)
         member = plain_member(head, size)
         body = self._pread(file, offset + member.data, member.size) if member else b""
-        members: list[tuple[str, bytes]] = []
+        members = []
         if member:
             members.append((member.name, body))
             if member.end == size and not self._check_crc:  # zeros follow, of which only the CRC knows
@@ -266,6 +272,34 @@ class TarShard:
             members.append((one.name, data[one.data : one.data + one.size]))
         return _sample(SampleRef(number, row), members, endings, mark, offset)
 
+    def _read_linked(self, archive: _Archive, offset: int, size: int, crc: int) -> list[tuple[str, bytes]]:
+        """Returns the members of a run in an archive with hard links, which may be some. Raises as `read` does."""
+        data, links = self._pread(archive.file, offset, size), self._links(archive)
+        found = crc32(data)
+        try:
+            members = [one for one in walk(memoryview(data), whole=False) if _there(one, links)]
+        except TarError:
+            members = []  # damaged: the CRC says so, where there is one
+            if not self._check_crc:
+                raise
+        places = bytes_of_links(members, links)
+        if size + sum(length for _, length in places) > MOST_SAMPLE:
+            raise TarError(f"sample of more than {MOST_SAMPLE} bytes at byte {offset}")
+        linked = [self._pread(archive.file, at, length) for at, length in places]
+        for one in linked:
+            found = crc32(one, found)
+        if self._check_crc and found != crc:
+            raise ChecksumError(f"checksum differs from the index at byte {offset}")
+        others = iter(linked)
+        return [(m.name, data[m.data : m.data + m.size] if m.link is None else next(others)) for m in members]
+
+    def _links(self, archive: _Archive) -> Mapping[str, tuple[int, int]]:
+        """Returns where the bytes of hard links lie: by two walks, once for as long as the archive stays open."""
+        if archive.links is None:
+            with mapped(self.path) as buffer:
+                archive.links = link_targets(buffer)
+        return archive.links
+
     def _pread(self, file: int, offset: int, size: int) -> bytes:
         try:
             data = os.pread(file, size, offset)
@@ -277,21 +311,33 @@ class TarShard:
 
     def key(self, row: int) -> str:
         """Returns the name of a row, from its headers alone. Raises TarError."""
-        index = self._opened.get(self)[1]
+        archive, index = self._opened.get(self)
+        links = self._links(archive) if is_linked(index) else {}
         with mapped(self.path) as buffer:
-            return _key(buffer, index[row], self._endings(index))
+            return _key(buffer, index[row], self._endings(index), links)
+
+    def image_name(self, row: int) -> str:
+        """Returns the whole name of the member that is the image, from headers alone. Raises TarError."""
+        archive, index = self._opened.get(self)
+        links = self._links(archive) if is_linked(index) else {}
+        record = index[row : row + 1].copy()
+        record["offset"] |= KEEPS_ENDING  # by which a key is a whole name
+        with mapped(self.path, few=True) as buffer:
+            return _key(buffer, record[0], self._endings(index), links)
 
     def iter_keys(self) -> Iterator[str]:
-        index = self._opened.get(self)[1]
+        archive, index = self._opened.get(self)
         endings = self._endings(index)
+        links = self._links(archive) if is_linked(index) else {}
         with mapped(self.path) as buffer:
             for record in index[:-1]:
-                yield _key(buffer, record, endings)
+                yield _key(buffer, record, endings, links)
 
     def iter_labels(self, rows: Iterable[int], ending: str = "cls") -> Iterator[tuple[str | None, bytes | None]]:
         """Reads headers and the bytes of one member: some microseconds a row, whatever the images weigh."""
-        index = self._opened.get(self)[1]
+        archive, index = self._opened.get(self)
         endings = self._endings(index)
+        links = self._links(archive) if is_linked(index) else {}
         with mapped(self.path, few=True) as buffer:
             for row in rows:
                 offset, size, _ = index.item(row)
@@ -300,11 +346,13 @@ class TarShard:
                 cls: bytes | None = None
                 try:
                     for member in walk(buffer[first : first + size], whole=False):
-                        if endings.conceal(member.name):
+                        if not _there(member, links) or endings.conceal(member.name):
                             continue
                         names.append(member.name)
                         if endings.called(endings.split(member.name)[1]) == ending:
-                            cls = bytes(buffer[first + member.data : first + member.data + member.size])
+                            own = first + member.data, member.size
+                            at, length = own if member.link is None else links[member.link]
+                            cls = bytes(buffer[at : at + length])
                     yield (_key_of(names, endings, mark) if names else None), cls
                 except TarError:
                     yield None, None
@@ -350,11 +398,16 @@ def _key_of(names: Sequence[str], endings: Endings, mark: int) -> str:
     return images[mark >> 1]
 
 
-def _key(buffer: memoryview, record: np.void, endings: Endings) -> str:
+def _there(member: Member, links: Mapping[str, tuple[int, int]]) -> bool:
+    """Returns whether the archive holds the bytes of a member."""
+    return member.link is None or member.link in links
+
+
+def _key(buffer: memoryview, record: np.void, endings: Endings, links: Mapping[str, tuple[int, int]]) -> str:
     offset, size, _ = record.item()
     first, names = offset & ~MARK, []
     for member in walk(buffer[first : first + size], whole=False):
-        if endings.conceal(member.name):
+        if not _there(member, links) or endings.conceal(member.name):
             continue
         names.append(member.name)
         if not offset & KEEPS_ENDING:

@@ -1,0 +1,89 @@
+"""Archives that cannot be read, among others that can: refused with the remedy, or passed over by number and named."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from seer.core.errors import RequestError
+from seer.data.shards.bad_archives import BadArchives
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import fingerprint
+from seer.data.shards.tar import TarError
+from tests.data.image_files import jpeg, write_tar
+from tests.messages import naming, says
+from tests.program import SMALL, seer
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """Three sound archives, and four that are not: empty, cut, compressed, without an image."""
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for i in range(6):
+        write_tar(folder / f"{i}.tar", [(f"{i}-{n}.jpg", jpeg(10 * i + n)) for n in range(8)])
+    (folder / "1.tar").write_bytes(b"")
+    (folder / "2.tar").write_bytes((folder / "2.tar").read_bytes()[:5000])
+    (folder / "4.tar").write_bytes(gzip.compress((folder / "4.tar").read_bytes()))
+    write_tar(folder / "6.tar", [("notes.txt", b"x")])
+    return folder
+
+
+BAD = {"1.tar": "no end mark", "2.tar": "cut inside", "4.tar": "gzip", "6.tar": "no images"}
+
+
+def test_so_many_are_passed_over_as_were_asked_for_and_the_rest_is_read(tars, caplog):
+    bad = BadArchives(4)
+    shards = open_shards(tars, bad=bad)
+    assert [shard.path.name for shard in shards] == ["0.tar", "3.tar", "5.tar"]
+    assert {Path(path).name: BAD[Path(path).name] in why for path, why in bad.found.items()} == dict.fromkeys(BAD, True)
+    assert fingerprint(shards) == fingerprint(open_shards([tars / "0.tar", tars / "3.tar", tars / "5.tar"]))
+    assert all(sum(f"{name} is passed over" in r.getMessage() for r in caplog.records) == 1 for name in BAD)
+
+
+def test_one_more_than_that_ends_it_with_all_names_and_the_remedy(tars):
+    with pytest.raises(TarError, match=naming("1.tar", "no end mark", "max_bad_archives=1")):
+        open_shards(tars, bad=BadArchives(0, "max_bad_archives"))
+    with pytest.raises(RequestError, match=naming("4.tar", "1.tar", "2.tar", "gunzip", "data.max_bad_archives=3")):
+        open_shards(tars, bad=BadArchives(2, "data.max_bad_archives"))
+    with pytest.raises(TarError) as unasked:  # of a verb that has no such word
+        open_shards(tars)
+    assert "max_bad_archives" not in str(unasked.value)
+    with pytest.raises(TarError) as alone:
+        open_shards(tars / "1.tar", bad=BadArchives(0, "max_bad_archives"))
+    assert "max_bad_archives" not in str(alone.value) and "1.tar: no end mark" in str(alone.value)
+    with pytest.raises(TarError, match=naming("none of 2", "1.tar")):
+        open_shards([tars / "1.tar", tars / "2.tar"], bad=BadArchives(5))
+
+
+def test_a_folder_without_images_is_never_passed_over(tars, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RequestError, match="no images"):
+        open_shards([tars / "0.tar", tmp_path / "empty"], bad=BadArchives(9))
+
+
+def test_shard_and_its_indexes_name_them_in_their_results(tars, tmp_path, capfd):
+    words = ("shard", f"source={tars}", "processes=2")
+    for more, count in (((), 24), (("index_only=true",), 24)):
+        output = tmp_path / f"o{len(more)}"
+        ended = seer(capfd, *words, *more, f"output={output}", "max_bad_archives=3")
+        assert ended.status in (65, 78) and says(ended.result["error"], "max_bad_archives=4")
+        ended = seer(capfd, *words, *more, f"output={output}", "max_bad_archives=4")
+        assert ended.status == 0 and ended.result["pictures"] == count, ended.words
+        assert {Path(path).name for path in ended.result["bad_archives"]} == set(BAD)
+    assert len(json.loads((tmp_path / "o1" / "manifest.json").read_text())["shards"]) == 3
+    assert sum(map(len, open_shards(tmp_path / "o1"))) == 24
+    ended = seer(capfd, *words, "index_only=true", f"output={tmp_path / 'o1'}", "max_bad_archives=4")
+    assert ended.status == 0 and set(map(Path, ended.result["bad_archives"])) == {tars / name for name in BAD}
+
+
+@pytest.mark.slow
+def test_a_run_passes_them_over_and_its_result_names_them(tars, tmp_path, capfd):
+    words = ("pretrain", *SMALL, f"data.source={tars}", f"output={tmp_path / 'run'}", "steps=2", "batch=8")
+    refused = seer(capfd, *words)
+    assert refused.status == 65 and says(refused.result["error"], "data.max_bad_archives=")
+    ended = seer(capfd, *words, "data.max_bad_archives=4")
+    assert ended.status == 0, ended.words
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {Path(path).name for path in result["bad_archives"]} == set(BAD)
