@@ -73,7 +73,7 @@ def test_rows_of_older_indexes_stay_and_a_gif_beside_a_jpg_is_none_of_them(tmp_p
     (shard,) = open_shards(path, check_crc=False)
     assert image_of(shard.read(0, 0)) == jpeg(1) and census_of([shard]).plain()["by_index"] == 2
     (part,) = [Part(open_shards(path, check_crc=False), 0, 2, shuffle=False)]
-    written = write_shard(tmp_path / "new.tar", part.samples(0, 1, [], lambda: None))  # one row, as there was
+    written = write_shard(tmp_path / "new.tar", part.samples(0, 1, [], [], lambda: None))  # one row, as there was
     assert written["count"] == 1 and [set(f) for f in rows(tmp_path / "new.tar").values()] == [{"jpg"}]
     Path(f"{path}{INDEX_SUFFIX}").unlink()
     assert set(rows(path, older=True)) == {"a", "._b"}

@@ -96,14 +96,14 @@ def test_a_reader_that_dies_is_started_again_and_the_batches_stay_as_they_were(f
     assert len(told) == 3 and all(signal.Signals(how).name in words and "nothing is lost" in words for words in told)
 
 
-def deadly_decode(data: bytes, scratch=None):
+def deadly_decode(data: bytes, scratch=None, *others, **named):
     if data.endswith(b"deadly"):
         ctypes.string_at(0)
     return decode(data)
 
 
 def test_images_that_crash_their_reader_are_skipped_by_name_like_other_bad_ones(folder, monkeypatch, caplog):
-    def broken_decode(data: bytes, scratch=None):
+    def broken_decode(data: bytes, scratch=None, *others, **named):
         if data.endswith(b"deadly"):
             raise reading.Undecodable("broken")
         return decode(data)
@@ -134,7 +134,7 @@ def test_many_images_that_crash_readers_at_once_are_each_found(tmp_path, monkeyp
     write_shards(made, tmp_path, total=512, per_shard=256)
     shards = open_shards(tmp_path)
 
-    def slow(data: bytes, scratch=None):
+    def slow(data: bytes, scratch=None, *others, **named):
         time.sleep(0.001)
         return deadly_decode(data)
 
@@ -153,7 +153,7 @@ def test_after_a_crash_that_does_not_come_again_readers_read_side_by_side_again(
 
 
 def test_three_deaths_without_a_batch_in_between_end_the_run_and_say_what_to_do(folder, monkeypatch):
-    def starved(data: bytes, scratch):
+    def starved(data: bytes, scratch, *others, **named):
         signal.raise_signal(signal.SIGKILL)
 
     monkeypatch.setattr(multi_crop, "decode", starved)
@@ -166,10 +166,10 @@ def test_three_deaths_without_a_batch_in_between_end_the_run_and_say_what_to_do(
 
 
 def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(folder, monkeypatch):
-    def undecodable(data: bytes, scratch):
+    def undecodable(data: bytes, scratch, *others, **named):
         raise reading.Undecodable("nothing can be read")
 
-    def defect(data: bytes, scratch):
+    def defect(data: bytes, scratch, *others, **named):
         return [][1]
 
     monkeypatch.setattr(multi_crop, "decode", undecodable)
@@ -180,14 +180,14 @@ def test_errors_keep_their_kind_and_unknown_ones_bring_the_place_they_come_from(
         next(stream)
     assert "in defect" in error.value.__notes__[0]
 
-    def stubborn(data: bytes, scratch):
+    def stubborn(data: bytes, scratch, *others, **named):
         raise ValueError("holds", threading.Lock())  # cannot be sent
 
     class Lopsided(Exception):
         def __init__(self, one, two):
             super().__init__("only one")
 
-    def lopsided(data: bytes, scratch):
+    def lopsided(data: bytes, scratch, *others, **named):
         raise Lopsided(1, 2)  # can be taken apart, not put together
 
     for one in (stubborn, lopsided):
@@ -293,7 +293,7 @@ def test_fewer_batches_are_made_ahead_where_memory_for_them_is_short(folder, exp
             assert same([pixels(b) for b in islice(stream, 24)], expected)
 
 
-def deadly_slow(data: bytes, scratch=None):
+def deadly_slow(data: bytes, scratch=None, *others, **named):
     while data.endswith(b"deadly"):
         time.sleep(0.1)
     return decode(data)
@@ -324,9 +324,9 @@ def test_a_reader_that_is_stopped_for_good_is_replaced_and_the_batches_stay_as_t
 ):
     quickly = getattr(*where)
 
-    def slow(*arguments):  # so that it is stopped at work
+    def slow(*arguments, **named):  # so that it is stopped at work
         time.sleep(0.01)
-        return quickly(*arguments)
+        return quickly(*arguments, **named)
 
     monkeypatch.setattr(*where, slow)
     with closing(loader(folder, threads=2, prefetch=3).batches(0)) as stream:
@@ -336,7 +336,7 @@ def test_a_reader_that_is_stopped_for_good_is_replaced_and_the_batches_stay_as_t
 
 
 def test_a_reader_that_is_slow_but_gets_on_is_left_alone(folder, monkeypatch, quick, caplog):
-    def slow(data: bytes, scratch=None):
+    def slow(data: bytes, scratch=None, *others, **named):
         time.sleep(0.3)
         return decode(data)
 

@@ -1,10 +1,13 @@
 """What is said where the data of a checkpoint has another fingerprint: no more than what was compared."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from seer.core.errors import RequestError
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import content_fingerprint, fingerprint
+from seer.engine.clock import Clock
 from seer.run import resume
 from tests.data.image_files import jpeg, write_tar
 from tests.messages import says
@@ -23,7 +26,8 @@ class Saved:
 def go_on(monkeypatch, manifest, facts):
     monkeypatch.setattr(resume, "sharded", lambda training: {})
     monkeypatch.setattr(resume, "parts", lambda training: {})
-    return resume.resume(Saved(manifest), None, {"batch": 4, "plan": "p", **facts}, None, 0)
+    training = SimpleNamespace(clock=Clock())
+    return resume.resume(Saved(manifest), training, {"batch": 4, "plan": "p", **facts}, None, 0)
 
 
 def test_data_of_another_name_goes_on_and_a_checkpoint_that_cannot_tell_names_both_remedies(monkeypatch):
