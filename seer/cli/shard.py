@@ -14,6 +14,7 @@ from tqdm import tqdm
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data import transparency
+from seer.data.coco import Boxes, read_coco
 from seer.data.label_words import check_word
 from seer.data.ledger import parse_fraction, shown
 from seer.data.pixels import pixels
@@ -42,7 +43,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
 
 def _check(settings: Mapping[str, Any]) -> int:
     """Returns the number of processes. Raises RequestError for what can be told wrong before anything is opened."""
-    if settings["labels"] is not None:
+    if settings["labels"] is not None and not settings["labels"].lower().endswith(".json"):
         check_word(settings["labels"])
     if settings["labels"] in ("auto", "member"):
         raise RequestError(
@@ -87,11 +88,13 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
     log.info(f"data: {census.line()}")
     total = sum(len(s) for s in shards)
     holdout = held_out(settings["holdout"], total)
-    labels = _labels(shards, settings["labels"])
+    boxes = _boxes(shards, settings["labels"])
+    labels = None if boxes is not None else _labels(shards, settings["labels"])
     classes = None if labels is None else labels.names
     spans = {"test": (0, holdout), "train": (holdout, total - holdout)} if holdout else {"all": (0, total)}
     options = {name: settings[name] for name in ("per_shard", "shuffle", "seed", "max_side", "quality")}
     options["labels"] = None if labels is None or _as_ever(labels) else labels.of
+    options["boxes"] = boxes
     options["pixels"] = pixels(settings["ground"], settings["max_pixels"])
     if settings["quality"] is not None or settings["max_side"] is not None:
         transparency.tell(shards, options["pixels"], "ground")
@@ -115,6 +118,8 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
         log.info("images were copied byte for byte, and not decoded: one that is damaged is met when it is read")
     found: dict[str, Any] = {"pictures": images, "skipped": skipped, "decoded": decoded, "classes": classes}
     found |= {"parts": written, "data": census.plain()} | ({"bad_archives": bad.found} if bad.found else {})
+    if boxes is not None:
+        found |= {"box_classes": list(boxes.names), "boxes_left_out": dict(boxes.left_out)}
     return found if labels is None else {**found, "unlabelled": labels.count(UNLABELLED)}
 
 
@@ -153,6 +158,24 @@ def _labels(shards: Sequence[Shard], word: str | None) -> Labels | None:
             f"labels={word}: all labels would be the same, {shown(found.names[0])}; labels=folder:1, folder:2 … folder:-1 say "
             "which folders name the classes"
         )
+    return found
+
+
+def _boxes(shards: Sequence[Shard], word: str | None) -> Boxes | None:
+    """Returns the boxes of a file of COCO's form; None for another word. Raises RequestError where it lists none of the images."""
+    if word is None or not word.lower().endswith(".json"):
+        return None
+    found = read_coco(word)
+    log.info(f"labels={word}: {found.line()}")
+    rows, listed = 0, 0
+    for shard in shards:
+        for key in shard.iter_keys():
+            rows += 1
+            listed += found.at(key if key.startswith("/") else f"{os.path.abspath(shard.path)}/{key}") is not None
+    if not listed:
+        raise RequestError(f"labels={word}: none of the {rows} images is listed in it, like {next(iter(found.of))!r}")
+    if listed < rows:
+        log.warning(f"{rows - listed} of the {rows} images are not listed in {word}: they get no boxes")
     return found
 
 

@@ -90,7 +90,8 @@ class Shard:
     seed: Whole = setting(0, "of that order")
     labels: Path | None = setting(
         None,
-        "what becomes the `cls` member: folder (the one that names a class), folder:N, FILE.csv, json:KEY, text:ENDING",
+        "what becomes the `cls` member: folder (the one that names a class), folder:N, FILE.csv, json:KEY, text:ENDING; "
+        "of COCO's FILE.json its boxes become `boxes.json`",
     )
     holdout: Part = setting(0, "so many images, or such a share of them, into OUTPUT/test, the rest into OUTPUT/train")
     max_side: Whole | None = setting(

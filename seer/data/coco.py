@@ -8,6 +8,7 @@ without a box is one with nothing on it, and one that it does not list is unlabe
 Legend: n boxes of an image.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -40,6 +41,11 @@ class Boxes:
         """Returns the boxes of an image by its whole path, or by the path of its tar and its key; None where it is not listed."""
         name = self._table.name_of(place)
         return None if name is None else self.of[name]
+
+    @property
+    def digest(self) -> str:
+        """Names what is in the file: equal for equal boxes and names."""
+        return hashlib.sha256(json.dumps([self.names, self.of], sort_keys=True).encode()).hexdigest()
 
     def line(self) -> str:
         """Returns in words what is in the file."""

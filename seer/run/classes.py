@@ -9,6 +9,7 @@ from seer.core.errors import RequestError
 from seer.core.protocols import Task
 from seer.data import synthetic as sample
 from seer.data.label_words import check_word
+from seer.data.shards.open import box_classes
 from seer.data.shards.shard import Shard
 from seer.data.transforms.targets import ClassLabel, ClassLabels
 from seer.evals import labels
@@ -26,6 +27,7 @@ def with_classes(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[Run
     """
     check_word(config.data.labels)
     target = find("task", config.task.get("_target_", ""))
+    config = _with_box_classes(config, shards)
     field = _label_field(target, config.task)
     if field is None:
         if config.data.labels != "auto":
@@ -48,6 +50,24 @@ def with_classes(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[Run
     known = config.task.get("classes") or begun_with(Path(config.output), "task.classes") or ()
     found = labels.find(shards, rows, config.data.labels, known)
     return _named(config, found.names), found
+
+
+def _with_box_classes(config: RunConfig, shards: Sequence[Shard] | None) -> RunConfig:
+    """Returns the config in which heads that find boxes have the classes of the manifests, where they name none."""
+    heads = config.task.get("heads")
+    if not isinstance(heads, Mapping):
+        return config
+    lacking = [
+        name
+        for name, row in heads.items()
+        if isinstance(row, Mapping) and row.get("kind") == "detect" and not row.get("classes")
+    ]
+    names = box_classes(shards or ()) if lacking else ()
+    if not names:
+        return config
+    return config.replace(
+        task={"heads": {**heads, **{name: {**heads[name], "classes": list(names)} for name in lacking}}}
+    )
 
 
 def _label_field(target: Any, arguments: Mapping[str, Any]) -> str | None:

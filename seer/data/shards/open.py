@@ -205,6 +205,18 @@ def _joined(paths: Iterable[str]) -> Iterator[str | list[str]]:
         yield images
 
 
+def box_classes(shards: Iterable[Shard]) -> tuple[str, ...]:
+    """Returns the classes of boxes that the manifests beside shards name; () where none does, or they differ."""
+    found = set()
+    for folder in {one.path.parent for one in shards if isinstance(one, TarShard)}:
+        try:
+            names = json.loads((folder / SHARDS_MANIFEST).read_text(encoding="utf-8")).get("box_classes")
+        except (OSError, ValueError, AttributeError):
+            names = None  # no manifest, or none of ours
+        found.add(tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ())
+    return found.pop() if len(found) == 1 else ()
+
+
 def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:
     """Returns the paths of a searched folder with manifests. Tars that these name must be there, or lie
     elsewhere where they name indexes alone; tars that they do not name (an index may be older) are read."""

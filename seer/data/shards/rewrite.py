@@ -11,6 +11,7 @@ which no image is left is not written. Beside each shard lie the names that its 
 import functools
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ from seer.core import rng
 from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Skipped
+from seer.data.coco import Boxes
 from seer.data.decode import Undecodable
 from seer.data.ledger import LEAST_SEEN, parse_fraction, shown
 from seer.data.order import permute
@@ -60,7 +62,7 @@ class Part:
     max_side: longest side in pixels; larger images are made smaller, once, and what is told in their pixels. quality: of JPEG,
     to which all images are then turned. pixels: what of an image is decoded. classes: names of those that images get as their
     `cls` member: the one of which labels[shard][row] is the number, none where that is negative; without labels, the folder
-    that directly holds the image.
+    that directly holds the image. boxes: what lies on each image; those of which it knows get a `boxes.json` member.
     """
 
     shards: Sequence[Shard]
@@ -71,6 +73,7 @@ class Part:
     seed: int = 0
     classes: Sequence[str] | None = None
     labels: Sequence[np.ndarray] | None = None
+    boxes: Boxes | None = None
     max_side: int | None = None
     quality: int | None = None
     pixels: Pixels = USUAL
@@ -96,6 +99,8 @@ class Part:
             words.append(hashlib.sha256(b"".join(of.astype("<i4").tobytes() for of in self.labels)).hexdigest())
         if self.pixels != USUAL:
             words.append(asdict(self.pixels))
+        if self.boxes is not None:
+            words.append(self.boxes.digest)
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
     def _renumbered(self, shard: Shard) -> bool:
@@ -129,6 +134,13 @@ class Part:
     def _label(self, shard: int, row: int, key: str) -> int:
         return self._numbers[folder_of(key)] if self.labels is None else int(self.labels[shard][row])
 
+    def _boxes_of(self, shard: int, key: str) -> dict[str, bytes]:
+        """Returns the member with the boxes of an image, {} where it is not listed."""
+        if self.boxes is None:
+            return {}
+        found = self.boxes.at(key if key.startswith("/") else f"{os.path.abspath(self.shards[shard].path)}/{key}")
+        return {} if found is None else {"boxes.json": json.dumps(found).encode()}
+
     def samples(
         self,
         first: int,
@@ -145,6 +157,7 @@ class Part:
                 name = sample.key
                 extension = image_ending(sample.fields)  # an older index may have another image in a row, as a member
                 fields = {e: data for e, data in sample.fields.items() if e == extension or e not in IMAGE_ENDINGS}
+                fields |= self._boxes_of(shard, name)
                 if self.decodes:
                     where = f"{shown(name)} in {self.shards[shard].path}"
                     fields = stored(fields, self.max_side, self.quality, where, self.pixels)
@@ -259,6 +272,8 @@ def _write(
     if bad.total() == seen:
         raise _too_many(entries[-1], bad, seen, max_bad)
     card = {"request": part.request, "skipped": bad.total(), "skipped_by_reason": dict(bad), **_classes(part, entries)}
+    if part.boxes is not None:
+        card["box_classes"] = list(part.boxes.names)
     if bad:
         _list_skipped(output / "skipped.jsonl", entries)
     shards = [{k: v for k, v in e.items() if k not in ("skipped", "labels")} for e in entries if e["count"]]
