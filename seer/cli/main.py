@@ -98,7 +98,7 @@ def main(words: Sequence[str] | None = None) -> int:
         elif isinstance(error, OSError) and error.errno in STORAGE:
             status, words = 74, f"{words}; see to the storage or make room, and run the same command again"
         result.update(getattr(error, "result", {}), exit=status, error=words)
-        reports = getattr(error, "tells", rank == 0)
+        reports = getattr(error, "reports", rank == 0)
         if reports and not hasattr(error, "exit_status") and status == 70:  # nobody foresaw it
             with suppress(OSError):  # the terminal was closed
                 traceback.print_exc()

@@ -57,7 +57,7 @@ class Interrupted(Exception):
 class LostPeer(RuntimeError):
     """Says that another rank is gone, or has failed: exit 75 when it is gone, else its status.
 
-    tells: whether this rank is the one that says so.
+    reports: whether this rank is the one that says so.
     """
 
     def __init__(self, message: str, exit_status: int = 75, reports: bool = True):

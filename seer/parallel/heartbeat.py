@@ -140,7 +140,7 @@ class Heartbeat:
         """Ends the process once the main thread has had GRACE_S to find out by itself."""
         if self._ended.wait(GRACE_S):
             return
-        if getattr(why, "tells", False):
+        if getattr(why, "reports", False):
             log.error(str(why))
         sys.stderr.flush()
         os._exit(why.exit_status)

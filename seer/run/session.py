@@ -109,7 +109,7 @@ def _interrupted(asked: KeyboardInterrupt, output: Sequence[Path]) -> Interrupte
     step = max((step for folder in output for step in steps_in(folder / "checkpoints")), default=0)
     saved = f"with step {step} saved" if step else "before anything had to be saved"
     error = Interrupted(f"stopped on {name} {saved}; run the same command again{' to go on' if step else ''}", step)
-    if hasattr(asked, "tells"):
+    if hasattr(asked, "reports"):
         error.reports = asked.reports  # type: ignore[attr-defined]
     return error
 

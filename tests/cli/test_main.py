@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from seer.cli.main import _end
-from seer.core.errors import StorageError
+from seer.cli.main import _end, main
+from seer.core.errors import LostPeer, StorageError
 from seer.models.bundle import write_bundle
 from seer.models.zoo import build
 from tests.data.image_files import jpeg
@@ -50,6 +50,20 @@ def test_a_name_that_no_file_system_takes_is_a_wrong_request(capfd, tmp_path):
     ):
         ended = seer(capfd, *words)
         assert ended.status == 78 and "Traceback" not in ended.words and says(ended.words, "letters", "path")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("reports", [True, False])
+def test_of_several_ranks_the_one_that_failed_first_tells_the_result(capfd, monkeypatch, rank, reports):
+    def refuse(words, output):
+        raise LostPeer("rank 1 failed: no room", 74, reports=reports)
+
+    monkeypatch.setattr("seer.cli.plan.run", refuse)
+    for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    status = main(["plan"])
+    told = capfd.readouterr()
+    assert status == 74 and ("no room" in told.out) == ("no room" in told.err) == reports
 
 
 def test_another_error_of_the_system_is_a_defect_with_its_traceback(capfd, monkeypatch):

@@ -44,3 +44,13 @@ def test_a_rank_that_falls_silent_is_given_up(pair, error):
     if error:
         second.__exit__(type(error), error, None)
     assert lost(first) and isinstance(first._told, LostPeer) and "rank 1" in str(first._told)
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_process_that_is_ended_in_a_call_says_why_where_it_is_the_one_that_reports(pair, monkeypatch, caplog, reports):
+    ends: list[int] = []
+    monkeypatch.setattr("seer.parallel.heartbeat.GRACE_S", 0)
+    monkeypatch.setattr("seer.parallel.heartbeat.os._exit", ends.append)
+    monkeypatch.setattr("seer.core.log.log.propagate", True)
+    pair[0]._end(LostPeer("rank 1 is gone", 75, reports=reports))
+    assert ends == [75] and ("rank 1 is gone" in caplog.text) == reports
