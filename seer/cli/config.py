@@ -244,7 +244,7 @@ def _compose(verb: str, words: Words, settings: bool = False) -> dict[str, Any]:
 
 def _whole(verb: str, composed: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config with every key that the YAML files leave to schema and signatures."""
-    return filled({**schema.defaults(SCHEMAS[verb], missing="???"), **composed}, SCHEMAS[verb])
+    return filled(composed, SCHEMAS[verb], missing="???")
 
 
 def _explained(error: Exception, words: Sequence[str]) -> str:

@@ -56,7 +56,8 @@ class Recipe:
 def file_of(value: str, packaged: list[str]) -> Path | None:
     """Returns the file that `recipe=` names, config.yaml of a run folder; None for a packaged recipe, or the name of none."""
     path = Path(value).expanduser()
-    if value in packaged or not (path.suffix in (".yaml", ".yml") or "/" in value or path.is_file()):
+    run = (path / "config.yaml").is_file()
+    if value in packaged or not (path.suffix in (".yaml", ".yml") or "/" in value or path.is_file() or run):
         return None
     return path / "config.yaml" if path.is_dir() else path
 

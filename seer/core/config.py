@@ -1,5 +1,6 @@
 """Reads a config as plain dicts, lists and values: what keys it has, and what each takes."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,12 +31,12 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def filled(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
+def filled(config: Mapping[str, Any], kind: type, missing: Any = dataclasses.MISSING) -> dict[str, Any]:
     """Returns the config with every key: those of the schema, and those of the signatures that its targets name.
 
-    Signatures of other libraries are left alone: a key that a new version brings is not one of ours.
+    missing: what stands for a key of the schema that has no default; without it such keys are left out. Signatures of other libraries are left alone: a key that a new version brings is not one of ours.
     """
-    whole = _joined(schema.defaults(kind), config)
+    whole = _joined(schema.defaults(kind, missing), config)
     for group, given in GIVEN.items():
         node = whole.get(group)
         if isinstance(node, dict) and str(node.get("_target_", "")).startswith("seer."):

@@ -15,6 +15,7 @@ from seer.core.config import GIVEN
 from seer.core.errors import RequestError
 from seer.core.signature import MISSING, signature
 from seer.models.zoo import names
+from tests.messages import says
 
 FOLDER = Path(config.folder())
 TARGETS = sorted(p for p in FOLDER.rglob("*.yaml") if "_target_" in p.read_text())
@@ -87,6 +88,11 @@ def test_every_verb_says_what_it_needs(verb):
         assert config.read(verb, [])["data"]["source"] is None
     else:
         assert "needs" in refused(verb=verb) and "=…" in refused(verb=verb)
+
+
+@pytest.mark.parametrize(("given", "lacks"), [("data.train", "data.test"), ("data.test", "data.train")])
+def test_a_key_beside_one_that_is_given_is_still_needed(given, lacks):
+    assert says(refused("weights=w", f"{given}=x", verb="evaluate"), "evaluate", "needs", f"{lacks}=…")
 
 
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in (FOLDER / "recipe").glob("*.yaml")))

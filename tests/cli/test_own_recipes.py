@@ -63,6 +63,16 @@ def test_the_config_of_an_earlier_version_is_taken_in_todays_words(tmp_path):
     assert config.read("pretrain", [f"recipe={tmp_path}"]) == config.read("pretrain", ["recipe=cifar"])
 
 
+def test_a_run_folder_is_a_recipe_also_without_a_slash(tmp_path, monkeypatch):
+    (tmp_path / "first").mkdir()
+    written(tmp_path / "first", "recipe: cifar\nbatch: 24\n", "config.yaml")
+    (tmp_path / "cifar").mkdir()
+    written(tmp_path / "cifar", "batch: 25\n", "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert config.read("pretrain", ["recipe=first"])["batch"] == 24
+    assert config.read("pretrain", ["recipe=cifar"])["batch"] not in (24, 25)  # a packaged name is itself
+
+
 def test_a_recipe_may_start_from_another_and_name_choices_and_dotted_keys(tmp_path):
     written(tmp_path, "recipe: cifar\nbatch: 64\ntask.prototypes: 99\n", "base.yaml")
     mine = written(tmp_path, f"recipe: {tmp_path}/base.yaml\noptim: sgd\nschedule: {{peak: 1e-3}}\n")
