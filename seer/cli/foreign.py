@@ -99,6 +99,16 @@ def _schedule(value: str) -> str:
     return "schedule=" + ("cosine_restarts" if "restart" in word else "warmup_cosine")
 
 
+def _time(value: str) -> str:
+    """Returns the length of a run from a time like ours, 8h, or like Lightning's, 00:08:00:00 for days to seconds."""
+    parts = value.split(":")
+    if len(parts) == 1 or not all(part.isdecimal() for part in parts):
+        return f"steps={value}"
+    seconds = sum(int(part) * unit for part, unit in zip(reversed(parts), (1, 60, 3600, 86400), strict=False))
+    size, unit = next((size, unit) for size, unit in ((3600, "h"), (60, "min"), (1, "s")) if seconds % size == 0)
+    return f"steps={seconds // size}{unit}"
+
+
 def _share(value: str) -> str:
     return f"schedule.warmup={float(value) * 100:g}%" if re.fullmatch(r"0?\.\d+", value) else f"schedule.warmup={value}"
 
@@ -132,6 +142,8 @@ TRAINING: dict[str, Entry] = {
     **_each(_schedule, "scheduler", "lr_scheduler", "sched", "lr_schedule", "lr_scheduler_type"),
     **_each("steps={}ep", "epochs", "max_epochs", "num_epochs", "n_epochs", "num_train_epochs", "train_epochs", "ep"),
     **_each("steps={}", "max_steps", "num_steps", "iterations", "iters", "max_iters", "total_steps", "train_steps"),
+    **_each(_time, "max_time", "time_limit", "max_duration", "train_time"),
+    **_each("steps={}h", "hours", "max_hours"),
     **_each("batch={}", "batch_size", "batchsize", "bs", "b", "train_batch_size", "global_batch_size"),
     **_each("- batch= is that of all GPUs together: batch=(this times the GPUs)", "batch_size_per_gpu",
             "batch_size_per_device", "per_device_train_batch_size", "micro_batch_size"),
@@ -172,6 +184,7 @@ TRAINING: dict[str, Entry] = {
             "image_resolution", "local_crop_size"),
     **_each("augment.sizes={}", "size_crops", "crop_sizes"),
     **_each("augment.counts={}", "nmb_crops", "num_crops", "n_crops", "num_crops_per_aug", "crops_number"),
+    **_each("data.channels={}", "in_channels", "in_chans", "channels", "num_channels", "input_channels", "image_channels"),
     **_each("augment.jitter={}", "color_jitter", "color_jitter_prob", "jitter"),
     **_each("augment.flip={}", "hflip", "horizontal_flip_prob", "horizontal_flip", "hflip_prob"),
     **_each("augment.blur={}", "gaussian_blur", "gaussian_blur_prob", "blur_prob"),
@@ -296,7 +309,7 @@ VERBS = {
     **dict.fromkeys(("config", "cfg", "print_config", "print-config"), "seer pretrain … --print-config"),
     **dict.fromkeys(
         ("test", "eval", "knn", "linear", "linear_probe", "probe", "validate", "val", "benchmark", "rankme"),
-        "seer evaluate eval=knn|linear|rankme weights=RUN data.train=… data.test=…",
+        "seer evaluate eval=knn|linear|lowshot|rankme weights=RUN data.train=… data.test=…",
     ),
     **dict.fromkeys(("convert", "save", "onnx", "to"), "seer export to=torchvision|timm|safetensors weights=RUN output=…"),
     **dict.fromkeys(("prepare", "pack", "index", "preprocess", "shards", "tar", "dataset"), "seer shard source=… output=…"),

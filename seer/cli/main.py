@@ -25,7 +25,7 @@ from seer.core.signals import listener
 VERBS = {
     "pretrain": "train a backbone from images that nobody labelled",
     "shard": "images -> tar shards with an index beside each",
-    "evaluate": "what the features are worth: kNN, linear, RankMe",
+    "evaluate": "what the features are worth: kNN, linear, low-shot, RankMe",
     "plan": "what a training step needs of each GPU, before a job is queued",
     "export": "a backbone that loads elsewhere, with a parity check",
 }
@@ -39,7 +39,7 @@ STORAGE = {
 }  # failures that it answers for
 GONE = {errno.EPIPE, errno.EIO}  # of standard output: whoever read it, or the terminal; a disk would say more
 HELP = ("-h", "--help", "help")
-VERSION = ("--version", "-V", "version")
+VERSION = ("--version", "-V", "-v", "version")
 EXIT_HELP = "exit status: 0 done, 75 saved on request (run again), 65 bad data, 74 storage, 78 wrong request, 70 defect"
 
 HELP_TEXT = "\n".join(

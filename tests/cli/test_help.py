@@ -80,6 +80,12 @@ def test_a_recipe_and_other_words_change_what_the_help_shows(capfd):
     assert places == sorted(places)
 
 
+def test_usage_and_the_answer_to_other_programs_verbs_name_every_choice_that_a_verb_is_about(capfd):
+    choices = "|".join(config.choices_of("evaluate", "eval"))
+    assert f"eval={choices} " in shown(capfd, "evaluate", "--help")
+    assert main(["linear_probe"]) == 78 and f"eval={choices} " in capfd.readouterr().err
+
+
 def test_a_group_alone_is_told_with_what_its_choices_are(capfd):
     text = shown(capfd, "pretrain", "--help", "task")
     assert says(text, "task=swav_seer", "16,000", "task.prototypes=3000") and "data.threads" not in text
@@ -101,7 +107,7 @@ def test_help_of_all_goes_to_standard_output_with_an_example(capfd, words):
     assert says(text, *VERBS, "seer pretrain recipe=sample", "--version")
 
 
-@pytest.mark.parametrize("words", [["--version"], ["-V"], ["version"], ["pretrain", "--version"]])
+@pytest.mark.parametrize("words", [["--version"], ["-V"], ["-v"], ["version"], ["pretrain", "--version"]])
 def test_the_version_is_told(capfd, words):
     assert shown(capfd, *words).split() == ["seer", seer.__version__]
 
