@@ -34,7 +34,8 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def filled(config: Mapping[str, Any], kind: type, missing: Any = dataclasses.MISSING) -> dict[str, Any]:
     """Returns the config with every key: those of the schema, and those of the signatures that its targets name.
 
-    missing: what stands for a key of the schema that has no default; without it such keys are left out. Signatures of other libraries are left alone: a key that a new version brings is not one of ours.
+    missing: what stands for a key of the schema that has no default; without it such keys are left out.
+    Signatures of other libraries are left alone: a key that a new version brings is not one of ours.
     """
     whole = _joined(schema.defaults(kind, missing), config)
     for group, given in GIVEN.items():

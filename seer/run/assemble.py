@@ -23,7 +23,6 @@ from seer.data.loading.loader import Loader
 from seer.data.loading.reader import Reader
 from seer.data.order import Plan, choose_lanes
 from seer.data.quarantine import known_as, read_exclude
-from seer.data.shards.open import open_shards
 from seer.data.shards.shard import Shard
 from seer.data.shards.writer import SHARDS_MANIFEST
 from seer.engine.clock import Clock
@@ -42,6 +41,7 @@ from seer.run.config import RunConfig
 from seer.run.network_input import backbone
 from seer.run.schedule import Durations, schedule
 from seer.run.skipped import exclude_files
+from seer.run.source import open_source
 from seer.run.weights import start_from
 
 # of the time that ranks wait for each other: the words of the one that waits for storage come first
@@ -101,7 +101,7 @@ def drawn(config: RunConfig, folder: Path, world: World) -> list[Shard]:
         log.info(f"drawing {sum(counts.values())} images into {target}")
         draw_shards(target, counts, config.seed, len(os.sched_getaffinity(0)))  # the other ranks wait for it
     world.barrier()
-    return open_shards(folder / "pictures" / "train")
+    return open_source(config, folder, str(target / "train"))
 
 
 def data(

@@ -25,7 +25,7 @@ from seer.data.shards.open import open_shards
 from seer.data.shards.writer import write_shards
 from seer.optim.groups import apply_schedules
 from seer.parallel.world import World
-from seer.run import assemble, session
+from seer.run import assemble, network_input, session
 from seer.run import config as of_a_run
 from seer.run.config import RunConfig
 from seer.run.schedule import Durations
@@ -145,7 +145,7 @@ def facts(value: Any, depth: int = 6) -> Any:
 def built(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the facts of what a run makes of its config before the first step."""
     wanted = RunConfig.of({key: value for key, value in values.items() if key != "replay"})
-    transform, precision = build("augment", wanted.augment), build("precision", wanted.precision, WORLD.device)
+    transform, precision = network_input.transform(wanted), build("precision", wanted.precision, WORLD.device)
     shards = open_shards(wanted.data.source)
     lengths = Durations(wanted.steps, wanted.batch, sum(map(len, shards)))
     task, _ = assemble.task(wanted, transform, lengths, WORLD)

@@ -59,7 +59,13 @@ def test_of_several_ranks_the_one_that_failed_first_tells_the_result(capfd, monk
         raise LostPeer("rank 1 failed: no room", 74, reports=reports)
 
     monkeypatch.setattr("seer.cli.plan.run", refuse)
-    for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+    for name, value in {
+        "RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": 1,
+    }.items():
         monkeypatch.setenv(name, str(value))
     status = main(["plan"])
     told = capfd.readouterr()

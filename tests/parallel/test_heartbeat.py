@@ -47,7 +47,9 @@ def test_a_rank_that_falls_silent_is_given_up(pair, error):
 
 
 @pytest.mark.parametrize("reports", [True, False])
-def test_a_process_that_is_ended_in_a_call_says_why_where_it_is_the_one_that_reports(pair, monkeypatch, caplog, reports):
+def test_a_process_that_is_ended_in_a_call_says_why_where_it_is_the_one_that_reports(
+    pair, monkeypatch, caplog, reports
+):
     ends: list[int] = []
     monkeypatch.setattr("seer.parallel.heartbeat.GRACE_S", 0)
     monkeypatch.setattr("seer.parallel.heartbeat.os._exit", ends.append)
