@@ -1,16 +1,22 @@
 """Chooses which folder in the path of an image names its class.
 
 It is the first one below the source, as torchvision's ImageFolder has it, so that sub-folders of a class belong to it
-(`ant/2019/x`); but a wrapper that all images share (`photos/ant/x`) and folders that are all called like parts of a data set
-(`train/ant/x`, `val/ant/x`) are passed over, as long as every image keeps a folder below them.
+(`ant/2019/x`); but a wrapper that all images share (`photos/ant/x`) is passed over as long as every image keeps a folder below
+it, and so are folders that are all called like parts of a data set (`train/ant/x`, `Test_Set/ant/x`, `fold2/ant/x`), where any
+of them holds folders: images that lie in such a part directly (`test/x`, as of a contest) have no label.
 
 Surprising: paths cannot tell class/sub-folder from group/class. So where the names of the classes are known (those of the
 train images, or of a run that goes on), the level at which more of them are found wins; and what was chosen is told.
 """
 
+import re
 from collections.abc import Collection, Iterable
 
-SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"})
+# What parts of a data set are called, in lower case: train, test_set, val2017, Training Images, fold_1, …
+_PART = re.compile(
+    r"(train|training|val|valid|validation|test|testing|dev|eval|holdout)([\W_]*(set|split|data|images|imgs))?[\W_]*\d*"
+    r"|(fold|split)[\W_]*\d+"
+)
 DIRECT = -1  # the folder that directly holds the image
 
 
@@ -51,11 +57,11 @@ def level_of(folders: Collection[str], known: Iterable[str] = ()) -> int:
 def _usual(folders: Collection[str]) -> int:
     if any(folder.startswith(("/", "../")) for folder in folders):  # of a list: they are not below one place
         return DIRECT
-    parts = [parts_of(folder) for folder in folders]
-    least, level = min(map(len, parts)), 0
-    while level + 1 < least:
-        names = {one[level] for one in parts}
-        if len(names) > 1 and not {name.lower() for name in names} <= SPLITS:
-            break
-        level += 1
-    return level
+    left, level = [parts_of(folder) for folder in folders], 0
+    while True:
+        names = {one[level] for one in left}
+        deeper = [one for one in left if len(one) > level + 1]
+        wrapper = len(names) == 1 and len(deeper) == len(left)
+        if not deeper or not (wrapper or all(_PART.fullmatch(name.lower()) for name in names)):
+            return level
+        left, level = deeper, level + 1

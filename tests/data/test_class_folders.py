@@ -27,6 +27,14 @@ def classes(*keys: str, known=()) -> list[str | None]:
         (["ant/1"], ["ant"]),
         (["./ant/1", "./bee//x/1"], ["ant", "bee"]),
         (["1", "ant/2", "bee/3"], [None, "ant", "bee"]),
+        (["Training_Set/ant/1", "Test_Set/ant/1", "Test_Set/bee/1"], ["ant", "ant", "bee"]),
+        (["train2017/ant/1", "val2017/bee/1"], ["ant", "bee"]),
+        (["Training Images/ant/1", "test-images/bee/1"], ["ant", "bee"]),
+        (["fold1/ant/1", "fold_2/ant/1", "fold10/bee/1"], ["ant", "ant", "bee"]),
+        (["trainer/ant/1", "tester/bee/1"], ["trainer", "tester"]),
+        (["train/ant/1", "train/bee/1", "test/1"], ["ant", "bee", None]),  # of a contest: test images have no label
+        (["set/train/ant/1", "set/test/1"], ["ant", None]),
+        (["photos/ant/1", "photos/1"], ["photos", "photos"]),
         (["/d1/ant/1", "/d2/bee/1"], ["ant", "bee"]),  # of a list
         (["../d1/ant/1", "../d2/bee/1"], ["ant", "bee"]),
     ],
