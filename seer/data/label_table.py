@@ -30,6 +30,7 @@ NAMES: tuple[str, ...] = (
     "image_path",
     "image_name",
 )
+NAMES += ("filepaths", "filenames", "file_names", "files", "fname", "image_file", "image_filename", "imageid", "images")
 NAMES += ("image_id", "img", "img_path", "key", "__key__", "name", "id", "img_name", "sample")
 LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "class name")
 ENDINGS = (".csv", ".tsv")

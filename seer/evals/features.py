@@ -20,6 +20,7 @@ from seer.data.augment import normalize
 from seer.data.decode import Undecodable, decode
 from seer.data.ledger import shown
 from seer.data.pixels import Pixels
+from seer.data.shards.folder import place_of
 from seer.data.shards.shard import Shard, image_of
 from seer.data.shards.tar import TarError
 from seer.data.transforms.one_view import center
@@ -102,7 +103,7 @@ class LabelledImages:
             image = decode(data, None, self.pixels, shorter=self.short)
         except (Undecodable, TarError) as error:
             if place not in self.broken:
-                log.warning(f"{self.shards[place[0]].path} row {place[1]} is left out: {error}")
+                log.warning(f"{place_of(self.shards[place[0]], place[1])} is left out: {error}")
             self.broken.add(place)
             return None
         if not self.content[place[0]][place[1]]:

@@ -28,6 +28,7 @@ from seer.data.class_folders import DIRECT, folder_in, level_of, name_at, parts_
 from seer.data.label_table import Table
 from seer.data.label_words import Folders, Numbers, Rule, Texts, Values, rule_of
 from seer.data.ledger import shown
+from seer.data.shards.folder import FolderShard, place_of
 from seer.data.shards.rewrite import MOST_DIGITS
 from seer.data.shards.shard import Shard
 from seer.data.shards.tar import TarError
@@ -109,7 +110,7 @@ def _scan(
             try:
                 of[s][row] = label(s, row, key, data)
             except TarError as error:
-                log.warning(f"{shards[s].path} row {row} is left out: {error}")
+                log.warning(f"{place_of(shards[s], row)} is left out: {error}")
                 of[s][row] = BROKEN
     return of
 
@@ -165,7 +166,7 @@ def _by_folder(
     numbers = [UNLABELLED if name is None else there[name] for name in names]
     if not there:
         raise RequestError(
-            f"{where}: no `cls` members and no class folders, so there are no labels"
+            f"{where}: no `cls` members and no class folders, so there are no labels{_above(shards)}"
             if level is None
             else f"{where}: no image lies so deep in folders as labels=folder:{level + 1 if level >= 0 else level} asks for"
         )
@@ -174,6 +175,15 @@ def _by_folder(
     return replace(
         found, direct=all(name == name_at(folder, DIRECT) for name, folder in zip(names, folders, strict=True))
     )
+
+
+def _above(shards: Sequence[Shard]) -> str:
+    """Returns a remedy where several folders were given that may be those of the classes: folders above a source name nothing."""
+    bases = {shard.base if isinstance(shard, FolderShard) else "" for shard in shards}
+    parents = {os.path.dirname(base) for base in bases}
+    if len(bases) < 2 or "" in bases or len(parents) > 1:
+        return "; labels=FILE.csv names the class of each image"
+    return f"; give the folder above these {len(bases)}, {parents.pop() or '.'}, in which their names are those of classes"
 
 
 def _by_table(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], table: Table, where: str) -> Labels:

@@ -158,6 +158,7 @@ def test_endings_without_end_are_counted_in_bounded_memory(tmp_path):
 def test_what_lies_beside_shards_that_were_written_is_not_counted_as_strange(tmp_path):
     write_shards([(f"{i}", {"jpg": jpeg(i)}) for i in range(4)], tmp_path, total=4, per_shard=2)
     (tmp_path / "manifest.txt.zip").touch()
+    (tmp_path / "result.json").touch()  # of the verb
     (tmp_path / "plot.gif").touch()  # a folder of tars with one was always read
     assert counted(tmp_path) == {"found": 6, "used": 4, "by_index": 4, "companions": {}, "passed_over": {".gif": 1, ".zip": 1}}  # fmt: skip
 

@@ -264,3 +264,19 @@ def test_unlabelled_and_broken_are_no_rows_of_the_figures(tmp_path):
     images = LabelledImages(open_shards(foreign(tmp_path, ROWS)), size=16)
     found = torch.cat([one.labels for one in images.batches(2)])
     assert len(found) == 4 and int(found.min()) >= 0
+
+
+def test_folders_that_are_classes_themselves_name_nothing_and_the_one_above_them_is_told(tmp_path):
+    folder(tmp_path / "set", ["ant", "bee"])
+    with pytest.raises(RequestError, match=naming("no labels", "folder above", str(tmp_path / "set"))):
+        LabelledImages(open_shards(f"{tmp_path}/set/*"), size=16, labels="folder")
+    with pytest.raises(RequestError, match=naming("no labels", ".csv")):
+        LabelledImages(open_shards(tmp_path / "set" / "ant"), size=16)
+    assert names_of(LabelledImages(open_shards(tmp_path / "set"), size=16)) == ["ant"] * 4 + ["bee"] * 4
+
+
+def test_a_loose_image_that_is_left_out_is_told_by_its_path(tmp_path, told):
+    broken = folder(tmp_path / "set", ["ant", "bee"]) / "bee" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    images = LabelledImages(open_shards(tmp_path / "set"), size=16)
+    assert names_of(images) == ["ant"] * 4 + ["bee"] * 3 and f"{broken} is left out" in told.text

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -187,6 +188,12 @@ class FolderShard:
 def file_name(shard: object, row: int) -> str | None:
     """Returns what the file of a row is called, with its ending; None for a row of an archive."""
     return shard.name(row) if isinstance(shard, FolderShard) else None
+
+
+def place_of(shard: Any, row: int) -> str:
+    """Returns where people find an image: the path of its file, or of its archive with the number of the row."""
+    name = file_name(shard, row)
+    return f"{shard.path} row {row}" if name is None else os.path.join(shard.base, name)
 
 
 def listed_in(file: Path, asked: Asked | None = None) -> FolderShard:

@@ -26,7 +26,8 @@ from seer.data.shards.names import OLDER_IMAGE_ENDINGS, split
 from seer.data.shards.writer import JOURNAL, SHARDS_MANIFEST
 
 _OLDER_ENDINGS = tuple(f".{ending}" for ending in sorted(OLDER_IMAGE_ENDINGS))
-_OWN = (INDEX_SUFFIX, ".names.jsonl", SHARDS_MANIFEST, JOURNAL, "skipped.jsonl")  # what `seer shard` writes beside tars
+# what `seer shard` writes beside tars
+_OWN = (INDEX_SUFFIX, ".names.jsonl", SHARDS_MANIFEST, JOURNAL, "skipped.jsonl", "result.json")
 MOST_NAMES = 10_000_000  # that braces may stand for
 
 
