@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 from seer.core import readable
@@ -82,7 +83,16 @@ def _rows(
         ("evaluate", training.every.evaluate),
         ("checkpoint", training.every.checkpoint),
     ):
-        yield what, f"every {number:,} steps" if number else "at the end", f"every.{what}={getattr(asked.every, what)}"
+        yield what, interval(number, clock.limit), f"every.{what}={getattr(asked.every, what)}"
+
+
+def interval(number: int | Fraction, limit: float | None) -> str:
+    """Returns the steps or, of a run whose length is a time, the time between two of a kind."""
+    if not number:
+        return "at the end"
+    if limit is None or not isinstance(number, Fraction):
+        return f"every {number:,} steps"
+    return f"every {readable.duration(float(number) * limit)}"
 
 
 def _learning_rate(asked: RunConfig, training: Training, batch: int) -> Iterator[Row]:
