@@ -43,7 +43,8 @@ class Labels:
     """Holds labels: of[s][row] is an index into names, UNLABELLED, or BROKEN where the headers of a row cannot be read.
 
     named: names are those of classes, and not the numbers in `cls`. by_number: they were found by the numbers in `cls`.
-    direct: each is the name of the folder that directly holds the image.
+    direct: each is the name of the folder that directly holds the image. rows: int64 [images, 2], hashes of the name in a
+    table that labelled each and of the image's path; None where no table did.
     """
 
     of: list[np.ndarray]  # S of int32 [n]
@@ -51,6 +52,7 @@ class Labels:
     named: bool
     by_number: bool = False
     direct: bool = False
+    rows: np.ndarray | None = None
 
     def count(self, label: int) -> int:
         return sum(int((of == label).sum()) for of in self.of)
@@ -214,7 +216,8 @@ def _by_table(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], table: T
     extra = [name for name in table.labels if name not in used and name != table.header]
     if extra:
         log.info(f"{table.path}: {len(extra)} of its rows name no image of {where}, the first {shown(extra[0])}")
-    return _sorted(of, list(names), named=True)
+    rows = np.array([(hash(one), hash(f"{bases[s]}/{key}")) for one, (s, _, key) in used.items()], dtype=np.int64)
+    return replace(_sorted(of, list(names), named=True), rows=rows)
 
 
 def _by_member(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], rule: Texts | Values, where: str) -> Labels:
@@ -305,6 +308,7 @@ def match(train: Labels, test: Labels) -> Labels:
             f"the classes of the {named} images have names, like {shown(names[0])}, and those of the {other} images are "
             f"numbers in `cls`, of which nothing says what they mean; {REMEDY}, for both alike"
         )
+    _tell_shared_rows(train, test)
     known = {name if plain else str(int(name)): number for number, name in enumerate(train.names)}
     numbers, names = [], list(train.names)
     for name in test.names:
@@ -327,6 +331,19 @@ def match(train: Labels, test: Labels) -> Labels:
             f"the train images: {_some(lacking)}; their {images} images count as wrong{alike}"
         )
     return found
+
+
+def _tell_shared_rows(train: Labels, test: Labels) -> None:
+    """Warns of rows of a table that label an image of train and another one of test, as 1.jpg does in both of their folders."""
+    if train.rows is None or test.rows is None:
+        return
+    _, mine, theirs = np.intersect1d(train.rows[:, 0], test.rows[:, 0], return_indices=True)
+    shared = int((train.rows[mine, 1] != test.rows[theirs, 1]).sum())
+    if shared:
+        log.warning(
+            f"{shared} rows of the table of labels name an image of train and another one of test, since both paths end so: "
+            "both have that label; where they are of two classes, write names with their folders"
+        )
 
 
 def _alike(known: Sequence[str], lacking: Sequence[str]) -> str:

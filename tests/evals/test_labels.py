@@ -16,7 +16,7 @@ from seer.evals.knn import baselines
 from seer.evals.labels import UNLABELLED, Labels, find, match
 from seer.evals.probe import labelled
 from tests.data.image_files import encoded, png, write_tar
-from tests.messages import naming
+from tests.messages import naming, says
 
 COLORS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200), "dog": (200, 200, 30)}
 
@@ -280,3 +280,15 @@ def test_a_loose_image_that_is_left_out_is_told_by_its_path(tmp_path, told):
     broken.write_bytes(broken.read_bytes()[:60])
     images = LabelledImages(open_shards(tmp_path / "set"), size=16)
     assert names_of(images) == ["ant"] * 4 + ["bee"] * 3 and f"{broken} is left out" in told.text
+
+
+def test_a_row_of_a_table_that_labels_an_image_of_train_and_another_of_test_is_told(tmp_path, told):
+    train, test = (folder(tmp_path / part, ["ant", "bee"], 2) for part in ("train", "test"))
+    short, whole = tmp_path / "short.csv", tmp_path / "whole.csv"
+    rows = [f"{name}/{i}.png,{name}" for name in ("ant", "bee") for i in range(2)]
+    short.write_text("\n".join(rows))
+    whole.write_text("\n".join(f"{part}/{row}" for part in ("train", "test") for row in rows))
+    for table, other, shared in ((short, test, True), (short, train, False), (whole, test, False)):
+        told.clear()
+        assert [len(images) for images in both(train, other, labels=str(table))] == [4, 4]
+        assert says(told.text, "4 rows", "train", "test") is shared
