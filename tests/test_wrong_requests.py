@@ -33,7 +33,7 @@ def test_no_source_is_told_with_what_a_source_is(capfd) -> None:
 def test_a_folder_without_images_is_told_and_leaves_no_run_folder(capfd, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     words = (f"data.source={tmp_path / 'empty'}", f"output={tmp_path / 'run'}")
-    assert says(refused(seer(capfd, "pretrain", *SMALL, *words)), "pictures", tmp_path / "empty")
+    assert says(refused(seer(capfd, "pretrain", *SMALL, *words)), "images", tmp_path / "empty")
     assert not (tmp_path / "run").exists()
 
 

@@ -185,7 +185,9 @@ def _above(shards: Sequence[Shard]) -> str:
     parents = {os.path.dirname(base) for base in bases}
     if len(bases) < 2 or "" in bases or len(parents) > 1:
         return "; labels=FILE.csv names the class of each image"
-    return f"; give the folder above these {len(bases)}, {parents.pop() or '.'}, in which their names are those of classes"
+    return (
+        f"; give the folder above these {len(bases)}, {parents.pop() or '.'}, in which their names are those of classes"
+    )
 
 
 def _by_table(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], table: Table, where: str) -> Labels:
@@ -216,8 +218,8 @@ def _by_table(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], table: T
     extra = [name for name in table.labels if name not in used and name != table.header]
     if extra:
         log.info(f"{table.path}: {len(extra)} of its rows name no image of {where}, the first {shown(extra[0])}")
-    rows = np.array([(hash(one), hash(f"{bases[s]}/{key}")) for one, (s, _, key) in used.items()], dtype=np.int64)
-    return replace(_sorted(of, list(names), named=True), rows=rows)
+    found_rows = np.array([(hash(one), hash(f"{bases[s]}/{key}")) for one, (s, _, key) in used.items()], dtype=np.int64)
+    return replace(_sorted(of, list(names), named=True), rows=found_rows)
 
 
 def _by_member(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], rule: Texts | Values, where: str) -> Labels:

@@ -91,15 +91,13 @@ def test_a_run_whose_knn_falls_below_where_it_began_is_told_so(tmp_path, capfd):
     small = (
         *(
             "recipe=sample",
-            "data.drawn=600",
-            "data.drawn_test=200",
             "batch=64",
             "every.log=10",
             "log.tensorboard=false",
         ),
         *("data.threads=1", "parallel.device=cpu"),
     )
-    learned = ("steps=200", "schedule.peak=0.004")
+    learned = ("data.drawn=600", "data.drawn_test=200", "steps=200", "schedule.peak=0.004")
     first = seer(capfd, "pretrain", *small, *learned, f"output={tmp_path / 'first'}")
     # 0.335 where this was written, 0.155 untrained: far enough above whatever a spoilt backbone gives
     assert first.status == 0 and first.result["knn_curve"][-1] > 0.22, first.result
