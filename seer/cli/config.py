@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seer.cli import foreign, recipes
 from seer.cli.idle import check_effect
 from seer.cli.recipes import OWN, Recipe
-from seer.cli.verbs import SCHEMAS
+from seer.cli.verbs import SCHEMAS, images_of
 from seer.cli.words import check_no_sweep, check_once, in_form, like_path, prepared, readable
 from seer.core import schema
 from seer.core.build import check_targets
@@ -83,6 +83,8 @@ def read(verb: str, words: Sequence[str], *, whole: bool = True) -> Settings:
     typed = [w.split("=", 1)[0] for w in asked.settings]
     _check_types(verb, base, full, typed)
     check_targets(full)
+    if verb == "evaluate":
+        full = _images(full)
     missing = sorted(key for key, value in flat(full).items() if value == "???")
     if missing and whole:
         raise RequestError(f"{verb} needs {', '.join(f'{key}=…' for key in missing)}")
@@ -96,6 +98,16 @@ def read(verb: str, words: Sequence[str], *, whole: bool = True) -> Settings:
     found = Settings(full)
     found.typed = frozenset(typed)
     return found
+
+
+def _images(full: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of an evaluation with null for images that it does not need and nothing names, and "???" for those that
+    it does need."""
+    needs, data = images_of(full["eval"]), dict(full["data"])
+    for name in ("train", "test"):
+        if data.get(name) in (None, "???"):
+            data[name] = "???" if name in needs else None
+    return {**full, "data": data}
 
 
 def chosen(verb: str, words: Sequence[str]) -> dict[str, str]:

@@ -57,7 +57,7 @@ ESSENTIAL = {
 USAGE = {
     "pretrain": "seer pretrain [recipe=NAME] data.source=IMAGES output=RUN [group=choice] [key=value] …",
     "plan": "seer plan [recipe=NAME] [words of seer pretrain] gpus=8 gpu_memory=80",
-    "evaluate": "seer evaluate eval=knn|linear|lowshot|rankme weights=RUN data.train=LABELLED data.test=LABELLED",
+    "evaluate": "seer evaluate eval=knn|linear|lowshot weights=RUN data.train=LABELLED data.test=LABELLED",
     "export": "seer export weights=RUN to=torchvision|timm|safetensors|all output=PATH",
     "shard": "seer shard source=IMAGES output=SHARDS",
 }

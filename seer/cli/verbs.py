@@ -1,6 +1,7 @@
 """Says what each verb is asked for: every key with its default, type, limits and sentence. Imports nothing heavy."""
 
 from dataclasses import MISSING, dataclass
+from typing import Any
 
 from seer.core.schema import Level, Node, Number, Part, Path, Paths, Share, Switch, Whole, Word, setting
 from seer.data.pixels import MOST_PIXELS
@@ -26,8 +27,11 @@ class Plan(Pretrain):
 class Labelled:
     """Names the labelled images of an evaluation."""
 
-    train: Paths = setting(MISSING, "labelled images that are known")
-    test: Paths = setting(MISSING, "labelled images that are asked for")
+    train: Paths | None = setting(
+        MISSING,
+        "images that are known, labelled; eval=rankme|uniformity|alignment: any images, whose labels are not looked at",
+    )
+    test: Paths | None = setting(MISSING, "labelled images that are asked for; not for evaluations that need none")
     labels: Paths = setting(
         "auto",
         "member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto: member where any sample has one, else "
@@ -38,6 +42,19 @@ class Labelled:
         None, "shorter side before the crop; null = size * 256 / 224, or size below 64", least=1
     )
     most: Whole = setting(0, "use so many of each at the most; 0 = all", least=0)
+
+
+# the images that an evaluation needs, where these are not both
+IMAGES_OF: dict[str, tuple[str, ...]] = {
+    "seer.evals.rankme.RankMe": ("train",),
+    "seer.evals.uniformity.Uniformity": ("train",),
+    "seer.evals.uniformity.Alignment": ("train",),
+}
+
+
+def images_of(node: Any) -> tuple[str, ...]:
+    """Returns which images an evaluation needs, of train and test; one that needs train alone takes images without labels."""
+    return IMAGES_OF.get(node.get("_target_", ""), ("train", "test")) if isinstance(node, dict) else ("train", "test")
 
 
 @dataclass(frozen=True)

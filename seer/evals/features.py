@@ -3,6 +3,7 @@
 Legend: M images in all, B in one forward, S side, C features.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,9 +56,8 @@ class LabelledImages:
         pixels: Pixels | None = None,
     ):
         self.shards, self.size, self.pixels = shards, size, pixels or Pixels()
-        self.short = resize or (size if size < 64 else round(size * 256 / 224))
-        rows = [(s, r) for s, shard in enumerate(shards) for r in range(len(shard))]
-        rows = [rows[i * len(rows) // most] for i in range(most)] if 0 < most < len(rows) else rows
+        self.short = resize or short_side(size)
+        rows = chosen_rows(shards, most)
         found = find(shards, rows, labels, () if like is None else like.labels.names)
         if like is None and found.named and len(found.names) < 2:
             raise RequestError(
@@ -67,8 +67,11 @@ class LabelledImages:
         self.labels: Labels = found if like is None else match(like.labels, found)
         self.rows = [(s, r) for s, r in rows if found.of[s][r] >= 0]
         self.unlabelled = sum(int(found.of[s][r] == UNLABELLED) for s, r in rows)
+        self._begin()
+
+    def _begin(self) -> None:
         self.broken: set[tuple[int, int]] = set()  # rows that could not be read so far
-        self.content = [np.zeros(len(shard), dtype=np.uint64) for shard in shards]  # S of [n], 0.1 ms for 100 kB
+        self.content = [np.zeros(len(shard), dtype=np.uint64) for shard in self.shards]  # S of [n], 0.1 ms for 100 kB
         self._cut: dict[tuple[int, int], torch.Tensor] = {}  # uint8 [3, S, S], of as many rows as KEPT holds
 
     @property
@@ -113,6 +116,45 @@ class LabelledImages:
         if (len(self._cut) + 1) * cut.nbytes <= KEPT:
             self._cut[place] = cut.clone()  # a cut is a view of the whole
         return cut, label
+
+
+class PlainImages(LabelledImages):
+    """Holds images for evaluation whose labels are not looked at: every image that can be read counts. Arguments are those of
+    `LabelledImages` but for labels."""
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        *,
+        size: int,
+        resize: int | None = None,
+        most: int = 0,
+        pixels: Pixels | None = None,
+    ):
+        self.shards, self.size, self.pixels = shards, size, pixels or Pixels()
+        self.short = resize or short_side(size)
+        self.rows = chosen_rows(shards, most)
+        self.labels = Labels([np.zeros(len(shard), dtype=np.int32) for shard in shards], ["image"], named=False)
+        self.unlabelled = 0
+        self._begin()
+
+
+def short_side(size: int) -> int:
+    """Returns the length of the shorter side before the center is cut, where nothing says it."""
+    return size if size < 64 else round(size * 256 / 224)
+
+
+def chosen_rows(shards: Sequence[Shard], most: int) -> list[tuple[int, int]]:
+    """Returns (shard, row) of all images, or of `most` that are spread evenly over them (0 = all)."""
+    rows = [(s, r) for s, shard in enumerate(shards) for r in range(len(shard))]
+    return [rows[i * len(rows) // most] for i in range(most)] if 0 < most < len(rows) else rows
+
+
+def spread(images: LabelledImages, most: int) -> LabelledImages:
+    """Returns the like with `most` of the images, spread evenly; those that were given keep all of theirs."""
+    found, count = copy.copy(images), len(images.rows)
+    found.rows = [images.rows[i * count // most] for i in range(most)] if most < count else images.rows
+    return found
 
 
 @dataclass(frozen=True)

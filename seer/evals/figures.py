@@ -31,6 +31,16 @@ def wilson(right: int, count: int, z: float = Z95) -> Interval:
     return Interval(max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
 
+def paired(first: torch.Tensor, second: torch.Tensor, z: float = Z95) -> tuple[float, Interval]:
+    """Returns how much larger the share of the first is than that of the second, of the same images, and the interval of that
+    difference (Bonett and Price 2012: one added to each kind of disagreement). bool [Q] each."""
+    first, second = first.bool(), second.bool()
+    count, more, less = len(first), int((first & ~second).sum()), int((second & ~first).sum())
+    gain, loss = (more + 1) / (count + 2), (less + 1) / (count + 2)
+    half = z * math.sqrt((gain + loss - (gain - loss) ** 2) / (count + 2))
+    return (more - less) / count, Interval(max(-1.0, gain - loss - half), min(1.0, gain - loss + half))
+
+
 def top_k(scores: torch.Tensor, labels: torch.Tensor, k: int) -> float:
     """Returns the share of [Q, Y] scores in which the label, int [Q], is among the k highest; a label that is no class
     (below 0, or from Y on) is never."""

@@ -6,7 +6,7 @@ from seer.core.errors import RequestError
 from seer.data.label_words import check_word
 from seer.data.pixels import Pixels
 from seer.data.shards.open import open_shards
-from seer.evals.features import LabelledImages
+from seer.evals.features import LabelledImages, PlainImages
 
 
 class ProbeImages(Protocol):
@@ -33,16 +33,26 @@ def labelled(images: ProbeImages, size: int, pixels: Pixels | None = None) -> tu
     Raises RequestError where there are no labels, or none in common.
     """
     assert images.train is not None and images.test is not None
-    words = [images.labels] * 2 if isinstance(images.labels, str) else images.labels
+    words, options = words_of(images.labels), _options(images, size, pixels)
+    train = LabelledImages(open_shards(images.train), labels=words[0], **options)
+    return train, LabelledImages(open_shards(images.test), labels=words[1], like=train, **options)
+
+
+def words_of(labels: str | list[str]) -> list[str]:
+    """Returns the words that say where labels come from, of train and of test. Raises RequestError."""
+    words = [labels] * 2 if isinstance(labels, str) else labels
     if len(words) != 2:
         raise RequestError(f"labels={words}: one word, or two: for train images and for test images")
     for word in words:
         check_word(word)
-    options: dict[str, Any] = {
-        "size": images.size or size,
-        "resize": images.resize,
-        "most": images.most,
-        "pixels": pixels,
-    }
-    train = LabelledImages(open_shards(images.train), labels=words[0], **options)
-    return train, LabelledImages(open_shards(images.test), labels=words[1], like=train, **options)
+    return words
+
+
+def unlabelled(images: ProbeImages, size: int, pixels: Pixels | None = None) -> PlainImages:
+    """Opens the train images, whose labels are not looked at. Others as `labelled`."""
+    assert images.train is not None
+    return PlainImages(open_shards(images.train), **_options(images, size, pixels))
+
+
+def _options(images: ProbeImages, size: int, pixels: Pixels | None) -> dict[str, Any]:
+    return {"size": images.size or size, "resize": images.resize, "most": images.most, "pixels": pixels}

@@ -6,13 +6,11 @@ dimensions collapse. Surprising: it grows with the number of images, so only fig
 are not centered, as in the article. Legend: M images, C features.
 """
 
-import copy
-
 import torch
 
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
-from seer.evals.features import LabelledImages, backbone_of, extract
+from seer.evals.features import LabelledImages, backbone_of, extract, spread
 
 SMALLEST = 1e-7  # the article's epsilon, added to every share
 
@@ -28,8 +26,7 @@ def rankme(features: torch.Tensor) -> float:
 
 
 class RankMe:
-    """Evaluates features of `most` images of train, spread evenly, by `rankme`. What their labels are makes no
-    difference.
+    """Evaluates features of `most` images of train, spread evenly, by `rankme`. They need no labels, and test is not looked at.
 
     most  images whose features are taken
     """
@@ -37,7 +34,7 @@ class RankMe:
     def __init__(
         self,
         train: LabelledImages,
-        test: LabelledImages,
+        test: LabelledImages | None = None,
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -48,9 +45,7 @@ class RankMe:
     ):
         if most < 2:
             raise RequestError(f"eval.most={most}: a rank needs at least 2 images")
-        self.images = copy.copy(train)
-        count = len(train.rows)
-        self.images.rows = [train.rows[i * count // most] for i in range(most)] if most < count else train.rows
+        self.images = spread(train, most)
         self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:

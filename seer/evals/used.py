@@ -34,6 +34,12 @@ def used(train: LabelledImages, test: LabelledImages) -> dict[str, Any]:
     return {**told, **{name: count for name, count in left_out.items() if count}, **sizes(**each)}
 
 
+def counted(images: LabelledImages) -> dict[str, int]:
+    """Returns how many images were used whose labels are not looked at, and how many could not be read, where there are such."""
+    read = {"train": sum(images.used().values()), "test": 0}
+    return {**read, **({"unreadable": len(images.broken)} if images.broken else {})}
+
+
 def learned(shards: Sequence[Shard], test: LabelledImages) -> int:
     """Returns how many test images are images of shards that a head learns from, and warns where there are any.
 

@@ -76,6 +76,14 @@ def describe(world: World, command: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def made_by(world: World, command: Sequence[str] | None = None) -> dict[str, Any]:
+    """Returns what a result says of how it was made: command, version and commit of SEER, torch, device and date."""
+    found = describe(world, sys.argv if command is None else command)
+    return {
+        name: found[name] for name in ("command", "seer", "commit", "changed", "torch", "device", "processor", "date")
+    }
+
+
 @cache
 def commit_of(folder: Path) -> tuple[str | None, bool | None]:
     """Returns the git commit of a checkout and whether files that git knows differ from it; nothing where there is no

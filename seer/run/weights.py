@@ -1,8 +1,12 @@
 """Reads from `weights=…` a backbone and what is known of it."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from seer.core.errors import RequestError
 from seer.core.log import log
@@ -57,6 +61,18 @@ def state(path: str) -> State:
         card |= said
     chosen = {"weights_part": origin.taken, "weights_left_out": origin.left_out, "weights_others": list(origin.others)}
     return State(loaded, card, chosen={key: value for key, value in chosen.items() if value})
+
+
+def digest(*modules: nn.Module) -> str:
+    """Returns the sha256 of what networks hold: of each tensor, sorted by name, `name dtype shape` and a line's end, then its
+    bytes. The same for a run, its checkpoint and its bundle, whatever their files are."""
+    found = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            plain = tensor.detach().cpu().contiguous()
+            found.update(f"{name} {str(plain.dtype).removeprefix('torch.')} {list(plain.shape)}\n".encode())
+            found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def pixels_of(backbone: Network, card: Mapping[str, Any]) -> Pixels:

@@ -1,7 +1,11 @@
 """`seer pretrain weights=…`: training goes on from foreign weights, with a new head and a backbone that may rest at first."""
 
+import hashlib
+import struct
+
 import pytest
 import torch
+from torch import nn
 
 from seer.core.errors import RequestError
 from seer.data import synthetic as sample
@@ -9,7 +13,7 @@ from seer.data.shards.writer import write_shards
 from seer.models.bundle import read_bundle, write_bundle
 from seer.models.key_maps import VISSL
 from seer.models.zoo import build
-from seer.run.weights import start_from
+from seer.run.weights import digest, start_from
 from tests.messages import says
 from tests.program import SMALL, seer
 
@@ -117,3 +121,17 @@ def test_a_run_whose_knn_falls_below_where_it_began_is_told_so(tmp_path, capfd):
     assert worse.result["knn_curve"][0] == first.result["knn_curve"][-1]  # it began where the other ended
     assert "kNN below its start" in worse.result["alarms"]
     assert f"kNN fell to {worse.result['knn_curve'][1]:.3f} from {worse.result['knn_curve'][0]:.3f}" in worse.words
+
+
+def test_the_hash_of_weights_is_of_their_names_kinds_and_bytes_and_can_be_made_by_hand():
+    module = nn.Linear(2, 1)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0, -2.0]]))
+        module.bias.copy_(torch.tensor([0.5]))
+    by_hand = hashlib.sha256(
+        b"bias float32 [1]\n" + struct.pack("<f", 0.5) + b"weight float32 [1, 2]\n" + struct.pack("<2f", 1.0, -2.0)
+    )
+    assert digest(module) == by_hand.hexdigest()
+    with torch.no_grad():
+        module.bias.add_(1)
+    assert digest(module) != by_hand.hexdigest()
