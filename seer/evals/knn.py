@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
 from seer.evals.features import LabelledImages, backbone_of, extract
+from seer.evals.judged import Judged, chance, class_tables, names_of
 
 AT_ONCE = 131_072  # train images whose similarities are in memory at once
 
@@ -25,18 +26,26 @@ def knn_top1(
     temperature: float = 0.07,
 ) -> float:
     """Returns the share of test rows whose heaviest class is right. [M, C], [M], [Q, C], [Q]; k is cut down to M."""
+    found = knn_answers(train, train_labels, test, k=k, temperature=temperature)
+    return int((found == test_labels).sum()) / len(test)
+
+
+def knn_answers(
+    train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, *, k: int = 20, temperature: float = 0.07
+) -> torch.Tensor:
+    """Returns the heaviest class of each test row, int64 [Q]. Others as `knn_top1`."""
     if k < 1 or temperature <= 0:
         raise RequestError(f"k={k}, temperature={temperature}: both above 0")
     k = min(k, len(train))
-    train, classes = F.normalize(train, dim=1), int(max(train_labels.max(), test_labels.max())) + 1
-    right = 0
-    for rows, wanted in zip(F.normalize(test, dim=1).split(512), test_labels.split(512), strict=True):
+    train, classes = F.normalize(train, dim=1), int(train_labels.max()) + 1
+    found = []
+    for rows in F.normalize(test, dim=1).split(512):
         similarity, index = nearest(rows, train, k)
         votes = torch.zeros(len(rows), classes).scatter_add_(
             1, train_labels[index], torch.exp((similarity - 1) / temperature)
         )
-        right += int((votes.argmax(1) == wanted).sum())
-    return right / len(test)
+        found.append(votes.argmax(1))
+    return torch.cat(found)
 
 
 def nearest(rows: torch.Tensor, train: torch.Tensor, k: int, block: int = AT_ONCE) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,11 +88,22 @@ class KNN:
         self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:
-        model = backbone_of(task)
+        return self._judged(task).figures
+
+    def judge(self, task: Modules) -> Judged:
+        """Returns knn_top1 with its interval, what chance comes to, and tables of classes."""
+        return self._judged(task, tables=True)
+
+    def _judged(self, task: Modules, tables: bool = False) -> Judged:
+        model, judged = backbone_of(task), Judged()
         known, known_labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
-        asked, asked_labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
-        top1 = knn_top1(known, known_labels, asked, asked_labels, k=self.k, temperature=self.temperature)
-        return {"knn_top1": top1}
+        asked, labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
+        found = knn_answers(known, known_labels, asked, k=self.k, temperature=self.temperature)
+        judged.share("knn_top1", found == labels)
+        if tables:
+            judged.told["chance"] = chance(known_labels, labels)
+            judged.tables = class_tables("knn", found, labels, names_of(self.test), known_labels)
+        return judged
 
 
 def baselines(

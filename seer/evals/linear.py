@@ -15,6 +15,8 @@ from torch import nn
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
 from seer.evals.features import LabelledImages, backbone_of, extract
+from seer.evals.figures import paired
+from seer.evals.judged import Judged, chance, class_tables, names_of
 
 ASIDE = 5  # one image of so many of each class is kept aside to choose a penalty
 
@@ -122,19 +124,55 @@ class Linear:
 
     def run(self, task: Modules) -> dict[str, float]:
         """Returns linear_top1, or one a stage, and the penalty of each where it was chosen."""
+        found, labels, _ = self._fitted(task)
+        figures: dict[str, float] = {}
+        for stage, (scores, penalty) in found.items():
+            name = f"linear_top1/{stage}" if stage else "linear_top1"
+            figures[name] = int((scores.argmax(1) == labels).sum()) / len(labels)
+            if len(self.penalties) > 1:
+                figures[name.replace("top1", "penalty")] = penalty
+        return figures
+
+    def judge(self, task: Modules) -> Judged:
+        """Returns top-1 and top-5 with intervals, what chance comes to, tables of classes, and how far each stage lies behind
+        the best one, on the same images."""
+        found, labels, train_labels = self._fitted(task)
+        judged, rights = Judged(), dict[str, torch.Tensor]()
+        for stage, (scores, penalty) in found.items():
+            tail = f"/{stage}" if stage else ""
+            rights[stage] = scores.argmax(1) == labels
+            judged.share(f"linear_top1{tail}", rights[stage])
+            if scores.shape[1] > 5:
+                judged.share(f"linear_top5{tail}", (scores.topk(5, dim=1).indices == labels[:, None]).any(1))
+            if len(self.penalties) > 1:
+                judged.figures[f"linear_penalty{tail}"] = penalty
+            file = f"linear-{stage}" if stage else "linear"
+            judged.tables |= class_tables(file, scores.argmax(1), labels, names_of(self.test), train_labels)
+        judged.told["chance"] = chance(train_labels, labels)
+        if len(self.penalties) > 1:
+            judged.told["penalty_chosen_on"] = f"every {ASIDE}th image of each class of train"
+        if len(rights) > 1:
+            best = max(rights, key=lambda stage: int(rights[stage].sum()))
+            behind = {stage: paired(rights[best], right) for stage, right in rights.items() if stage != best}
+            judged.told["behind"] = {
+                "best": best,
+                **{stage: {"share": share, "interval95": list(bounds)} for stage, (share, bounds) in behind.items()},
+            }
+        return judged
+
+    def _fitted(self, task: Modules) -> tuple[dict[str, tuple[torch.Tensor, float]], torch.Tensor, torch.Tensor]:
+        """Returns scores [Q, Y] and the penalty of each stage ("" for the features), the labels [Q], and those of train [M]."""
         model = Pooled(backbone_of(task), self.stages) if self.stages else backbone_of(task)  # type: ignore[arg-type]
         known, known_labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
         asked, asked_labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
         widths = model.widths if isinstance(model, Pooled) else {"": known.shape[1]}
-        found: dict[str, float] = {}
+        found = {}
         columns = zip(known.split(list(widths.values()), dim=1), asked.split(list(widths.values()), dim=1), strict=True)
         for stage, (x, q) in zip(widths, columns, strict=True):
             penalty = choose(x, known_labels, self.penalties, iterations=self.iterations)
-            name = f"linear_top1/{stage}" if stage else "linear_top1"
-            found[name] = linear_top1(x, known_labels, q, asked_labels, penalty=penalty, iterations=self.iterations)
-            if len(self.penalties) > 1:
-                found[name.replace("top1", "penalty")] = penalty
-        return found
+            classifier = fit(x, known_labels, penalty=penalty, iterations=self.iterations)
+            found[stage] = classifier.scores(q), penalty
+        return found, asked_labels, known_labels
 
 
 class Pooled(nn.Module):

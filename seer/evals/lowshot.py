@@ -17,7 +17,9 @@ import torch
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
 from seer.evals.features import LabelledImages, backbone_of, extract
-from seer.evals.linear import choose, fit
+from seer.evals.figures import Interval
+from seer.evals.judged import Judged, chance
+from seer.evals.linear import ASIDE, choose, fit
 
 STUDENT95 = (math.nan, 12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # by degrees of freedom
 
@@ -81,10 +83,15 @@ class LowShot:
 
     def run(self, task: Modules) -> dict[str, float]:
         """Returns for each part: lowshot_top1/PART (the mean of the draws), its half_width (95 %), and images of a draw."""
+        return self.judge(task).figures
+
+    def judge(self, task: Modules) -> Judged:
+        """Returns the like, with the interval of each mean, what each draw came to, and what chance comes to."""
         model = backbone_of(task)
         known, labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
         asked, asked_labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
         found: dict[str, float] = {}
+        judged, each = Judged(found), dict[str, list[float]]()
         for part in self.parts:
             name, right = f"{part:.3g}".rstrip() if part >= 1 else f"{100 * part:g}%", []
             for i in range(self.draws):
@@ -93,6 +100,13 @@ class LowShot:
                 classifier = fit(known[rows], labels[rows], penalty=penalty, iterations=self.iterations)
                 right.append(classifier.top1(asked, asked_labels))
             found[f"lowshot_top1/{name}"] = statistics.fmean(right)
-            found[f"lowshot_half_width/{name}"] = half_width(right)
+            found[f"lowshot_half_width/{name}"] = half = half_width(right)
             found[f"lowshot_images/{name}"] = len(rows)
-        return found
+            each[name] = right
+            if not math.isnan(half):
+                middle = found[f"lowshot_top1/{name}"]
+                judged.intervals[f"lowshot_top1/{name}"] = Interval(max(0.0, middle - half), min(1.0, middle + half))
+        judged.told |= {"draws": each, "chance": chance(labels, asked_labels)}
+        if len(self.penalties) > 1:
+            judged.told["penalty_chosen_on"] = f"every {ASIDE}th image of each class of a draw, where it has so many"
+        return judged
