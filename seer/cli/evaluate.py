@@ -6,35 +6,56 @@ images by their hashes, the evaluation with every argument, the command, and the
 
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from torch import nn
+
 from seer.cli.verbs import images_of
 from seer.core.build import build
+from seer.core.errors import RequestError
 from seer.core.log import log
+from seer.data.pixels import Pixels
 from seer.data.shards.open import census_of
 from seer.data.shards.shard import fingerprint
 from seer.engine.precision import DTYPES
 from seer.evals.features import Alone, LabelledImages
 from seer.evals.judged import Judged
-from seer.evals.probe import labelled, unlabelled
+from seer.evals.probe import held_out, labelled, unlabelled
+from seer.evals.target_images import TargetImages
 from seer.evals.used import counted, tell_overlap, used
 from seer.parallel.world import open_world
 from seer.run.environment import made_by
+from seer.run.opened import open_run
 from seer.run.weights import digest, pixels_of, state
+
+Images = Mapping[str, LabelledImages | TargetImages]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Holds what is judged. task: gives `modules()`. origin: what the result says of the weights."""
+
+    task: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    pixels: Pixels
+    origin: dict[str, Any]
 
 
 def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     """Returns the figures for the JSON line. Raises RequestError for weights or labels that are not there."""
-    start = time.monotonic()
-    weights = state(settings["weights"])
-    backbone, card = weights.backbone, weights.card
+    start, heads = time.monotonic(), images_of(settings["eval"]) == ("test",)
+    subject = _run_of(settings["weights"]) if heads else _backbone_of(settings["weights"])
     if settings["output"]:
         folder = Path(settings["output"])
         folder.mkdir(parents=True, exist_ok=True)
         output.append(folder)
-    images = _images(settings, card["input_size"], pixels_of(backbone, card))
+    images = _images(settings, subject)
     for name, one in images.items():
         log.info(f"data.{name}: {census_of(one.shards).line()}")
     with open_world(settings["device"]) as world:
@@ -42,25 +63,25 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
             "eval",
             settings["eval"],
             *images.values(),
-            mean=tuple(card["mean"]),
-            std=tuple(card["std"]),
+            mean=subject.mean,
+            std=subject.std,
             batch=settings["batch"],
             threads=settings["threads"] or len(os.sched_getaffinity(0)),
             dtype=DTYPES[settings["dtype"]],
         )
-        judged = _judged(evaluator, Alone(backbone.to(world.device).eval()))
+        network = nn.ModuleDict(subject.task.modules()).to(world.device).eval()
+        judged = _judged(evaluator, subject.task)
         made = made_by(world)
-    if len(images) == 2:
-        tell_overlap(*images.values())
+    counts = _counts(images)
     log.info("  ".join(f"{name} {value:.4f}" for name, value in judged.figures.items()))
     if settings["output"] and world.rank == 0 and judged.tables:
         judged.told["files"] = judged.write(folder)
     return {
         **judged.plain(),
         "weights": str(settings["weights"]),
-        "weights_sha256": digest(backbone),
-        **weights.origin,
-        **(used(*images.values()) if len(images) == 2 else counted(images["train"])),
+        "weights_sha256": digest(network if heads else network["backbone"]),
+        **subject.origin,
+        **counts,
         "data": {
             name: {**census_of(one.shards).plain(), "fingerprint": fingerprint(one.shards)}
             for name, one in images.items()
@@ -72,12 +93,51 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     }
 
 
-def _images(settings: dict[str, Any], size: int, pixels: Any) -> dict[str, LabelledImages]:
-    """Opens the images that the evaluation needs."""
-    data = SimpleNamespace(**settings["data"])
-    if images_of(settings["eval"]) == ("train",):
+def _backbone_of(path: str) -> Subject:
+    found = state(path)
+    card, backbone = found.card, found.backbone
+    task = Alone(backbone)  # type: ignore[arg-type]
+    pixels = pixels_of(backbone, card)
+    return Subject(task, tuple(card["mean"]), tuple(card["std"]), card["input_size"], pixels, found.origin)
+
+
+def _run_of(path: str) -> Subject:
+    """Opens the heads of a run. Raises RequestError for what is none, or has none, or has saved nothing."""
+    opened = open_run(path)
+    if not opened.step:
+        raise RequestError(f"weights={path} is a run that has saved nothing yet: wait for its first checkpoint")
+    task: Any = opened.task
+    if not getattr(task, "judged", False):
+        raise RequestError(
+            f"weights={path}: the run has no heads that can be judged, its task is {type(task).__name__}; task=heads makes such, "
+            "and eval=knn or linear judges a backbone"
+        )
+    size = opened.config.eval.size or task.transform.input_size
+    origin = {"weights_step": opened.step, "weights_from": "checkpoint"}
+    mean, std = tuple(task.transform.mean), tuple(task.transform.std)
+    return Subject(task, mean, std, size, opened.config.data.pixels, origin)
+
+
+def _images(settings: dict[str, Any], subject: Subject) -> Images:
+    """Opens the images that the evaluation needs, in the order in which it takes them."""
+    data, size, pixels = SimpleNamespace(**settings["data"]), subject.size, subject.pixels
+    needs = images_of(settings["eval"])
+    if needs == ("train",):
         return {"train": unlabelled(data, size, pixels)}
+    if needs == ("test",):
+        data.size = data.size or size
+        sides = ("test", "train") if data.train else ("test",)
+        return {side: held_out(data, subject.task, pixels, side) for side in sides}
     return dict(zip(("train", "test"), labelled(data, size, pixels), strict=True))
+
+
+def _counts(images: Images) -> dict[str, Any]:
+    """Returns what the result says of the images that were used, and warns where test images are train images."""
+    train, test = images.get("train"), images.get("test")
+    if isinstance(train, LabelledImages) and isinstance(test, LabelledImages):
+        tell_overlap(train, test)
+        return used(train, test)
+    return counted(train) if isinstance(train, LabelledImages) else {}
 
 
 def _judged(evaluator: Any, task: Any) -> Judged:

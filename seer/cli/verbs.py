@@ -49,11 +49,13 @@ IMAGES_OF: dict[str, tuple[str, ...]] = {
     "seer.evals.rankme.RankMe": ("train",),
     "seer.evals.uniformity.Uniformity": ("train",),
     "seer.evals.uniformity.Alignment": ("train",),
+    "seer.evals.heads.Heads": ("test",),
 }
 
 
 def images_of(node: Any) -> tuple[str, ...]:
-    """Returns which images an evaluation needs, of train and test; one that needs train alone takes images without labels."""
+    """Returns which images an evaluation needs, of train and test; one that needs train alone takes images without labels, one
+    that needs test alone judges heads."""
     return IMAGES_OF.get(node.get("_target_", ""), ("train", "test")) if isinstance(node, dict) else ("train", "test")
 
 

@@ -7,6 +7,7 @@ from seer.data.label_words import check_word
 from seer.data.pixels import Pixels
 from seer.data.shards.open import open_shards
 from seer.evals.features import LabelledImages, PlainImages
+from seer.evals.target_images import TargetImages
 
 
 class ProbeImages(Protocol):
@@ -52,6 +53,23 @@ def unlabelled(images: ProbeImages, size: int, pixels: Pixels | None = None) -> 
     """Opens the train images, whose labels are not looked at. Others as `labelled`."""
     assert images.train is not None
     return PlainImages(open_shards(images.train), **_options(images, size, pixels))
+
+
+def held_out(images: ProbeImages, task: Any, pixels: Pixels | None = None, side: str = "test") -> TargetImages:
+    """Opens the images of a side, test or train, with what the heads of a task are to find in them. Raises RequestError where the
+    first of them all lack it."""
+    source = getattr(images, side)
+    assert source is not None
+    found = TargetImages(
+        open_shards(source),
+        task.targets,
+        word=words_of(images.labels)[side == "test"],
+        classes=task.classes,
+        values=task.transform.values,
+        **_options(images, task.transform.input_size, pixels),
+    )
+    found.check(f"{side}={source}")
+    return found
 
 
 def _options(images: ProbeImages, size: int, pixels: Pixels | None) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class ProbeConfig:
     """Says how kNN is measured while training, when labelled images are given."""
 
     train: Paths | None = setting(None, "labelled images that are known")
-    test: Paths | None = setting(None, "labelled images that are asked for")
+    test: Paths | None = setting(None, "labelled images that are asked for; of task=heads also without eval.train")
     labels: Paths = setting(
         "auto",
         "member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto: member where any sample has one, else "
@@ -168,7 +168,7 @@ class RunConfig:
     every: IntervalsConfig = setting(IntervalsConfig(), "how often")
     plateau: PlateauConfig = setting(PlateauConfig(), "when the loss has stopped falling")
     parallel: ParallelConfig = setting(ParallelConfig(), "where it runs")
-    eval: ProbeConfig = setting(ProbeConfig(), "the kNN probe")
+    eval: ProbeConfig = setting(ProbeConfig(), "the kNN probe, and the images on which heads are judged")
     log: LogConfig = setting(LogConfig(), "where numbers go")
     groups: Nodes | None = setting(
         None,
@@ -185,7 +185,7 @@ class RunConfig:
         if config.batch < 1:
             raise RequestError(f"batch={config.batch}: at least 1 image")
         _ = config.data.pixels
-        if bool(config.eval.train) != bool(config.eval.test):
+        if config.eval.train and not config.eval.test:
             raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
         return config
 

@@ -9,6 +9,7 @@ from typing import Any
 from seer.core import readable
 from seer.core.log import log
 from seer.run.config import RunConfig
+from seer.run.result import OF_HEADS
 
 
 def tell(result: Mapping[str, Any], config: RunConfig, images: int, spent: Mapping[str, float], probe: int) -> None:
@@ -45,7 +46,7 @@ def good(result: Mapping[str, Any], probe: int) -> str:
         beside = [("untrained", "knn_top1_untrained"), ("pixels", "knn_pixels"), ("colors", "knn_colours")]
         others = ", ".join(f"{name} {result[key]:.3f}" for name, key in beside if key in result)
         said.append(f"kNN top-1 {top1:.3f}{error}{f' ({others})' if others else ''}")
-    said += [f"{key} {value:.3f}" for key, value in result.items() if key.endswith("/top1")]
+    said += [f"{key} {value:.3f}" for key, value in result.items() if key.endswith(OF_HEADS)]
     if "loss" in result:
         said.append(f"loss {result['loss']:.3f}")
     if not any("top" in one for one in said):

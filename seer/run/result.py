@@ -10,6 +10,14 @@ from seer.engine.metrics import read_rows
 from seer.engine.retention import steps_in
 from seer.run.skipped import SKIPPED, counted, parts_of
 
+OF_HEADS = (
+    "/top1",
+    "/map",
+    "/miou",
+    "/ap",
+    "/correlation",
+)  # by which name the figure of a head ends that stands for it
+
 
 def describe_lost_peer(folder: Path, lost: LostPeer) -> LostPeer:
     """Returns the error with what is left of the run: exit 75 where running again goes on."""
@@ -44,7 +52,7 @@ def summary(folder: Path) -> dict[str, Any]:
     if probed:
         values |= {"knn_top1": probed[-1], "knn_top1_untrained": probed[0], "knn_curve": probed}
     for row in rows:
-        values |= {k: v for k, v in row.items() if k in ("knn_pixels", "knn_colours") or k.endswith("/top1")}
+        values |= {k: v for k, v in row.items() if k in ("knn_pixels", "knn_colours") or k.endswith(OF_HEADS)}
     parts = (folder / SKIPPED, *parts_of(folder))
     reasons = Counter(row["kind"] for part in parts for row in counted(part))
     values |= {"skipped": reasons.total(), "skipped_by_reason": dict(reasons.most_common())}

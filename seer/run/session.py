@@ -9,7 +9,7 @@ from typing import Any
 
 from seer.core import rng
 from seer.core.build import build, find
-from seer.core.errors import BadDataError, Interrupted, LostPeer, StorageError
+from seer.core.errors import BadDataError, Interrupted, LostPeer, RequestError, StorageError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.core.signals import listener
@@ -29,12 +29,13 @@ from seer.engine.progress import ProgressBar
 from seer.engine.retention import steps_in
 from seer.engine.spent import Spent
 from seer.engine.stop_request import StopRequest
-from seer.evals.classification import HeadTop1
 from seer.evals.features import LabelledImages
+from seer.evals.heads import Heads
 from seer.evals.knn import KNN, baselines
 from seer.evals.labels import UNLABELLED, Labels
-from seer.evals.probe import labelled
+from seer.evals.probe import held_out, labelled
 from seer.evals.rankme import RankMe
+from seer.evals.target_images import TargetImages
 from seer.evals.used import learned, sizes, tell_overlap, used
 from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
@@ -57,7 +58,8 @@ Probed = tuple[LabelledImages, LabelledImages]  # labelled images that are known
 @dataclass
 class Session:
     """Holds a run whose folder is claimed. asked: the config before machine and data decided what it left open. sinks,
-    evaluators: given by a caller, beside the run's own. length_before: what `steps` was when it ran last."""
+    evaluators: given by a caller, beside the run's own. length_before: what `steps` was when it ran last. held_out: images on
+    which heads are judged."""
 
     asked: RunConfig
     config: RunConfig
@@ -72,6 +74,7 @@ class Session:
     evaluators: Sequence[Evaluator] = ()
     length_before: Any = None
     bad_archives: Mapping[str, str] = field(default_factory=dict)
+    held_out: TargetImages | None = None
 
 
 def train(
@@ -139,6 +142,7 @@ def _train(
     network_input.tell(config, shards)
     task, licence = assemble.task(config, transform, lengths, world)
     validate.check_parts(config, task, lengths, precision, world, images)
+    judged = None if draws_probe else _held_out(config, task)
     length_before = begun_with(folder, "steps")
     with claim(folder, config.plain(), world, lengths):
         output.append(folder)
@@ -146,7 +150,8 @@ def _train(
             environment.record(folder, world)
         with spent.on("drawing"):
             shards = assemble.drawn(config, folder, world) if shards is None else shards
-        probed = _probed(config, transform) if draws_probe else probed
+        if draws_probe:
+            probed, judged = _probed(config, transform), _held_out(config, task)
         give_targets(task, shards, labels)
         check_same_on_ranks(config.plain(), fingerprint(shards), world)
         unlabelled = () if labels is None else labels.places(UNLABELLED)
@@ -154,7 +159,7 @@ def _train(
         training = assemble.training(config, task, lengths, world, precision)
         training.licence = licence
         known = learned(shards, probed[1]) if labels is not None and probed is not None else None
-        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, bad.found)
+        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, bad.found, judged)
         result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)
         return {**result, **_counts(labels, probed, known)} if result else result
 
@@ -186,6 +191,22 @@ def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:
 def _probed(config: RunConfig, transform: Any) -> Probed | None:
     """Opens the labelled images of the kNN probe, where there are any. Raises RequestError."""
     return labelled(config.eval, transform.input_size, config.data.pixels) if config.eval.train else None
+
+
+def _held_out(config: RunConfig, task: Any) -> TargetImages | None:
+    """Opens the images on which the heads of a task are judged, where there are any. Raises RequestError.
+
+    Where the images of the kNN probe lack what a head is to find, as folders of classes lack tags, kNN alone is measured.
+    """
+    if not config.eval.test or not validate.has_heads(config):
+        return None
+    try:
+        return held_out(config.eval, task, config.data.pixels)
+    except RequestError as error:
+        if not config.eval.train:
+            raise
+        log.warning(f"the heads are not judged: {error}")
+        return None
 
 
 def _run(session: Session, lengths: Durations) -> dict[str, Any]:
@@ -387,20 +408,20 @@ def _probe(session: Session) -> KNN | None:
 
 
 def _evaluators(session: Session, probe: KNN | None) -> list[Evaluator]:
-    """Returns the probe, the accuracy of a head that learns classes, and RankMe where the probe has so many images that a tenth
+    """Returns the probe, the figures of heads on held-out images, and RankMe where the probe has so many images that a tenth
     of them more is worth a figure."""
-    if probe is None:
-        return []
     task = session.training.task
-    found: list[Evaluator] = [probe]
+    found: list[Evaluator] = [] if probe is None else [probe]
     options: Mapping[str, Any] = {
         "mean": tuple(task.transform.mean),
         "std": tuple(task.transform.std),
         "threads": max(1, session.data.threads),
         "dtype": session.training.precision.dtype,
     }
-    if task.learns_classes:
-        found.append(HeadTop1(probe.test, task.classes, **options))  # type: ignore[attr-defined]
+    if session.held_out is not None:
+        found.append(Heads(session.held_out, **options))
+    if probe is None:
+        return found
     most = min(1024, (len(probe.train) + len(probe.test)) // 10)
     return [*found, RankMe(probe.train, probe.test, most=most, **options)] if most >= 256 else found
 

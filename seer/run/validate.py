@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from seer.core.build import build
+from seer.core.build import build, find
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
 from seer.data.ledger import parse_fraction
@@ -33,12 +33,19 @@ def check_config(config: RunConfig) -> None:
         raise RequestError(
             f"data.channels={config.data.channels}: the built-in images are RGB; give data.source=…, or 1 or 3"
         )
+    if config.eval.test and not config.eval.train and not has_heads(config):
+        raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
     parse_fraction(config.data.max_bad)
     for file in exclude_files(config.data.exclude):
         if not Path(file).is_file():
             raise RequestError(f"data.exclude={file} cannot be read: there is no such file; check the path")
     if Path(config.output).exists() and not Path(config.output).is_dir():
         raise RequestError(f"output={config.output} is a file; give a folder that is this run's, or a new one")
+
+
+def has_heads(config: RunConfig) -> bool:
+    """Returns whether the task has heads that `evals.heads` can judge."""
+    return bool(getattr(find("task", config.task.get("_target_", "")), "judged", False))
 
 
 def check_batch(config: RunConfig, world: World) -> None:

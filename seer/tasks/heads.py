@@ -78,6 +78,7 @@ class HeadsTask(Task):
     """
 
     learns_classes = True
+    judged = True  # by `evals.heads`, on held-out images
 
     def __init__(
         self,

@@ -79,7 +79,9 @@ def drawn(seed: int, images: int = 30, classes: int = 3) -> list[Answer]:
             for _ in range(g.integers(0, 3)):
                 moved = np.array(box) + g.integers(-4, 5, 4)
                 moved[2:] = np.maximum(moved[2:], moved[:2] + 1)
-                found.append((tuple(moved), label if g.random() < 0.8 else int(g.integers(classes)), round(g.random(), 2)))
+                found.append(
+                    (tuple(moved), label if g.random() < 0.8 else int(g.integers(classes)), round(g.random(), 2))
+                )
         for _ in range(g.integers(0, 3)):
             corner, side = g.integers(0, 60, 2), g.integers(5, 40, 2)
             found.append(((*corner, *(corner + side)), int(g.integers(classes)), round(g.random(), 2)))
@@ -98,7 +100,13 @@ def test_numbers_are_those_of_pycocotools(seed):
         for box, label, crowd in zip(one.true_edges, one.true_labels, one.ignored, strict=True):
             wide = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             truth.append(
-                {"id": len(truth) + 1, "image_id": image, "category_id": int(label), "bbox": wide, "iscrowd": int(crowd)}
+                {
+                    "id": len(truth) + 1,
+                    "image_id": image,
+                    "category_id": int(label),
+                    "bbox": wide,
+                    "iscrowd": int(crowd),
+                }
                 | {"area": wide[2] * wide[3]}
             )
         for box, label, score in zip(one.edges, one.labels, one.scores, strict=True):

@@ -1,0 +1,316 @@
+"""Judges heads on held-out images with targets: each kind by its own figures, with intervals and tables.
+
+classify: top1, top5, calibration (expected error of its confidence); tags: map (mean average precision) and f1 at thresholds;
+regress: error (mean absolute) and correlation (Pearson); map: pixel, class and miou, without what is void (255); detect: ap50 and
+ap by COCO's rule (`evals.detection`). Shares of independent images have Wilson's interval, all else the bootstrap's over images.
+Surprising: images are judged as the network sees them, by the center cut. A threshold of tags is chosen where F1 is best on
+images that are known (`data.train`) and not on those that are asked for; without such it is 0.5 for each class.
+
+Legend: Q images, B of a batch, Y classes or numbers, S side, d draws, m known boxes.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from seer.core.errors import RequestError
+from seer.core.protocols import Modules
+from seer.data.augment import normalize
+from seer.evals import detection, resampling
+from seer.evals.detection import Answer
+from seer.evals.figures import calibration_error, confusion, iou, mean_average_precision, per_class, segmentation
+from seer.evals.judged import Judged, class_tables, table
+from seer.evals.target_images import TargetImages
+from seer.models.heads.detect import Cells, boxes_of
+from seer.models.multi_head import MultiHead
+from seer.tasks.heads import IGNORE, KINDS, Spec
+
+MOST_CELLS = 50_000_000  # numbers of confusions that are kept apart, by images, for the bootstrap
+HALF = 0.5  # a threshold, where none is chosen
+
+Parts = dict[str, list[Any]]
+
+
+class How(NamedTuple):
+    """Says how intervals are made, and bins of calibration. draws: 0 = none."""
+
+    draws: int
+    seed: int
+    bins: int
+
+
+class Heads:
+    """Evaluates the heads of a task on images with targets. known: others, on which thresholds of tags are chosen.
+
+    draws  of the bootstrap, from which intervals come that have no closed form
+    seed   of these
+    bins   of confidence, for calibration
+    """
+
+    def __init__(
+        self,
+        test: TargetImages,
+        known: TargetImages | None = None,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        draws: int = 500,
+        seed: int = 0,
+        bins: int = 15,
+        batch: int = 256,
+        threads: int = 2,
+        dtype: torch.dtype = torch.float32,
+    ):
+        if draws < 0 or bins < 1:
+            raise RequestError(f"eval.draws={draws}, eval.bins={bins}: not negative, and at least 1")
+        self.test, self.known, self._how = test, known, How(draws, seed, bins)
+        self._mean, self._std, self._batch, self._threads, self._dtype = mean, std, batch, threads, dtype
+
+    def run(self, task: Modules) -> dict[str, float]:
+        """Returns HEAD/top1, HEAD/map, HEAD/miou, HEAD/ap and the like, without those that are no number."""
+        figures = self._judged(task, self._how._replace(draws=0)).figures
+        return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+    def judge(self, task: Modules) -> Judged:
+        """Returns the like with intervals, tables, and what was left out."""
+        judged = self._judged(task, self._how)
+        if self.test.left_out:
+            judged.told["left_out"] = dict(self.test.left_out)
+        return judged
+
+    def _judged(self, task: Modules, how: How) -> Judged:
+        specs: Mapping[str, Spec] = task.specs  # type: ignore[attr-defined]
+        answers, judged = self._answers(task, specs, self.test), Judged()
+        chosen = any(spec.kind == "tags" for spec in specs.values()) and self.known is not None
+        known = self._answers(task, specs, self.known) if chosen and self.known else {}
+        judged.told["images"] = max(len(parts["image"]) for parts in answers.values())
+        for name, spec in specs.items():
+            parts = answers[name]
+            if spec.kind == "tags":
+                thresholds = best_thresholds(*_scores(known[name])) if name in known else np.full(spec.count, HALF)
+                _tags(judged, name, parts, list(self._names(spec)), thresholds, how)
+                judged.told.setdefault("threshold_chosen_on", "train" if name in known else None)
+            else:
+                OF_KIND[spec.kind](judged, name, parts, list(self._names(spec)), how)
+        return judged
+
+    def _names(self, spec: Spec) -> tuple[str, ...]:
+        """Returns the names of what a head answers with: of classes, or numbers of its outputs."""
+        if spec.kind == "regress":
+            return tuple(str(i) for i in range(spec.outputs))
+        return tuple(spec.classes or self.test.classes)
+
+    @torch.no_grad()
+    def _answers(self, task: Modules, specs: Mapping[str, Spec], images: TargetImages) -> dict[str, Parts]:
+        """Returns what each head said and should have said, in lists, a batch or an image each."""
+        modules = task.modules()
+        model = MultiHead(modules["backbone"], {name: modules[name] for name in specs}).eval()  # type: ignore[misc]
+        device = next(model.parameters()).device
+        found: dict[str, Parts] = {name: {"image": []} for name in specs}
+        for fields in images.batches(self._batch, self._threads):
+            x = fields["pixels"].to(device).to(torch.float32, memory_format=torch.channels_last).div_(255)
+            with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
+                said = model(normalize(x, self._mean, self._std))
+            for name, spec in specs.items():
+                found[name]["image"] += [None] * len(x)
+                TAKEN[spec.kind](found[name], said[name], fields, spec, len(images))
+        if not any(parts["image"] for parts in found.values()):
+            raise RequestError("none of the images for evaluation could be read, with targets")
+        return found
+
+
+def _take_scores(target: str) -> Callable[..., None]:
+    def take(parts: Parts, said: torch.Tensor, fields: Mapping[str, torch.Tensor], spec: Spec, images: int) -> None:
+        parts.setdefault("scores", []).append(said.double().cpu())
+        parts.setdefault("true", []).append(fields[target])
+
+    return take
+
+
+def _take_map(parts: Parts, said: torch.Tensor, fields: Mapping[str, torch.Tensor], spec: Spec, images: int) -> None:
+    """Counts pixels of each image, or of as many as come together so that MOST_CELLS are not passed."""
+    together = -(-images * spec.count**2 // MOST_CELLS)  # images in one confusion
+    first = len(parts["image"]) - len(said)
+    for i, (answer, mask) in enumerate(zip(said.argmax(1).cpu(), fields["mask"], strict=True)):
+        counts = confusion(answer, mask, spec.count, IGNORE)
+        if (first + i) % together:
+            parts["counts"][-1] += counts
+        else:
+            parts.setdefault("counts", []).append(counts)
+
+
+def _take_boxes(parts: Parts, said: Cells, fields: Mapping[str, torch.Tensor], spec: Spec, images: int) -> None:
+    side = (fields["pixels"].shape[2], fields["pixels"].shape[3])
+    plain = Cells(*(one.float().cpu() for one in said))
+    for i, found in enumerate(boxes_of(plain, side)):
+        count = int(fields["box_count"][i])
+        labels = fields["box_label"][i, :count]
+        labels = torch.zeros_like(labels) if spec.count == 1 else labels
+        parts.setdefault("answers", []).append(
+            Answer(
+                found.edges.double().numpy(),
+                found.labels.numpy(),
+                found.scores.double().numpy(),
+                fields["boxes"][i, :count].double().numpy(),
+                labels.numpy(),
+                (labels < 0).numpy(),  # of no class: what is found there is neither right nor wrong
+            )
+        )
+
+
+def _scores(parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat(parts["scores"]), torch.cat(parts["true"])
+
+
+def _interval(judged: Judged, name: str, images: int, how: How, figure: Callable[[np.ndarray], np.ndarray]) -> None:
+    bounds = resampling.interval(images, how.draws, how.seed, figure)
+    if bounds is not None:
+        judged.intervals[name] = bounds
+
+
+def _classify(judged: Judged, name: str, parts: Parts, classes: list[str], how: How) -> None:
+    scores, labels = _scores(parts)
+    labels = torch.where(labels < scores.shape[1], labels, -1)  # of a class that the head does not know: always wrong
+    found = scores.argmax(1)
+    judged.share(f"{name}/top1", found == labels)
+    if scores.shape[1] > 5:
+        judged.share(f"{name}/top5", (scores.topk(5, dim=1).indices == labels[:, None]).any(1))
+    sure = scores.softmax(1)
+    judged.figures[f"{name}/calibration"] = calibration_error(sure, labels, how.bins)
+    judged.tables |= class_tables(name, found, labels, classes)
+    if unknown := int((labels < 0).sum()):
+        judged.told[f"{name}/unknown_classes"] = unknown
+    top = sure.max(1).values
+    bin_of = (top * how.bins).ceil().long().clamp(1, how.bins) - 1
+    gaps = torch.zeros(len(labels), how.bins, dtype=torch.float64)
+    gaps[torch.arange(len(labels)), bin_of] = top - (found == labels).double()
+    each = gaps.numpy()
+    _interval(judged, f"{name}/calibration", len(labels), how, lambda w: np.abs(w @ each).sum(1) / len(each))
+
+
+def _tags(judged: Judged, name: str, parts: Parts, classes: list[str], thresholds: np.ndarray, how: How) -> None:
+    scores, true = _scores(parts)
+    positive = true > 0.5
+    mean, each = mean_average_precision(scores, positive)
+    judged.figures[f"{name}/map"] = mean
+    found, there = (scores.sigmoid() >= torch.from_numpy(thresholds)).numpy(), positive.numpy()
+    right, said, asked = (found & there).sum(0), found.sum(0), there.sum(0)
+    with np.errstate(invalid="ignore"):
+        precision, recall = right / np.where(said, said, np.nan), right / np.where(asked, asked, np.nan)
+        f1 = 2 * right / np.where(asked, said + asked, np.nan)  # of a class that does not occur there is none
+    judged.figures[f"{name}/f1"] = float(resampling.nan_mean(f1))
+    header = ["class", "test", "ap", "threshold", "precision", "recall", "f1"]
+    columns = (asked.tolist(), each, thresholds.tolist(), precision.tolist(), recall.tolist(), f1.tolist())
+    judged.tables[f"{name}-per-class.csv"] = table(header, zip(classes, *columns, strict=True))
+    plain = scores.numpy()
+
+    def draw_map(weights: np.ndarray) -> np.ndarray:
+        own = [resampling.average_precisions(plain[:, y], there[:, y], weights) for y in range(plain.shape[1])]
+        return resampling.nan_mean(np.stack(own, 1))
+
+    def draw_f1(weights: np.ndarray) -> np.ndarray:
+        hits, both = weights @ (found & there), weights @ found + weights @ there
+        return resampling.nan_mean(2 * hits / np.where(weights @ there > 0, both, np.nan))
+
+    _interval(judged, f"{name}/map", len(plain), how, draw_map)
+    _interval(judged, f"{name}/f1", len(plain), how, draw_f1)
+
+
+def best_thresholds(scores: torch.Tensor, true: torch.Tensor) -> np.ndarray:
+    """Returns the probability of each class from which on F1 is best, float64 [Y]: halfway to the next one below; of equals the
+    highest; HALF for a class that does not occur. scores: logits [Q, Y]."""
+    chosen = np.full(scores.shape[1], HALF)
+    for y in range(scores.shape[1]):
+        sure, order = scores[:, y].sigmoid().sort(descending=True, stable=True)
+        hits = true[:, y].double()[order] > 0.5
+        if not hits.any():
+            continue
+        f1 = 2 * hits.cumsum(0) / (torch.arange(1, len(hits) + 1) + hits.sum())
+        last = torch.cat([sure[1:] != sure[:-1], torch.tensor([True])])
+        at = int(torch.where(last, f1, -1.0).argmax())
+        chosen[y] = float((sure[at] + sure[at + 1]) / 2) if at + 1 < len(sure) else float(sure[at]) / 2
+    return chosen
+
+
+def _regress(judged: Judged, name: str, parts: Parts, classes: list[str], how: How) -> None:
+    found, true = (one.double().numpy() for one in _scores(parts))
+    one, off = np.ones((1, len(found))), np.abs(found - true)
+    judged.figures[f"{name}/error"] = float(off.mean())
+
+    def correlation(weights: np.ndarray) -> np.ndarray:
+        each = [resampling.correlations(found[:, y], true[:, y], weights) for y in range(found.shape[1])]
+        return np.stack(each, 1)
+
+    each = correlation(one)[0]
+    judged.figures[f"{name}/correlation"] = float(resampling.nan_mean(each))
+    rows = zip(classes, off.mean(0).tolist(), each.tolist(), strict=True)
+    judged.tables[f"{name}-per-number.csv"] = table(["number", "error", "correlation"], rows)
+    own = off.mean(1)
+    _interval(judged, f"{name}/error", len(own), how, lambda w: w @ own / len(own))
+    _interval(judged, f"{name}/correlation", len(own), how, lambda w: resampling.nan_mean(correlation(w)))
+
+
+def _map(judged: Judged, name: str, parts: Parts, classes: list[str], how: How) -> None:
+    counts = torch.stack(parts["counts"])  # [groups of images, Y, Y]
+    whole = counts.sum(0)
+    judged.figures |= {f"{name}/{figure}": value for figure, value in segmentation(whole).items()}
+    columns = (whole.sum(1).tolist(), per_class(whole).tolist(), iou(whole).tolist())
+    judged.tables[f"{name}-per-class.csv"] = table(
+        ["class", "pixels", "share", "iou"], zip(classes, *columns, strict=True)
+    )
+    flat, y = counts.flatten(1).double().numpy(), len(whole)
+
+    def draw(figure: str) -> Callable[[np.ndarray], np.ndarray]:
+        def of(weights: np.ndarray) -> np.ndarray:
+            found = []
+            for one in weights:
+                own = (one @ flat).reshape(y, y)
+                right, asked, said = own.diagonal(), own.sum(1), own.sum(0)
+                under = {"pixel": asked.sum(), "class": asked, "miou": asked + said - right}[figure]
+                over = right.sum() if figure == "pixel" else right
+                found.append(resampling.nan_mean(np.atleast_1d(over / np.where(under > 0, under, np.nan))))
+            return np.array(found)
+
+        return of
+
+    for figure in ("pixel", "class", "miou"):
+        _interval(judged, f"{name}/{figure}", len(flat), how, draw(figure))
+
+
+def _detect(judged: Judged, name: str, parts: Parts, classes: list[str], how: How) -> None:
+    answers = parts["answers"]
+    each = [detection.matched(answers, y) for y in range(len(classes))]
+    one = np.ones((1, len(answers)))
+    own = np.stack([detection.precision(found, one)[0] for found in each])  # [Y, T]
+    judged.figures[f"{name}/ap50"] = float(resampling.nan_mean(own[:, 0]))
+    judged.figures[f"{name}/ap"] = float(resampling.nan_mean(own.reshape(-1)))
+    rows = zip(classes, [int(f.there.sum()) for f in each], own[:, 0].tolist(), own.mean(1).tolist(), strict=True)
+    judged.tables[f"{name}-per-class.csv"] = table(["class", "boxes", "ap50", "ap"], rows)
+    drawn = [
+        np.stack([detection.precision(found, weights) for found in each], 1)  # [d, Y, T]
+        for weights in resampling.draws(len(answers), how.draws, how.seed)
+    ]
+    if drawn:
+        all_ = np.concatenate(drawn)
+        for figure, values in (("ap50", all_[:, :, 0]), ("ap", all_.reshape(len(all_), -1))):
+            if (bounds := resampling.bounds(resampling.nan_mean(values))) is not None:
+                judged.intervals[f"{name}/{figure}"] = bounds
+
+
+TAKEN: dict[str, Callable[..., None]] = {
+    "classify": _take_scores("label"),
+    "tags": _take_scores("labels"),
+    "regress": _take_scores("values"),
+    "map": _take_map,
+    "detect": _take_boxes,
+}
+OF_KIND: dict[str, Callable[[Judged, str, Parts, list[str], How], None]] = {
+    "classify": _classify,
+    "regress": _regress,
+    "map": _map,
+    "detect": _detect,
+}
+assert set(TAKEN) == set(KINDS) == {*OF_KIND, "tags"}

@@ -1,0 +1,131 @@
+"""Reads held-out images with what heads are to find in them: the center cut, and targets cut by the same rule.
+
+What is asked for is told in the view: a box that the cut leaves no area of is none, a mask is that of the view. An image whose
+target is missing or says nothing is left out, told once, and counted, as in training.
+
+Legend: B images of a batch, S side, M boxes at the most.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from seer.core.errors import RequestError
+from seer.core.log import log
+from seer.core.records import Sample
+from seer.data.decode import Undecodable
+from seer.data.pixels import Pixels
+from seer.data.shards.shard import Shard
+from seer.data.shards.tar import TarError
+from seer.data.transforms.one_view import OneView
+from seer.data.transforms.targets import ClassLabels
+from seer.evals import labels
+from seer.evals.features import chosen_rows, short_side
+from seer.evals.labels import Labels
+
+FIRST = 16  # images that are tried before anything is made
+MOST_BOXES = 1000  # of an image; more are counted and left out
+
+
+class TargetImages:
+    """Holds images with targets: those of `targets`, fields of a batch. classes: of the head, in the order of its scores.
+
+    size, resize, most, pixels: as `LabelledImages`. word: where labels come from, for `label`. values: so many numbers an
+    image. left_out: by reason, of what was read so far. Raises RequestError where there are no labels.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        targets: Sequence[str],
+        *,
+        size: int,
+        resize: int | None = None,
+        word: str = "auto",
+        most: int = 0,
+        classes: Sequence[str] = (),
+        values: int = 0,
+        pixels: Pixels | None = None,
+    ):
+        self.shards, self.targets, self.size, self.classes = shards, tuple(targets), size, tuple(classes)
+        self.rows, self.left_out = chosen_rows(shards, most), dict[str, int]()
+        self.labels = _labels(shards, self.rows, word, classes) if "label" in targets else None
+        short = resize or short_side(size)
+        self.view = OneView(
+            size,
+            train=False,
+            resize=resize,
+            scale=(
+                min(1.0, (size / short) ** 2 * (1 + 1e-9)),
+                1.0,
+            ),  # what is decoded is as large as the shorter side, and no larger
+            mask="mask" in targets,
+            boxes=MOST_BOXES if "boxes" in targets else 0,
+            values=values if "values" in targets else 0,
+            label=self._label if "label" in targets else None,
+            labels=ClassLabels(shards, classes) if "labels" in targets else None,
+            pixels=pixels,
+        )
+        self._told: set[tuple[int, int]] = set()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def check(self, where: str) -> None:
+        """Raises RequestError where none of the first images can be used, as where all lack their targets. where: for people."""
+        for place in self.rows[:FIRST]:
+            try:
+                self.view.decode(self.shards[place[0]].read(*place))
+                return
+            except (Undecodable, TarError) as error:
+                problem = str(error)
+        if self.rows:
+            raise RequestError(
+                f"{where}: none of the first {len(self.rows[:FIRST])} images can be used to judge heads by "
+                f"{', '.join(self.targets)}; the last one: {problem}"
+            )
+
+    def batches(self, batch: int = 256, threads: int = 2) -> Iterator[dict[str, torch.Tensor]]:
+        """Yields `pixels` uint8 [B, C, S, S] and the targets, in the order of the rows."""
+        with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
+            for first in range(0, len(self.rows), batch):
+                found = [one for one in pool.map(self._one, self.rows[first : first + batch]) if one is not None]
+                if found:
+                    whole = {name: torch.from_numpy(np.concatenate([one[name] for one in found])) for name in found[0]}
+                    pixels = whole.pop(f"views/{self.size}").permute(0, 3, 1, 2)
+                    yield {"pixels": pixels, **whole}
+
+    def _one(self, place: tuple[int, int]) -> Mapping[str, np.ndarray] | None:
+        shard = self.shards[place[0]]
+        try:
+            decoded = self.view.decode(shard.read(*place))
+        except (Undecodable, TarError) as error:
+            if place not in self._told:
+                self._told.add(place)
+                kind = getattr(error, "kind", "tar")
+                self.left_out[kind] = self.left_out.get(kind, 0) + 1
+                log.warning(f"{shard.path} row {place[1]} is left out: {error}")
+            return None
+        made: dict[str, np.ndarray] = {}
+        for name, (kind, shape) in self.view.layout(1, painted=True).items():
+            shape = (shape[0], *shape[2:], shape[1]) if name.startswith("views/") else shape
+            made[name] = torch.zeros(shape, dtype=kind).numpy()
+        self.view.draws(np.zeros(1, dtype=np.uint64), painted=True).fill(0, decoded, made, 0)
+        return made
+
+    def _label(self, sample: Sample) -> int:
+        """Returns the number of the class, from the count of classes on for one that the head does not know."""
+        assert self.labels is not None
+        found = int(self.labels.of[sample.ref.shard][sample.ref.row])
+        if found < 0:
+            raise Undecodable("it has no label", "target")
+        return found
+
+
+def _labels(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], word: str, classes: Sequence[str]) -> Labels:
+    """Returns the labels as numbers of `classes`, followed by classes that these lack. Raises RequestError."""
+    found = labels.find(shards, rows, word, classes)
+    known = Labels([], list(classes), named=found.named or not all(name.isdigit() for name in classes))
+    return labels.match(known, found)
