@@ -10,8 +10,8 @@ import torch
 from seer.evals.features import Alone
 from seer.evals.figures import paired, wilson
 from seer.evals.judged import Judged, chance, class_tables, table
-from seer.evals.knn import KNN
-from seer.evals.linear import Linear
+from seer.evals.knn import KNN, nearest
+from seer.evals.linear import Linear, linear_top1
 from seer.evals.lowshot import LowShot
 from tests.evals.test_lowshot import KIND, Drawn, Stages
 
@@ -91,3 +91,38 @@ def test_top_5_of_linear_is_told_where_there_are_more_than_five_classes(monkeypa
     judged = linear.judge(Alone(Stages()))
     assert judged.figures == {"linear_top1": 1 / 3, "linear_top5": 2 / 3}
     assert judged.intervals["linear_top5"] == wilson(2, 3)
+
+
+def features(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Five overlapping clouds whose features are of different sizes."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 5
+    centers = torch.randn(5, 24, generator=torch.Generator().manual_seed(99))
+    return (centers[labels] * 0.5 + torch.randn(count, 24, generator=g)) * torch.logspace(-2, 2, 24), labels
+
+
+@pytest.mark.parametrize("penalty", [1e-4, 1e-2])
+def test_linear_lies_within_half_a_point_of_scikit_learns_converged_logistic_regression(penalty):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    (train, labels), (test, wanted) = features(1500, 0), features(3000, 1)
+    ours = linear_top1(train, labels, test, wanted, penalty=penalty)
+    std, mean = torch.std_mean(train.double(), 0)
+    # ours: mean loss + penalty |w|^2; theirs: C * sum of losses + |w|^2 / 2
+    theirs = linear_model.LogisticRegression(C=1 / (2 * penalty * len(train)), tol=1e-8, max_iter=5000)
+    theirs.fit(((train - mean) / std).numpy(), labels.numpy())
+    score = theirs.score(((test - mean) / std).numpy(), wanted.numpy())
+    assert abs(ours - score) <= 0.005 and 0.4 < score < 0.99
+
+
+def test_neighbours_are_those_of_scikit_learn_but_for_ties():
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    (train, _), (test, _) = features(700, 0), features(90, 1)
+    unit = [torch.nn.functional.normalize(one, dim=1) for one in (train, test)]
+    similarity, index = nearest(unit[1], unit[0], 20, block=128)
+    exact = [torch.nn.functional.normalize(one.double(), dim=1) for one in (train, test)]
+    far, theirs = neighbors.NearestNeighbors(n_neighbors=20, algorithm="brute").fit(exact[0]).kneighbors(exact[1])
+    own = (exact[1] @ exact[0].T).gather(1, index)
+    assert (own - similarity).abs().max() < 1e-6
+    other = torch.from_numpy(1 - far**2 / 2)  # the cosines of their neighbours
+    assert ((index == torch.from_numpy(theirs)) | ((own - other).abs() < 1e-6)).all()
+    assert (index == torch.from_numpy(theirs)).double().mean() > 0.99
