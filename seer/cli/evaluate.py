@@ -62,7 +62,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         evaluator = build(
             "eval",
             settings["eval"],
-            *images.values(),
+            *[*images.values(), None][:2],
             mean=subject.mean,
             std=subject.std,
             batch=settings["batch"],

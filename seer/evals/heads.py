@@ -53,7 +53,7 @@ class Heads:
     def __init__(
         self,
         test: TargetImages,
-        known: TargetImages | None = None,
+        known: TargetImages | None,
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],

@@ -34,7 +34,7 @@ class RankMe:
     def __init__(
         self,
         train: LabelledImages,
-        test: LabelledImages | None = None,
+        test: LabelledImages | None,
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],

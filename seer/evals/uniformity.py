@@ -58,7 +58,7 @@ class Uniformity:
     def __init__(
         self,
         train: LabelledImages,
-        test: LabelledImages | None = None,
+        test: LabelledImages | None,
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -93,7 +93,7 @@ class Alignment:
     def __init__(
         self,
         train: LabelledImages,
-        test: LabelledImages | None = None,
+        test: LabelledImages | None,
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],

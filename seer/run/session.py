@@ -419,7 +419,7 @@ def _evaluators(session: Session, probe: KNN | None) -> list[Evaluator]:
         "dtype": session.training.precision.dtype,
     }
     if session.held_out is not None:
-        found.append(Heads(session.held_out, **options))
+        found.append(Heads(session.held_out, None, **options))
     if probe is None:
         return found
     most = min(1024, (len(probe.train) + len(probe.test)) // 10)

@@ -182,7 +182,7 @@ def test_what_a_head_answers_is_held_against_the_targets_of_its_image(tmp_path):
     )
     images = TargetImages(shards, task.targets, size=32, classes=("b", "a"))
     mean, std = task.transform.mean, task.transform.std
-    found = Heads(images, mean=mean, std=std, batch=3, draws=0).judge(task)
+    found = Heads(images, None, mean=mean, std=std, batch=3, draws=0).judge(task)
     x, mask, label = [], [], []
     for one in images.batches(100):
         x, mask, label = one["pixels"], one["mask"].long(), one["label"]

@@ -56,7 +56,7 @@ def test_images_without_labels_are_read_all_but_the_broken_one(images):
     plain = PlainImages(open_shards(str(images)), size=16)
     assert len(plain) == 7 and plain.classes == ["image"]
     task = Alone(Sum().eval())
-    found = {**RankMe(plain, **KIND).run(task), **Uniformity(plain, **KIND).run(task)}
+    found = {**RankMe(plain, None, **KIND).run(task), **Uniformity(plain, None, **KIND).run(task)}
     assert 1 <= found["rankme"] <= 6 and -8 < found["uniformity"] <= 0
     assert sum(plain.used().values()) == 6 and len(plain.broken) == 1
 
@@ -75,18 +75,18 @@ def test_alignment_is_that_of_the_views_of_each_row_however_they_are_batched_and
 ):
     plain = PlainImages(open_shards(str(images)), size=16)
     task = Alone(Sum().eval())
-    judged = Alignment(plain, **KIND).judge(task)
+    judged = Alignment(plain, None, **KIND).judge(task)
     assert judged.told == {"alignment_images": 6} and 0 < judged.figures["alignment"] < 4
     low, high = judged.intervals["alignment"]
     assert low <= judged.figures["alignment"] <= high
-    assert Alignment(plain, **KIND, batch=2, threads=1).run(task) == pytest.approx(judged.figures, abs=1e-6)
-    assert Alignment(plain, **KIND, seed=1).run(task) != judged.figures
-    assert Alignment(plain, **KIND).run(Alone(Constant()))["alignment"] == pytest.approx(0, abs=1e-12)
-    views = Alignment(plain, **KIND).views((0, 0))
+    assert Alignment(plain, None, **KIND, batch=2, threads=1).run(task) == pytest.approx(judged.figures, abs=1e-6)
+    assert Alignment(plain, None, **KIND, seed=1).run(task) != judged.figures
+    assert Alignment(plain, None, **KIND).run(Alone(Constant()))["alignment"] == pytest.approx(0, abs=1e-12)
+    views = Alignment(plain, None, **KIND).views((0, 0))
     assert views.shape == (2, 16, 16, 3) and (views[0] != views[1]).any()
     by_hand = []
     for place in plain.rows:
-        if (views := Alignment(plain, **KIND).views(place)) is not None:
+        if (views := Alignment(plain, None, **KIND).views(place)) is not None:
             x = (torch.from_numpy(views).permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
             a, b = torch.cat([x.mean((2, 3)), x[:, :, 0, 0]], 1).double()
             by_hand.append(float((a / a.norm() - b / b.norm()).square().sum()))
@@ -95,6 +95,6 @@ def test_alignment_is_that_of_the_views_of_each_row_however_they_are_batched_and
 
 def test_numbers_that_make_no_pairs_are_refused():
     with pytest.raises(RequestError, match=r"eval\.most=1"):
-        Uniformity(None, **KIND, most=1)  # type: ignore[arg-type]
+        Uniformity(None, None, **KIND, most=1)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"eval\.most=0"):
-        Alignment(None, **KIND, most=0)  # type: ignore[arg-type]
+        Alignment(None, None, **KIND, most=0)  # type: ignore[arg-type]
