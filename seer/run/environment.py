@@ -77,11 +77,11 @@ def describe(world: World, command: Sequence[str]) -> dict[str, Any]:
 
 
 def made_by(world: World, command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Returns what a result says of how it was made: command, version and commit of SEER, torch, device and date."""
+    """Returns what a result says of how it was made: command, version and commit of SEER, torch, device, date, and the threads
+    that share a sum on a CPU, by whose number a network's output differs in its last bits (torchrun gives each rank one)."""
     found = describe(world, sys.argv if command is None else command)
-    return {
-        name: found[name] for name in ("command", "seer", "commit", "changed", "torch", "device", "processor", "date")
-    }
+    names = ("command", "seer", "commit", "changed", "torch", "device", "processor", "date")
+    return {**{name: found[name] for name in names}, "arithmetic_threads": torch.get_num_threads()}
 
 
 @cache

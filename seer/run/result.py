@@ -10,13 +10,8 @@ from seer.engine.metrics import read_rows
 from seer.engine.retention import steps_in
 from seer.run.skipped import SKIPPED, counted, parts_of
 
-OF_HEADS = (
-    "/top1",
-    "/map",
-    "/miou",
-    "/ap",
-    "/correlation",
-)  # by which name the figure of a head ends that stands for it
+# how the name of the figure ends that stands for a head
+OF_HEADS = ("/top1", "/map", "/miou", "/ap", "/correlation")
 
 
 def describe_lost_peer(folder: Path, lost: LostPeer) -> LostPeer:

@@ -9,7 +9,7 @@ from datetime import datetime
 import torch
 
 from seer.parallel.world import World
-from seer.run.environment import NAME, commit_of, record
+from seer.run.environment import NAME, commit_of, made_by, record
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -52,3 +52,9 @@ def test_the_commit_is_gits_and_none_where_there_is_no_checkout(tmp_path):
     (tmp_path / "a").write_text("2")
     assert commit_of(tmp_path)[1] is True
     commit_of.cache_clear()
+
+
+def test_what_a_result_says_of_its_making_is_short_and_holds_no_password():
+    found = made_by(ALONE, ["seer", "evaluate", "weights=https://me:s3cret@h/w"])
+    assert found["command"].endswith("weights=https://h/w") and found["arithmetic_threads"] == torch.get_num_threads()
+    assert {"seer", "commit", "changed", "torch", "device", "date"} <= set(found) and "host" not in found
