@@ -270,3 +270,17 @@ def test_test_images_without_masks_are_a_wrong_request_before_there_is_a_run(tmp
     assert (
         seer(capfd, "pretrain", f"data.source={train}", f"eval.test={train}", f"output={tmp_path / 'run'}").status == 78
     )
+
+
+def test_thresholds_of_tags_are_chosen_on_known_images_and_the_result_says_so(tmp_path):
+    rows = [(f"{i}", {"png": png(i), "cls": b"0 1" if i % 3 == 0 else b"1" if i % 3 == 1 else b""}) for i in range(12)]
+    write_shards(rows, tmp_path / "x", total=12, per_shard=12, card={"classes": ["a", "b"]})
+    task = task_of({"h": {"kind": "tags", "classes": ["a", "b"]}})
+    images = TargetImages(open_shards(str(tmp_path / "x")), task.targets, size=32, classes=("a", "b"))
+    how = {"mean": task.transform.mean, "std": task.transform.std, "draws": 0}
+    plain, chosen = Heads(images, None, **how).judge(task), Heads(images, images, **how).judge(task)
+    assert (plain.told["threshold_chosen_on"], chosen.told["threshold_chosen_on"]) == (None, "train")
+    thresholds = [[float(row["threshold"]) for row in read(one.tables["h-per-class.csv"])] for one in (plain, chosen)]
+    assert thresholds[0] == [0.5, 0.5] != thresholds[1]
+    assert chosen.figures["h/f1"] >= plain.figures["h/f1"] and chosen.figures["h/map"] == plain.figures["h/map"]
+    assert [int(row["test"]) for row in read(plain.tables["h-per-class.csv"])] == [4, 8]
