@@ -1,5 +1,5 @@
 """Writes and reads the bundle, a folder in which a backbone explains itself: `backbone.safetensors` beside
-`bundle.json`.
+`bundle.json`, and a file a head in `heads/` where there are heads (`models/head_files`).
 
 Surprising:
 - The description lies in both files: as `bundle.json` for people and other tools, and as metadata inside the weights.
@@ -18,11 +18,21 @@ bundle.json, version 1:
      "feature_dim", "input_size", "normalisation": {"mean": [C], "std": [C]},
      "ground": gray level under transparent images, where it is not black (0),
      "provenance": {"recipe", "data_fingerprint", "commit", "step", "images_seen", "licence", "caution", "metrics"}}
+
+Version 2, of a bundle with heads, adds
+
+     "heads": {NAME: {"sha256": of heads/NAME.safetensors, "description": of heads/NAME.json}},
+     "lineage": {"file": sha256 of backbone.safetensors, "backbone": hash of its tensors alone,
+                 "parent": such a hash of the weights that training began with, or null}
+
+and the copy inside the weights stays of version 1: the file cannot hold its own hash, and moved alone it is a whole backbone
+that earlier programs read. A bundle without heads is of version 1, so that these can read it.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -34,18 +44,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from seer.core.errors import StorageError
 from seer.models import families, zoo
 from seer.models.families.family import Network
 from seer.models.file_kinds import kind_of
+from seer.models.head_files import HEADS, StoredHead, hash_of_tensors, read_head
 from seer.models.numbers import check_numbers
 from seer.models.zoo import name_of
 
 BUNDLE_FORMAT = "seer-bundle"
-VERSION = 1
+VERSION, WITH_HEADS = 1, 2
 BUNDLE_WEIGHTS = "backbone.safetensors"
 DESCRIPTION = "bundle.json"
 
@@ -61,6 +72,8 @@ def write_bundle(
     *,
     card: Mapping[str, Any],
     state_dict: Mapping[str, Tensor] | None = None,
+    heads: Mapping[str, StoredHead] | None = None,
+    parent: str | None = None,
 ) -> Path:
     """Writes the bundle, float32 and contiguous, and returns its folder; an older bundle there is replaced.
 
@@ -72,34 +85,120 @@ def write_bundle(
             `recipe`, `data_fingerprint`, `commit`, `step` and `images_seen` (of the training that made it), `licence`
             (of imported weights), `caution` (what to heed when using them), `metrics` (name -> number).
         state_dict: the whole tensors, where the backbone itself holds only shards of them or none (meta).
+        heads: by name, those that stand on this backbone.
+        parent: `hash_of_tensors` of the weights that its training began with.
 
-    Raises ValueError for an unknown or malformed entry of the card, and for weights that are not this architecture's;
-    StorageError or OSError for a disk that does not take it.
+    Raises ValueError for an unknown or malformed entry of the card, for weights that are not this architecture's, and for a
+    head that stands on another backbone; StorageError or OSError for a disk that does not take it.
     """
     architecture = backbone.architecture
     weights = backbone.state_dict() if state_dict is None else state_dict
     with torch.device("meta"):
         check_weights(weights, zoo.of(architecture).state_dict(), what="these weights")
-    described = json.dumps(_describe(architecture, backbone.feature_dim, card), indent=2, allow_nan=False) + "\n"
+    described = _describe(architecture, backbone.feature_dim, card)
+    inside = json.dumps(described, indent=2, allow_nan=False) + "\n"
     tensors = {name: plain(tensor) for name, tensor in weights.items()}
+    lineage = _lineage(tensors, heads, parent) if heads else {}
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HEADS if heads else folder).mkdir(parents=True, exist_ok=True)
     suffix = f".{uuid.uuid4().hex}.tmp"
-    new_weights, new_description = folder / (BUNDLE_WEIGHTS + suffix), folder / (DESCRIPTION + suffix)
+    files = [Path(HEADS, f"{name}{end}") for name in heads or () for end in (".safetensors", ".json")]
+    files += [Path(BUNDLE_WEIGHTS), Path(DESCRIPTION)]  # the one that lists the others last
+    new = {file: folder / f"{file}{suffix}" for file in files}
     try:
-        write_safetensors(tensors, new_weights, {BUNDLE_FORMAT: described})
-        new_description.write_text(described, encoding="utf-8")
-        _flush(new_weights)
-        _flush(new_description)
-        os.replace(new_weights, folder / BUNDLE_WEIGHTS)
-        os.replace(new_description, folder / DESCRIPTION)
-        _flush(folder)
-        _flush(folder.parent)
+        for name, head in (heads or {}).items():
+            new[Path(HEADS, f"{name}.safetensors")].write_bytes(head.weights)
+            new[Path(HEADS, f"{name}.json")].write_bytes(head.description)
+        write_safetensors(tensors, new[Path(BUNDLE_WEIGHTS)], {BUNDLE_FORMAT: inside})
+        if heads:
+            lineage["lineage"]["file"] = _sha256(new[Path(BUNDLE_WEIGHTS)])
+            inside = json.dumps({**described, "version": WITH_HEADS, **lineage}, indent=2, allow_nan=False) + "\n"
+        new[Path(DESCRIPTION)].write_text(inside, encoding="utf-8")
+        for path in new.values():
+            _flush(path)
+        for file, path in new.items():
+            os.replace(path, folder / file)
+        _drop_heads(folder, heads or {})
+        for place in (*([folder / HEADS] if heads else []), folder, folder.parent):
+            _flush(place)
     finally:
-        for leftover in (new_weights, new_description):
+        for leftover in new.values():
             leftover.unlink(missing_ok=True)
     return folder
+
+
+def _lineage(tensors: Mapping[str, Tensor], heads: Mapping[str, StoredHead], parent: str | None) -> dict[str, Any]:
+    """Returns what a description says of heads. Raises ValueError for one that stands on other tensors."""
+    own = hash_of_tensors(tensors)
+    for name, head in heads.items():
+        if not name.isidentifier():
+            raise ValueError(f"a head is called {name!r}: a name of letters, digits and _ is wanted")
+        if head.backbone != own:
+            raise ValueError(
+                f"the head {name} stands on a backbone of hash {head.backbone[:12]}…, this one has {own[:12]}…: its outputs would "
+                "change; leave it out"
+            )
+    listed = {name: head.hashes for name, head in heads.items()}
+    return {"heads": listed, "lineage": {"file": None, "backbone": own, "parent": parent}}
+
+
+def _drop_heads(folder: Path, heads: Mapping[str, StoredHead]) -> None:
+    """Removes the files of heads that an older bundle had here and this one has not."""
+    kept = {f"{name}{end}" for name in heads for end in (".safetensors", ".json")}
+    for path in (folder / HEADS).glob("*"):
+        if path.suffix in (".safetensors", ".json") and path.name not in kept:
+            path.unlink()
+    if not heads and (folder / HEADS).is_dir() and not any((folder / HEADS).iterdir()):
+        (folder / HEADS).rmdir()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def read_heads(folder: str | os.PathLike[str]) -> dict[str, StoredHead]:
+    """Returns the heads of a bundle by name, in their order; {} for one without. `build()` of each is what `MultiHead` takes.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that is not what `bundle.json` lists, and for heads that
+    stand on another backbone than the one beside them.
+    """
+    folder = Path(folder)
+    _must_hold_weights(folder)
+    if not (folder / DESCRIPTION).is_file():
+        if any((folder / HEADS).glob("*.json")):
+            raise FileNotFoundError(f"{folder / DESCRIPTION} is missing, which lists the heads; restore it")
+        return {}
+    described = _parse((folder / DESCRIPTION).read_text(encoding="utf-8"), what=str(folder / DESCRIPTION))
+    listed, lineage = described.get("heads") or {}, described.get("lineage")
+    if not listed:
+        return {}
+    if not isinstance(listed, dict) or not all(
+        name.isidentifier() and isinstance(one, dict) for name, one in listed.items()
+    ):
+        raise ValueError(f"{folder / DESCRIPTION}: its heads are no names with hashes: {listed!r}")
+    if not isinstance(lineage, dict) or lineage.get("file") != _sha256(folder / BUNDLE_WEIGHTS):
+        raise ValueError(
+            f"{folder / BUNDLE_WEIGHTS} is not the file that {DESCRIPTION} lists beside its heads; restore it, or copy the bundle again"
+        )
+    found = {name: read_head(folder, name, hashes) for name, hashes in listed.items()}
+    for name, head in found.items():
+        if head.backbone != lineage.get("backbone"):
+            raise ValueError(f"{folder}: the head {name} stands on another backbone than the one beside it")
+        _check_head(head, what=f"the weights in {folder / HEADS / name}.safetensors")
+    return found
+
+
+def _check_head(head: StoredHead, *, what: str) -> None:
+    """Raises ValueError for tensors that are not those of the head's card."""
+    try:
+        tensors = load(head.weights)
+    except SafetensorError as error:
+        raise ValueError(f"{what} are in no safetensors file: {error}") from error
+    with torch.device("meta"):
+        check_weights(tensors, head.card.build().state_dict(), what=what)
+    check_numbers(tensors, what=what)
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -292,8 +391,10 @@ def _parse(text: str, *, what: str) -> dict[str, Any]:
         raise ValueError(f"{what} is no JSON: {error}") from error
     if not isinstance(described, dict) or described.get("format") != BUNDLE_FORMAT:
         raise ValueError(f"{what} describes no bundle: its format is not {BUNDLE_FORMAT!r}")
-    if described.get("version") != VERSION:
-        raise ValueError(f"{what} has version {described.get('version')!r}; this program reads {VERSION}: upgrade it")
+    if described.get("version") not in (VERSION, WITH_HEADS):
+        raise ValueError(
+            f"{what} has version {described.get('version')!r}; this program reads {VERSION} and {WITH_HEADS}: upgrade it"
+        )
     return described
 
 

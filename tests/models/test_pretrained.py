@@ -192,7 +192,7 @@ def test_a_malformed_card_is_refused_before_anything_is_written(tmp_path, card, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(version=2), ("version", 2)),
+        (lambda d: d.update(version=3), ("version", 3)),
         (lambda d: d.update(format="other"), ("format",)),
         (lambda d: d["architecture"].pop("stem_stride"), ("architecture.stem_stride",)),
         (lambda d: d["architecture"].update(depths=[1, 2, 2, 2]), ("missing", "stage4.block1.a.conv.weight")),
