@@ -11,7 +11,7 @@ from tests.program import ROOT
 
 FILES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))]
 FILES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "launch").iterdir())
-VERBS = "pretrain|shard|evaluate|export|plan"
+VERBS = "pretrain|adapt|shard|evaluate|export|plan"
 
 
 def commands(path: Path) -> list[tuple[str, list[str]]]:

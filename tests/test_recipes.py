@@ -17,7 +17,7 @@ RECIPES = sorted(p.stem for p in FOLDER.glob("*.yaml") if p.stem != "none")
 def test_a_recipe_opens_with_its_command_and_its_result(recipe: str) -> None:
     top = re.match(r"(?:#.*\n)+", (FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8"))
     assert top, "no comment at the top"
-    assert f"seer pretrain recipe={recipe}" in top[0]
+    assert re.search(rf"seer (pretrain|adapt) recipe={recipe}", top[0])
     result = re.search(r"# Result[^:]*: (.+)", top[0])
     assert result and (re.search(r"\d", result[1]) or result[1].startswith("not run"))
 

@@ -37,6 +37,7 @@ from seer.core.config import filled, flat, hint_of
 from seer.core.errors import RequestError
 from seer.core.log import log
 
+SEVERAL = "heads"  # the group of which several are chosen, in brackets
 ZOO = "zoo.yaml"  # in configs/model: the names of the zoo, and the node that builds them
 
 
@@ -60,9 +61,12 @@ class Words:
 
 
 class Settings(dict[str, Any]):
-    """Holds the config of a verb as plain dicts and lists, every key of it. typed: the keys that words named."""
+    """Holds the config of a verb as plain dicts and lists, every key of it. typed: the keys that words named; said: those of a
+    recipe that is a file as well. chosen: the groups of which a word or such a file named the choice."""
 
     typed: frozenset[str] = frozenset()
+    said: frozenset[str] = frozenset()
+    chosen: frozenset[str] = frozenset()
 
 
 def read(verb: str, words: Sequence[str], *, whole: bool = True) -> Settings:
@@ -91,12 +95,14 @@ def read(verb: str, words: Sequence[str], *, whole: bool = True) -> Settings:
     full = _at_home(verb, full)
     if not missing:
         schema.read(SCHEMAS[verb], full)  # limits
-    if verb in ("pretrain", "plan") and not full["replay"]:
+    if verb in ("pretrain", "plan", "adapt") and not full.get("replay"):
         check_effect(full, typed)
     if asked.formed != list(words):
         log.info(f"read as: seer {verb} {shlex.join(asked.formed)}")
     found = Settings(full)
-    found.typed = frozenset(typed)
+    own = asked.own or Recipe("")
+    found.typed, found.said = frozenset(typed), frozenset([*typed, *flat(own.settings), *flat(own.nodes)])
+    found.chosen = frozenset([*(word.partition("=")[0] for word in asked.choices), *own.choices, *own.nodes])
     return found
 
 
@@ -121,6 +127,8 @@ def chosen(verb: str, words: Sequence[str]) -> dict[str, str]:
     for entry in (one for node in said for one in node.get("defaults", ()) if isinstance(one, dict)):
         found.update({str(group).removeprefix("override /"): choice for group, choice in entry.items()})
     found.update(dict(word.split("=", 1) for word in asked.choices))
+    if isinstance(found.get(SEVERAL), list):
+        found[SEVERAL] = f"[{','.join(found[SEVERAL])}]"
     if asked.own is not None:
         found = {group: asked.own.file if choice == OWN else choice for group, choice in found.items()}
     return found
@@ -163,8 +171,15 @@ def _sorted(verb: str, words: Sequence[str]) -> Words:
 
 
 def _placed(verb: str, word: str) -> str:
-    """Returns `data.source=PATH` for `data=PATH`, which is no choice of data."""
+    """Returns `data.source=PATH` for `data=PATH`, which is no choice of data. Of `adapt`: `data.train` is its data, too, and
+    `heads.NAME.key` is the task's."""
     group, _, value = word.partition("=")
+    if verb == "adapt" and group == "data.train":
+        return f"data.source={value}"
+    if verb == "adapt" and group == SEVERAL:
+        return word if value[:1] == "[" else f"{SEVERAL}=[{value}]"
+    if verb == "adapt" and group.startswith(f"{SEVERAL}."):
+        return f"task.{word}"
     path = group == "data" and value not in choices_of(verb, group) and (like_path(value) or value[:1] == "[")
     return f"data.source={value}" if path and "data" in groups_of(verb) else word
 
@@ -207,6 +222,10 @@ def _at_home(verb: str, full: dict[str, Any]) -> dict[str, Any]:
 def choices_of(verb: str, group: str) -> list[str]:
     """Returns what a group may be for a verb. Surprising: the probe of `pretrain`, and what `evaluate` runs, share `eval`."""
     files = [p for p in sorted((folder() / group).glob("*.yaml")) if p.name != ZOO]
+    if group == "recipe":
+        files = [p for p in files if p.stem == "none" or ("# seer adapt" in p.read_text("utf-8")) == (verb == "adapt")]
+    if group == "task" and verb == "adapt":
+        files = [p for p in files if p.stem == "heads"]
     if group == "eval":
         files = [p for p in files if ("_target_" in p.read_text(encoding="utf-8")) == (verb == "evaluate")]
     return [p.stem for p in files] + (_zoo()["names"] if group == "model" else [])
@@ -281,6 +300,13 @@ def _unknown(word: str, known: Sequence[str]) -> str:
 
 def _check_choice(verb: str, group: str, choice: str, where: str = "") -> None:
     there = choices_of(verb, group)
+    if group == SEVERAL and choice[:1] == "[" and choice[-1:] == "]":
+        several = [one.strip() for one in choice[1:-1].split(",")] if choice != "[]" else []
+        if len(set(several)) < len(several):
+            raise RequestError(f"{where}{group}={choice}: each once")
+        for one in several:
+            _check_choice(verb, group, one, where)
+        return
     if choice not in there:
         told = foreign.choice_told(group, choice) or f"no such choice{nearest(choice, there)}"
         own = ", or a file: recipe=./mine.yaml" if group == "recipe" else ""

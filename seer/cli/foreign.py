@@ -282,8 +282,28 @@ SHARDS: dict[str, Entry] = {
     **_each(_switch("labels=folder", "labels=null"), "classes", "label"),
 }
 
+OF_SWAV = ("task.", "augment.sizes=", "augment.counts=")  # heads learn from one view an image, without prototypes
+ADAPTING: dict[str, Entry] = {
+    **{
+        name: entry
+        for name, entry in TRAINING.items()
+        if not (entry("1") if callable(entry) else entry).startswith(OF_SWAV)
+    },
+    **_each(
+        "augment.size={}",
+        "image_size",
+        "img_size",
+        "imgsz",
+        "input_size",
+        "resolution",
+        "image_resolution",
+        "crop_size",
+        "size",
+    ),
+}
+
 TABLES: dict[str, dict[str, Entry]] = {
-    "pretrain": TRAINING, "plan": TRAINING, "evaluate": EVALUATION, "export": EXPORT, "shard": SHARDS
+    "pretrain": TRAINING, "adapt": ADAPTING, "plan": TRAINING, "evaluate": EVALUATION, "export": EXPORT, "shard": SHARDS
 }  # fmt: skip
 # what other programs put before a dot: trainer.max_epochs, optimizer.lr, cfg.data.batch_size
 PREFIXES = ("trainer", "model", "data", "optim", "optimizer", "optimiser", "scheduler", "cfg", "args", "hparams", "train", "run",
@@ -295,7 +315,7 @@ VERBS = {
     **dict.fromkeys(("train", "fit", "pretraining", "pre-train", "run", "learn", "ssl"), "seer pretrain data.source=… output=…"),
     **dict.fromkeys(
         ("finetune", "fine-tune", "finetuning", "train_task", "classify", "supervised"),
-        "seer pretrain task=heads augment=one_view weights=RUN model=… data.source=LABELLED output=…",
+        "seer adapt weights=RUN heads=classify data.source=LABELLED output=… (recipe=finetune trains the whole network)",
     ),
     **dict.fromkeys(
         ("embed", "predict", "extract", "features", "infer", "inference", "encode"),

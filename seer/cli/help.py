@@ -39,6 +39,10 @@ ESSENTIAL = {
         ),
         *("eval.train", "eval.test", "seed", "parallel.device"),
     ),
+    "adapt": (
+        *("weights", "heads", "data.source", "output", "recipe", "surgery", "model", "steps", "batch", "schedule.peak"),
+        *("augment.size", "data.labels", "eval.train", "eval.test", "seed", "parallel.device"),
+    ),
     "plan": (
         "recipe",
         "model",
@@ -56,6 +60,7 @@ ESSENTIAL = {
 }
 USAGE = {
     "pretrain": "seer pretrain [recipe=NAME] data.source=IMAGES output=RUN [group=choice] [key=value] …",
+    "adapt": "seer adapt weights=RUN heads=[NAME,NAME] data.source=LABELLED output=RUN [heads.NAME.key=value] …",
     "plan": "seer plan [recipe=NAME] [words of seer pretrain] gpus=8 gpu_memory=80",
     "evaluate": "seer evaluate eval=knn|linear|lowshot weights=RUN data.train=LABELLED data.test=LABELLED",
     "export": "seer export weights=RUN to=torchvision|timm|safetensors|all output=PATH",
@@ -65,6 +70,7 @@ OF_A_GROUP = {
     "recipe": "what the other keys begin with",
     "model": "the backbone",
     "data": "what is trained on",
+    "heads": "what stands on the backbone, several in brackets",
     "eval": "what is measured",
     "parallel": "where it runs",
     "log": "where numbers go",
@@ -116,6 +122,9 @@ def meanings(verb: str, full: Mapping[str, Any], chosen: Mapping[str, str]) -> d
             found |= {f"{group}.{name}": said.get(name, "") for name in node}
             found[f"{group}._target_"] = TARGET
     found["surgery.steps"] = found.get("surgery", "")
+    for head in (full.get("task", {}).get(config.SEVERAL) or {}) if config.SEVERAL in chosen else ():
+        said = _remarks(config.SEVERAL, head)
+        found |= {f"task.{config.SEVERAL}.{head}.{name}": one for name, one in said.items()}
     for group in chosen:
         found[group] = found.get(group) or OF_A_GROUP[group]
     for key, value in flat(full).items():

@@ -24,6 +24,7 @@ from seer.core.signals import listener
 
 VERBS = {
     "pretrain": "train a backbone from images that nobody labelled",
+    "adapt": "heads on a backbone, frozen or fine-tuned: classes, tags, numbers, maps, boxes",
     "shard": "images -> tar shards with an index beside each",
     "evaluate": "what the features are worth: kNN, linear, low-shot, RankMe",
     "plan": "what a training step needs of each GPU, before a job is queued",
@@ -82,7 +83,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
         settings = config.read(verb, words)  # before torch is imported, which costs seconds
         module = importlib.import_module(f"seer.cli.{verb}")
-        listener.owns(output, unwinds=verb != "pretrain")  # which writes nothing before it owns its folder
+        listener.owns(
+            output, unwinds=verb not in ("pretrain", "adapt")
+        )  # which write nothing before they own their folder
         result.update(module.run(settings, output))
         listener.result_begins()
     except KeyboardInterrupt as asked:

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from seer.core.schema import Level, Node, Number, Part, Path, Paths, Share, Switch, Whole, Word, setting
+from seer.core.schema import Duration, Level, Node, Number, Part, Path, Paths, Share, Switch, Whole, Word, setting
 from seer.data.pixels import MOST_PIXELS
 from seer.run.config import RunConfig
 
@@ -21,6 +21,18 @@ class Plan(Pretrain):
 
     gpus: Whole = setting(8, "how many share the batch")
     gpu_memory: Number = setting(80.0, "GB of each")
+
+
+@dataclass(frozen=True)
+class Adapt(RunConfig):
+    """Holds what `seer adapt` is asked for: a run whose task is heads."""
+
+    output: Path = setting("runs/adapt", "the run folder; the same request again goes on from its last checkpoint")
+    weights: Path | None = setting(
+        None,
+        "the backbone, and heads that stay: a run, a bundle or foreign weights; null = from scratch, with surgery=none",
+    )
+    steps: Duration = setting("35ep", "length of the run; a time, like 8h or 30min, is that of training")
 
 
 @dataclass(frozen=True)
@@ -134,4 +146,11 @@ class Shard:
     index_only: Switch = setting(False, "true = indexes for the tars of the source; nothing is copied")
 
 
-SCHEMAS: dict[str, type] = {"pretrain": Pretrain, "plan": Plan, "evaluate": Evaluate, "export": Export, "shard": Shard}
+SCHEMAS: dict[str, type] = {
+    "pretrain": Pretrain,
+    "adapt": Adapt,
+    "plan": Plan,
+    "evaluate": Evaluate,
+    "export": Export,
+    "shard": Shard,
+}

@@ -19,6 +19,7 @@ from seer.core.errors import RequestError
 # the key that a path without one is meant for, and the key of a second path, which is not guessed but told
 PLACES = {
     "pretrain": ("data.source", None),
+    "adapt": ("data.source", None),
     "plan": ("data.source", None),
     "shard": ("source", "output"),
     "evaluate": ("weights", None),

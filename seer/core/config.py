@@ -19,7 +19,14 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "eval": ("train", "test", "mean", "std", "batch", "threads", "dtype"),
 }
 # What people write as a rate or a duration in a schedule, whose own arguments are numbers.
-SCHEDULE = {"peak": Rate, "start": Rate, "final": Rate, "warmup": Duration, "halved_at": list[Duration]}
+SCHEDULE = {
+    "peak": Rate,
+    "start": Rate,
+    "final": Rate,
+    "warmup": Duration,
+    "halved_at": list[Duration],
+    "lowered_at": list[Duration],
+}
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -95,6 +95,11 @@ class Task(Modules, Protocol):
         """Returns what is saved, by name: the modules, and whatever else has a state."""
         return self.modules()
 
+    def head_cards(self) -> Mapping[str, Any]:
+        """Returns what a bundle says of each head that it keeps beside the backbone (`models.head_files.HeadCard`), by its name
+        among `modules`. Those that only serve to train the backbone, like prototypes, are none."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Returns {"backbone.stem.0.weight": tensor, …} over all parts."""
         return {f"{name}.{k}": v for name, part in self.parts().items() for k, v in part.state_dict().items()}

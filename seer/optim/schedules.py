@@ -18,7 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-__all__ = ["Schedule", "constant_halving", "cosine_restarts", "frozen_until", "scaled_peak", "warmup_cosine"]
+__all__ = [
+    "Schedule",
+    "constant_halving",
+    "cosine_restarts",
+    "frozen_until",
+    "scaled_peak",
+    "step_decay",
+    "warmup_cosine",
+]
 
 Schedule = Callable[[int], float | None]
 
@@ -106,6 +114,32 @@ def constant_halving(
     _check_warmup(warmup, start)
     value = _ramp(step, peak, warmup, start) if step < warmup else peak
     return value * 0.5 ** sum(halved <= step for halved in halved_at)
+
+
+def step_decay(
+    step: int,
+    *,
+    peak: float,
+    warmup: int = 0,
+    lowered_at: Sequence[int] = (),
+    factor: float = 0.1,
+    start: float = 0.0,
+) -> float:
+    """Returns a rate: linear from `start` to `peak` over `warmup` steps, then constant; times `factor` from each
+    step in `lowered_at` on.
+
+    peak      highest rate: 0.3, or 0.3@256: in proportion to the batch
+    warmup    the rate rises for so long; a duration
+    lowered_at  when it is lowered; durations
+    factor    what it is multiplied by then
+    start     rate at step 0
+    """
+    _check_step(step)
+    _check_warmup(warmup, start)
+    if not 0 < factor <= 1:
+        raise ValueError(f"factor is {factor}; a rate is lowered by a factor above 0 and up to 1")
+    value = _ramp(step, peak, warmup, start) if step < warmup else peak
+    return value * factor ** sum(one <= step for one in lowered_at)
 
 
 def frozen_until(step: int, *, until: int, then: Schedule) -> float | None:

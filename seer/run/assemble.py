@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from seer.parallel.memory import Loss, mean_square, recomputed_within, step_memo
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from seer.run.config import RunConfig
+from seer.run.lineage import Lineage
 from seer.run.network_input import backbone
 from seer.run.schedule import Durations, schedule
 from seer.run.skipped import exclude_files
@@ -62,7 +63,7 @@ class Data:
 @dataclass
 class Training:
     """Holds what trains. keep_steps: checkpoints at its multiples stay for ever. by_group: schedules of groups that have
-    their own. licence: of the weights that the backbone started from."""
+    their own. licence: of the weights that the backbone started from, lineage: what heads came with them."""
 
     task: Task
     optimizer: torch.optim.Optimizer
@@ -75,6 +76,7 @@ class Training:
     clock: Clock
     by_group: dict[str, Schedule]
     licence: str | None = None
+    lineage: Lineage = field(default_factory=Lineage)
 
 
 def task(config: RunConfig, transform: Transform, lengths: Durations, world: World) -> tuple[Task, str | None]:

@@ -1,4 +1,4 @@
-"""Makes what a pretraining run leaves behind: the result for the JSON line, and the backbone as a bundle.
+"""Makes what a run leaves behind: the result for the JSON line, and the backbone as a bundle, with the heads that it trained.
 
 A small backbone's bundle is written with every checkpoint as well, once that is whole, so that a run which is going or was
 stopped has one of its newest step. A large one's comes at the end and on Ctrl-C alone; until then `weights=RUN` reads the
@@ -55,11 +55,11 @@ class Bundles:
         return self.training.task.modules()["backbone"]
 
     def __post_init__(self) -> None:
-        tensors = self.backbone.state_dict().values()
+        tensors = self._state().values()
         sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors)
         self.small = not sharded and sum(tensor.nbytes for tensor in tensors) <= SMALL
         if self.world.rank == 0:
-            for leftover in self.folder.glob("*.tmp"):  # of a kill while one was written
+            for leftover in self.folder.rglob("*.tmp"):  # of a kill while one was written
                 leftover.unlink()
 
     def beside(self, step: int, copied: bool) -> Callable[[], None] | None:
@@ -67,7 +67,7 @@ class Bundles:
         is nothing to write. Called by all ranks together."""
         if not self.small:
             return None
-        state = self.backbone.state_dict()
+        state = self._state()
         state |= mean_statistics(state, self.world.group, self.statistics)
         if self.world.rank:
             return None
@@ -81,9 +81,15 @@ class Bundles:
 
         return write
 
+    def _state(self) -> dict[str, torch.Tensor]:
+        """Returns {"backbone.stem.0.weight": tensor, …} of all that a bundle holds."""
+        modules = self.training.task.modules()
+        parts = ["backbone", *self.training.task.head_cards()]
+        return {f"{part}.{name}": tensor for part in parts for name, tensor in modules[part].state_dict().items()}
+
     def gathered(self) -> dict[str, torch.Tensor]:
-        """Returns the whole backbone on the first rank; {} on the others, which help to gather what is sharded."""
-        state = self.backbone.state_dict()
+        """Returns whole tensors on the first rank, as `write` takes them; {} on the others, which help to gather what is sharded."""
+        state = self._state()
         state |= mean_statistics(state, self.world.group, self.statistics)
         return gather_to_rank0(state, self.world.group)
 
@@ -102,8 +108,24 @@ class Bundles:
             "licence": self.training.licence,
             "metrics": {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)},
         }
-        write_bundle(self.folder, self.backbone, card=card, state_dict=weights)  # type: ignore[arg-type]
+        cards, origin = self.training.task.head_cards(), self.training.lineage
+        own = {name: (head, _part(weights, name)) for name, head in cards.items()}
+        tensors = _part(weights, "backbone")
+        heads = origin.heads(tensors, own, step) if own else None
+        write_bundle(
+            self.folder,
+            self.backbone,  # type: ignore[arg-type]
+            card=card,
+            state_dict=tensors,
+            heads=heads,
+            parent=origin.parent,
+        )
         self.newest = step
+
+
+def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    first = f"{part}."
+    return {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
 
 
 @dataclass(frozen=True)

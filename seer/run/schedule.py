@@ -89,6 +89,8 @@ def schedule(
     for name in ("start", "final"):
         if name in numbers:
             numbers[name] = rate(node[name], lengths.batch, numbers["peak"])
+    if "lowered_at" in node:
+        numbers["lowered_at"] = [lengths.steps(one, "schedule.lowered_at") for one in node["lowered_at"]]
     warmup = node.get("warmup", 0)
     if lengths.clock is not None and "halved_at" not in node:
         numbers.pop("warmup", None)

@@ -45,6 +45,7 @@ from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.finish import Bundles, Ending
 from seer.run.folder import begun_with, check_same_on_ranks, claim
+from seer.run.lineage import lineage
 from seer.run.longer import restated
 from seer.run.opening import announce
 from seer.run.result import describe_lost_peer, finished, summary
@@ -141,6 +142,7 @@ def _train(
     lengths = Durations(config.steps, config.batch, images)
     network_input.tell(config, shards)
     task, licence = assemble.task(config, transform, lengths, world)
+    origin = lineage(config, task)
     validate.check_parts(config, task, lengths, precision, world, images)
     judged = None if draws_probe else _held_out(config, task)
     length_before = begun_with(folder, "steps")
@@ -157,7 +159,7 @@ def _train(
         unlabelled = () if labels is None else labels.places(UNLABELLED)
         data = assemble.data(config, shards, transform, world, unlabelled)
         training = assemble.training(config, task, lengths, world, precision)
-        training.licence = licence
+        training.licence, training.lineage = licence, origin
         known = learned(shards, probed[1]) if labels is not None and probed is not None else None
         given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, bad.found, judged)
         result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)

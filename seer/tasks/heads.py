@@ -8,7 +8,7 @@ Legend: B images per rank, S side, Y classes or numbers of a head, M boxes at th
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from seer.core.records import Batch, StepOutput
 from seer.data.augment import augment_batch
 from seer.data.transforms.one_view import OneView
 from seer.losses.boxes import detection_loss
+from seer.models.head_files import HeadCard
 from seer.models.heads.detect import Cells, DetectHead
 from seer.models.heads.linear import LinearHead
 from seer.models.heads.map import MapHead
@@ -126,6 +127,9 @@ class HeadsTask(Task):
     def modules(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, **self._heads}
 
+    def head_cards(self) -> dict[str, HeadCard]:
+        return {name: _card(self.specs[name], head) for name, head in self._heads.items()}
+
     def loss(self, batch: Batch) -> StepOutput:
         size, given = self.transform.input_size, batch.fields[self.targets[0]]
         with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
@@ -204,6 +208,19 @@ def _head(name: str, spec: Spec, backbone: nn.Module, known: Mapping[str, int]) 
         return MapHead(known[stages[0]], spec.count, stages[0], spec.width)
     width = known[stages[0]] if stages else int(backbone.feature_dim)  # type: ignore[arg-type]
     return LinearHead(width, spec.count, stages[0] if stages else None)
+
+
+def _card(spec: Spec, head: Head) -> HeadCard:
+    """Returns what a bundle says of a head. A class of tags is there from a probability of one half, the loss's own threshold."""
+    if isinstance(head, DetectHead):
+        read: Iterable[nn.Module] = (head.lateral[stage] for stage in head.stages)
+    else:
+        read = [head if isinstance(head, LinearHead) else head.inner[0]]
+    features = tuple(int(getattr(one, "in_features", 0) or one.in_channels) for one in read)  # type: ignore[arg-type]
+    classes = None if spec.classes is None or spec.kind == "regress" else tuple(map(str, spec.classes))
+    thresholds = (0.5,) * spec.count if spec.kind == "tags" else None
+    width = spec.width if spec.kind in ("map", "detect") else None
+    return HeadCard(spec.kind, tuple(head.stages), features, spec.count, classes, thresholds, width)
 
 
 def _chance(found: Mapping[str, Spec]) -> float | None:

@@ -56,7 +56,7 @@ CHANGED: dict[str, Any] = {
     "optim.amsgrad": True, "optim.betas": [0.5, 0.9], "optim.fused": True, "optim.maximize": True, "optim.capturable": True,
     "optim.differentiable": True, "optim.dampening": 0.5, "optim.nesterov": True,
     "schedule.peak": 0.7, "schedule.warmup": 5, "schedule.final": 0.01, "schedule.start": 0.01, "schedule.halved_at": [10],
-    "schedule.wave": "full", "schedule.cycles": 3, "schedule.decay": 0.5,
+    "schedule.lowered_at": [10], "schedule.factor": 0.5, "schedule.wave": "full", "schedule.cycles": 3, "schedule.decay": 0.5,
     "precision.dtype": "bf16", "precision.clip": 1.0,
 }  # fmt: skip
 # used by the loop alone, or before anything is built
@@ -82,6 +82,7 @@ WITH = {
     "plateau.threshold": ["schedule=constant_halving"],
     "schedule.decay": ["schedule.cycles=2"],
     "data.block": ["data.lanes=1"],
+    "schedule.factor": ["schedule.lowered_at=[10]"],
 }
 HEADS = [word for word in BASE if not word.startswith(("task.", "augment"))] + [
     "task=heads",
@@ -92,6 +93,7 @@ CHOICES = {
     "optim=adamw": [*BASE, "optim=adamw"],
     "optim=sgd": [*BASE, "optim=sgd"],
     "schedule=constant_halving": [*BASE, "schedule=constant_halving"],
+    "schedule=step_decay": [*BASE, "schedule=step_decay"],
     "schedule=cosine_restarts": [*BASE, "schedule=cosine_restarts"],
     "task=heads": [*HEADS],
 }

@@ -11,6 +11,7 @@ from tests.messages import says
 
 NEEDS = {
     "pretrain": [],
+    "adapt": [],
     "plan": [],
     "shard": ["source=a", "output=b"],
     "evaluate": ["weights=w", "data.train=a", "data.test=b"],
@@ -175,7 +176,14 @@ def test_what_nothing_here_does_is_answered_with_what_does_it(typed, named):
 def test_no_entry_names_a_word_that_the_verb_does_not_have(verb):
     """Of any choice of its groups."""
     known = {*config.groups_of(verb)}
-    for words in ([], ["augment=one_view"], ["optim=adamw"], ["eval=linear"], ["schedule=cosine_restarts"]):
+    for words in (
+        [],
+        ["augment=one_view"],
+        ["optim=adamw"],
+        ["optim=sgd"],
+        ["eval=linear"],
+        ["schedule=cosine_restarts"],
+    ):
         if not words or words[0].partition("=")[0] in known:
             if words != ["eval=linear"] or verb == "evaluate":
                 known |= set(config.flat(config.read(verb, [*NEEDS[verb], *words])))
@@ -259,7 +267,7 @@ def test_a_path_that_is_here_needs_no_slash(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("typed", "named"),
     [
-        *(("train", "seer pretrain"), ("finetune", "task=heads"), ("embed", "load_backbone"), ("resume", "same")),
+        *(("train", "seer pretrain"), ("finetune", "seer adapt"), ("embed", "load_backbone"), ("resume", "same")),
         *(
             ("pretrian", "'pretrain'"),
             ("evalute", "'evaluate'"),

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from seer.optim.schedules import constant_halving, cosine_restarts, frozen_until, scaled_peak, warmup_cosine
+from seer.optim.schedules import constant_halving, cosine_restarts, frozen_until, scaled_peak, step_decay, warmup_cosine
 
 SEER = dict(peak=9.6, total=122_070, warmup=8000, start=0.15, final=0.0096)
 
@@ -95,6 +95,7 @@ def test_the_linear_rule_gives_the_published_peaks():
         (partial(cosine_restarts, 0, peak=1.0, total=10, warmup=5, cycles=6), "cycles is 6; between 1 and the 5"),
         (partial(cosine_restarts, 0, peak=1.0, total=10, wave="square"), "wave is 'square'"),
         (partial(constant_halving, -1, peak=1.0), "step is -1"),
+        (partial(step_decay, 0, peak=1.0, factor=0.0), "factor is 0.0"),
         (partial(frozen_until, 0, until=-1, then=lambda step: 1.0), "until is -1"),
         (partial(scaled_peak, 0.3, 0), "batch is 0"),
     ],
@@ -102,3 +103,12 @@ def test_the_linear_rule_gives_the_published_peaks():
 def test_wrong_arguments_are_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+def test_a_rate_that_is_divided_by_ten_after_30_of_35_epochs():
+    rate = partial(step_decay, peak=0.0125, lowered_at=[30, 33])
+    assert [rate(step) for step in (0, 29, 30, 32, 33, 99)] == pytest.approx(
+        [0.0125] * 2 + [0.00125] * 2 + [0.000125] * 2
+    )
+    warm = partial(step_decay, peak=1.0, warmup=4, start=0.2, lowered_at=[6], factor=0.5)
+    assert [warm(step) for step in range(8)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 0.5, 0.5])
