@@ -95,6 +95,15 @@ class Task(Modules, Protocol):
         """Returns what is saved, by name: the modules, and whatever else has a state."""
         return self.modules()
 
+    @property
+    def reads_features(self) -> bool:
+        """Returns whether its loss needs of an image nothing but `features`, and takes them as a field in place of views."""
+        return False
+
+    def features(self, batch: Batch) -> torch.Tensor | None:
+        """Returns what the backbone makes of a batch, [B, C]; None of a task that reads more than that."""
+        return None
+
     def head_cards(self) -> Mapping[str, Any]:
         """Returns what a bundle says of each head that it keeps beside the backbone (`models.head_files.HeadCard`), by its name
         among `modules`. Those that only serve to train the backbone, like prototypes, are none."""

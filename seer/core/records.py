@@ -67,6 +67,9 @@ class Color:
         return cls(*(batch_fields[f"color/{size}/{one.name}"] for one in fields(cls)))
 
 
+FEATURES = "features"  # float32 [B, C] in a batch, in place of views, for a task that reads features alone
+
+
 @dataclass
 class Batch:
     """Holds one step's samples of one rank, as the tensors that its transform names (`protocols.Transform.layout`).

@@ -34,14 +34,20 @@ class MultiHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, Any]:
         """Returns what each head says of images [B, 3, S, S]."""
+        if not self.stages:
+            return self.answer(self.features(x))
         x = as_weights_lie(x, self.backbone, self.channels_last)
-        maps: dict[str, torch.Tensor] = {}
-        if self.stages:  # features are the last map averaged, in every network of the zoo
-            maps = self.backbone.forward_stages(x)  # type: ignore[operator]
-            features = list(maps.values())[-1].mean((2, 3))
-        else:
-            features = self.backbone(x)
+        maps: dict[str, torch.Tensor] = self.backbone.forward_stages(x)  # type: ignore[operator]
+        features = list(maps.values())[-1].mean((2, 3))  # what the backbone returns, in every network of the zoo
         return answers(self, features, maps, (x.shape[2], x.shape[3]))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns [B, C] of images [B, 3, S, S]."""
+        return self.backbone(as_weights_lie(x, self.backbone, self.channels_last))
+
+    def answer(self, features: torch.Tensor) -> dict[str, Any]:
+        """Returns what heads that read features [B, C] alone say of them."""
+        return answers(self, features, {}, (0, 0))
 
 
 def answers(

@@ -41,6 +41,7 @@ from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
 from seer.run import assemble, ended, environment, fresh, network_input, resume, validate
 from seer.run.assemble import Data, Training
+from seer.run.cached_features import with_cached_features
 from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.finish import Bundles, Ending
@@ -160,6 +161,7 @@ def _train(
         data = assemble.data(config, shards, transform, world, unlabelled)
         training = assemble.training(config, task, lengths, world, precision)
         training.licence, training.lineage = licence, origin
+        data = with_cached_features(config, data, training, world)
         known = learned(shards, probed[1]) if labels is not None and probed is not None else None
         given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, bad.found, judged)
         result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
-from seer.core.records import Batch, StepOutput
+from seer.core.records import FEATURES, Batch, StepOutput
 from seer.data.augment import augment_batch
 from seer.data.transforms.one_view import OneView
 from seer.losses.boxes import detection_loss
@@ -102,7 +102,8 @@ class HeadsTask(Task):
             channels(backbone) if any(spec.kind != "classify" or spec.stages for spec in self.specs.values()) else {}
         )
         made = {name: _head(name, spec, backbone, known) for name, spec in self.specs.items()}
-        self.model: nn.Module = MultiHead(backbone, made)
+        self._plain = MultiHead(backbone, made)
+        self.model: nn.Module = self._plain
         self._heads = made
         self.targets = tuple(dict.fromkeys(KINDS[spec.kind].targets[0] for spec in self.specs.values()))
         for spec in self.specs.values():  # what the transform must lay out, where the config does not say it
@@ -127,14 +128,21 @@ class HeadsTask(Task):
     def modules(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, **self._heads}
 
+    @property
+    def reads_features(self) -> bool:
+        return all(isinstance(head, LinearHead) and not head.stages for head in self._heads.values())
+
+    def features(self, batch: Batch) -> Tensor | None:
+        return self._plain.features(self._view(batch)) if self.reads_features else None
+
     def head_cards(self) -> dict[str, HeadCard]:
         return {name: _card(self.specs[name], head) for name, head in self._heads.items()}
 
     def loss(self, batch: Batch) -> StepOutput:
-        size, given = self.transform.input_size, batch.fields[self.targets[0]]
-        with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
-            view = augment_batch(batch.fields, size, self.transform.mean, self.transform.std)  # [B, 3, S, S]
-        answers = self.model(view)
+        if FEATURES in batch.fields:
+            answers = self._plain.answer(batch.fields[FEATURES])
+        else:
+            answers = self.model(self._view(batch))
         total: Tensor | None = None
         metrics: dict[str, Tensor] = {}
         for name, spec in self.specs.items():
@@ -145,6 +153,12 @@ class HeadsTask(Task):
                 metrics[f"{name}/loss"] = loss.detach()
         assert total is not None
         return StepOutput(total, metrics)
+
+    def _view(self, batch: Batch) -> Tensor:
+        """Returns the images of a batch as the network takes them: float [B, 3, S, S]."""
+        size = self.transform.input_size
+        with torch.no_grad(), torch.autocast(batch.fields[f"views/{size}"].device.type, enabled=False):
+            return augment_batch(batch.fields, size, self.transform.mean, self.transform.std)
 
 
 def specs(
