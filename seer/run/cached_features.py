@@ -5,7 +5,8 @@ read features alone need nothing else. The first pass goes as always, and fills 
 reader process ends, and batches are rows of the store, in the order of the plan. A run that goes on fills it anew.
 
 Surprising:
-- A bad image keeps the stand-in of its first pass, where the reader would take another one each epoch, and is told once.
+- A bad or excluded image keeps the stand-in of its first pass, where the reader would take another one each epoch, and is told
+  once. Where more than a hundredth are excluded or without labels nothing is kept: some images would weigh twice for ever.
 - One process alone: ranks own other rows each epoch, so each would need the store of all.
 
 Legend: N rows of all shards, B images of a step, C features.
@@ -29,9 +30,8 @@ from seer.parallel.world import World
 from seer.run.assemble import Data, Training
 from seer.run.config import RunConfig
 
-MOST_BYTES = (
-    4e9  # of the store; a million images of 440 features are 1.8 GB, and a run with more computes them each time
-)
+MOST_BYTES = 4e9  # of the store: a million images of 440 features are 1.8 GB
+MOST_EXCLUDED = 0.01  # of the images
 
 
 @dataclass
@@ -91,7 +91,10 @@ def with_cached_features(config: RunConfig, data: Data, training: Training, worl
         return data
     if world.group is not None or config.accumulate > 1 or config.parallel.compile:
         return data
-    size = sum(map(len, data.shards)) * 4 * int(backbone.feature_dim)  # type: ignore[arg-type]
+    images = sum(map(len, data.shards))
+    if len(data.loader.reader.exclude) > MOST_EXCLUDED * images:
+        return data
+    size = images * 4 * int(backbone.feature_dim)  # type: ignore[arg-type]
     if size > MOST_BYTES:
         log.info(
             f"features of all images would take {size / 1e9:.1f} GB, {MOST_BYTES / 1e9:.0f} are the most: each epoch makes them"

@@ -81,6 +81,14 @@ def test_features_that_move_or_are_not_all_that_is_read_are_not_kept(words, labe
     assert ended.status == 0 and "are known" not in ended.words and "features are kept" not in ended.words, ended.words
 
 
+@pytest.mark.slow
+def test_images_that_are_left_out_are_not_stood_in_for_by_the_same_ones_for_ever(labelled, tmp_path, capfd):
+    (tmp_path / "out.txt").write_text(f"{labelled / 'shard-000000.tar'}\t00000003\n")
+    words = (*WORDS, "steps=6", f"data.exclude={tmp_path / 'out.txt'}", f"data.train={labelled}")
+    ended = seer(capfd, *words, f"output={tmp_path / 'run'}")
+    assert ended.status == 0 and "are known" not in ended.words and "features are kept" not in ended.words
+
+
 def test_a_store_beyond_the_limit_is_not_made(labelled, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(cached_features, "MOST_BYTES", 100)
     ended = seer(capfd, *WORDS, "steps=4", f"data.train={labelled}", f"output={tmp_path / 'run'}")
