@@ -54,12 +54,16 @@ setup(
     extras_require={
         # setuptools: tests/test_packaging.py builds a wheel without fetching anything. timm: to=timm is checked in timm
         # itself (Apache-2.0; 42 MB with the nine packages that it pulls in; 1.0.15 reads local-dir:).
-        # transformers (Apache-2.0, 129 MB and 14 more packages) is not asked for: where it is installed, a test uses it.
+        # onnx (Apache-2.0), onnxruntime (MIT), onnxscript (MIT; torch.onnx writes with it): to=onnx, 120 MB with three more
+        # packages. transformers (Apache-2.0, 154 MB and 14 more packages; 5 names what it could not load): to=huggingface is
+        # checked in it. Neither is asked for by the tests: where they are installed, tests use them.
         # pytest-xdist (MIT, 0.3 MB with execnet; of pytest's own people): two tests at a time.
         # scikit-learn (BSD-3, 51 MB; scipy, BSD, 113 MB, and three small packages with it) and pycocotools (FreeBSD, 1.7 MB, needs
         # numpy alone): figures are held against theirs; where they are not installed, these tests are left out.
         # fairscale (BSD, 0.3 MB, a source package without upkeep since 2022): parallel.mode=fairscale, for comparison.
         "fairscale": ["fairscale==0.4.13"],
+        "huggingface": ["transformers>=5"],
+        "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "test": ["fairscale==0.4.13", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.15", "mypy>=1.19", "setuptools>=77"]
         + ["timm>=1.0.15", "scikit-learn>=1.6", "pycocotools>=2.0.8"],
     },

@@ -20,16 +20,25 @@ from seer.data.decode import decode
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import image_of
 from seer.evals.features import center
-from seer.export import to_safetensors, to_timm, to_torchvision
+from seer.export import to_huggingface, to_onnx, to_safetensors, to_timm, to_torch_export, to_torchvision
+from seer.export.optional import NotInstalledError
+from seer.export.program import Given
 from seer.models.families.family import Network
 from seer.run.weights import channels_of, pixels_of, state
 
+# (backbone, card, output, images normalized) -> what was written
 TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
     "torchvision": to_torchvision.export,
     "timm": to_timm.export,
+    "huggingface": to_huggingface.export,
     "safetensors": to_safetensors.export,
 }
-_SHOWN = ("file", "bundle", "timm", "parity", "tolerance", "block_params", "resnet")
+# (backbone, card, output, uint8 images, what the program is fed with) -> what was written
+PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
+    "torch_export": to_torch_export.export,
+    "onnx": to_onnx.export,
+}
+_SHOWN = ("file", "bundle", "described", "timm", "opset", "parity", "tolerance", "block_params", "resnet")
 
 
 class TargetsFailedError(RuntimeError):
@@ -43,43 +52,72 @@ class TargetsFailedError(RuntimeError):
 
 def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     """Returns the file and its parity for the JSON line. Raises RequestError for a target that cannot hold the backbone."""
+    to, given = settings["to"], _given(settings)
     if settings["pictures"] < 1:
         raise RequestError(f"pictures={settings['pictures']}: at least one for the parity check")
     weights = state(settings["weights"])
     backbone, card = weights.backbone, weights.card
     if settings["licence"]:
         card["licence"] = settings["licence"]
-    images = _images(settings["source"], settings["pictures"], backbone, card)
-    if settings["to"] == "all":
-        return _all(backbone, card, Path(settings["output"]), images, weights.origin)
-    written = TARGETS[settings["to"]](backbone, card, Path(settings["output"]), images)
+    pixels = _pixels(settings["source"], settings["pictures"], backbone, card)
+    normalized = normalize(pixels.float().div_(255), card["mean"], card["std"])
+
+    def write(target: str, place: Path) -> dict[str, Any]:
+        if target in PROGRAMS:
+            return PROGRAMS[target](backbone, card, place, pixels, given)
+        return TARGETS[target](backbone, card, place, normalized)
+
+    if to == "all":
+        return _all(write, Path(settings["output"]), len(pixels), weights.origin)
+    written = write(to, Path(settings["output"]))
     log.info(f"{written['file']}: {_parity(written)}")
-    return {"to": settings["to"], **_shown(written), "pictures": len(images), **weights.origin}
+    return {"to": to, **_shown(written), "pictures": len(pixels), **weights.origin}
+
+
+def _given(settings: dict[str, Any]) -> Given:
+    """Returns what programs are fed with. Raises RequestError where weights alone are asked for."""
+    if settings["preprocessing"] == "outside":
+        return "normalized"
+    if settings["to"] not in (*PROGRAMS, "all"):
+        raise RequestError(
+            f"preprocessing=inside: to={settings['to']} writes weights, which another library's code runs; the programs are "
+            f"to={' and to='.join(PROGRAMS)}"
+        )
+    return "uint8" if settings["pixels"] == "uint8" else "float"
 
 
 def _all(
-    backbone: Network, card: dict[str, Any], folder: Path, images: torch.Tensor, weights: dict[str, Any]
+    write: Callable[[str, Path], dict[str, Any]], folder: Path, pictures: int, weights: dict[str, Any]
 ) -> dict[str, Any]:
-    """Exports every target into a folder of its own name in `folder`. weights: what is told of them in the result."""
+    """Exports every target into a folder of its own name in `folder`. weights: what is told of them in the result.
+
+    A library that is not installed is told, and no failure: nobody has all of them."""
     rows: dict[str, dict[str, Any]] = {}
     statuses: list[int] = []
-    for name, target in TARGETS.items():
+    for name in (*TARGETS, *PROGRAMS):
         try:
-            rows[name] = _shown(target(backbone, card, folder / name, images))
+            rows[name] = _shown(write(name, folder / name))
+        except NotInstalledError as error:
+            rows[name] = {"not_installed": str(error)}
         except Exception as error:  # told in the table and in the exit status, whatever it is
             statuses.append(getattr(error, "exit_status", 78 if isinstance(error, ValueError) else 70))
             rows[name] = {"error": str(error) or type(error).__name__}
             if statuses[-1] == 70:
                 traceback.print_exc()
     for name, row in rows.items():
-        origin = f"FAILED: {row['error']}" if "error" in row else _parity(row)
-        print(f"{name:<14}{origin}", file=sys.stderr)
-    result = {"to": "all", "targets": rows, "pictures": len(images), **weights}
+        print(f"{name:<14}{_told(row)}", file=sys.stderr)
+    result = {"to": "all", "targets": rows, "pictures": pictures, **weights}
     failed = [f"{name}: {row['error']}" for name, row in rows.items() if "error" in row]
     if failed:
-        message = f"{len(failed)} of {len(rows)} targets failed, the others are written. {' | '.join(failed)}"
+        message = f"{len(failed)} of {len(rows)} targets failed. {' | '.join(failed)}"
         raise TargetsFailedError(message, min(statuses), result)  # 70, a defect, before 74 and 78
     return result
+
+
+def _told(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"FAILED: {row['error']}"
+    return f"not written: {row['not_installed']}" if "not_installed" in row else _parity(row)
 
 
 def _shown(written: dict[str, Any]) -> dict[str, Any]:
@@ -90,8 +128,8 @@ def _parity(written: dict[str, Any]) -> str:
     return f"features differ by {written['parity']:.1e} at most (allowed {written['tolerance']:.0e})"
 
 
-def _images(source: str | None, count: int, backbone: Network, card: dict[str, Any]) -> torch.Tensor:
-    """Returns float32 [count, C, S, S], normalized: from a source, or the built-in ones."""
+def _pixels(source: str | None, count: int, backbone: Network, card: dict[str, Any]) -> torch.Tensor:
+    """Returns uint8 [count, C, S, S], levels 0 to 255: from a source, or the built-in ones."""
     size = card["input_size"]
     if source:
         shards = open_shards(source)
@@ -101,5 +139,4 @@ def _images(source: str | None, count: int, backbone: Network, card: dict[str, A
         drawn = [sample.draw(i % len(sample.SHAPE_CLASSES), i) for i in range(count)]
         channels = np.arange(channels_of(backbone)) % 3  # features are compared, so any pixels do
         images = [np.ascontiguousarray(one[..., channels]) for one in drawn]
-    pixels = torch.stack([center(p, size, size) for p in images]).float().div_(255)
-    return normalize(pixels, card["mean"], card["std"])
+    return torch.stack([center(p, size, size) for p in images])

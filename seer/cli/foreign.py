@@ -253,7 +253,7 @@ EXPORT: dict[str, Entry] = {
     **_each("output={}", "out", "output_dir", "out_dir", "o", "file", "dst", "output_file", "save_path"),
     **_each("licence={}", "license"),
     **_each("source={}", "data", "images", "data.source", "data_dir"),
-    **_each("- networks are exported as weights; there is no ONNX here", "onnx", "opset", "opset_version"),
+    **_each("- to=onnx writes ONNX of torch's own opset, which the result tells", "opset", "opset_version", "onnx"),
 }
 
 SHARDS: dict[str, Entry] = {
@@ -331,7 +331,7 @@ VERBS = {
         ("test", "eval", "knn", "linear", "linear_probe", "probe", "validate", "val", "benchmark", "rankme"),
         "seer evaluate eval=knn|linear|lowshot weights=RUN data.train=… data.test=…",
     ),
-    **dict.fromkeys(("convert", "save", "onnx", "to"), "seer export to=torchvision|timm|safetensors weights=RUN output=…"),
+    **dict.fromkeys(("convert", "save", "onnx", "to"), "seer export to=torchvision|timm|huggingface|safetensors|onnx weights=RUN output=…"),
     **dict.fromkeys(("prepare", "pack", "index", "preprocess", "shards", "tar", "dataset"), "seer shard source=… output=…"),
     **dict.fromkeys(("memory", "estimate", "dry-run", "profile", "summary"), "seer plan recipe=… gpus=… gpu_memory=…"),
 }  # fmt: skip

@@ -55,15 +55,16 @@ ESSENTIAL = {
         "parallel.device",
     ),
     "evaluate": ("weights", "eval", "data.train", "data.test", "data.labels", "output", "device"),
-    "export": ("weights", "to", "output", "licence"),
+    "export": ("weights", "to", "output", "preprocessing", "licence"),
     "shard": ("source", "output", "labels", "holdout", "max_side", "per_shard"),
 }
 USAGE = {
     "pretrain": "seer pretrain [recipe=NAME] data.source=IMAGES output=RUN [group=choice] [key=value] …",
     "adapt": "seer adapt weights=RUN heads=[NAME,NAME] data.source=LABELLED output=RUN [heads.NAME.key=value] …",
     "plan": "seer plan [recipe=NAME] [words of seer pretrain] gpus=8 gpu_memory=80",
-    "evaluate": "seer evaluate eval=knn|linear|lowshot weights=RUN data.train=LABELLED data.test=LABELLED",
-    "export": "seer export weights=RUN to=torchvision|timm|safetensors|all output=PATH",
+    "evaluate": "seer evaluate eval=knn|linear|lowshot|head weights=RUN data.train=LABELLED data.test=LABELLED; "
+    "eval=rankme|uniformity|alignment weights=RUN data.train=IMAGES",
+    "export": "seer export weights=RUN to=torchvision|timm|huggingface|safetensors|torch_export|onnx|all output=PATH",
     "shard": "seer shard source=IMAGES output=SHARDS",
 }
 OF_A_GROUP = {

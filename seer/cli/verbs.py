@@ -95,8 +95,21 @@ class Export:
         MISSING,
         "a run (its newest whole state), RUN/checkpoints/step-…, a bundle, or weights of torchvision, VISSL, timm or Hugging Face",
     )
-    to: Word = setting(MISSING, "what it is made for", one_of=("torchvision", "timm", "safetensors", "all"))
+    to: Word = setting(
+        MISSING,
+        "weights for another library (huggingface wants transformers), our bundle (safetensors), or a program: torch_export (.pt2, "
+        "torch alone), onnx (extra [onnx])",
+        one_of=("torchvision", "timm", "huggingface", "safetensors", "torch_export", "onnx", "all"),
+    )
     output: Path = setting(MISSING, "file or folder; to=all makes a folder for each target in it")
+    preprocessing: Word = setting(
+        "outside",
+        "of a program: inside = it normalizes pixels itself; resizing stays outside",
+        one_of=("outside", "inside"),
+    )
+    pixels: Word = setting(
+        "uint8", "that preprocessing=inside takes: uint8, 0 to 255, or float, 0 to 1", one_of=("uint8", "float")
+    )
     licence: Word | None = setting(
         None, "of imported weights, kept in the bundle and its model card; null = what the weights say"
     )

@@ -22,8 +22,9 @@ def _channels(shape: Mapping[str, Any]) -> str:
     return {3: "RGB", 1: "gray"}.get(channels, f"{channels} channels")
 
 
-def model_card(described: Mapping[str, Any]) -> str:
-    """Returns Markdown with a YAML head, from a bundle's description (`seer.models.bundle`)."""
+def model_card(described: Mapping[str, Any], *, library: str = "seer", use: str | None = None) -> str:
+    """Returns Markdown with a YAML head, from a bundle's description (`seer.models.bundle`). library: that of the head; use: how
+    the folder is loaded, Markdown; None: as a bundle is."""
     shape, colors, origin = described["architecture"], described["normalisation"], described["provenance"]
     family = families.of(shape)
     name = shape["name"] or family.title
@@ -43,7 +44,7 @@ def model_card(described: Mapping[str, Any]) -> str:
     metrics = "\n".join(f"| {_cell(key)} | {value:.4g} |" for key, value in origin.get("metrics", {}).items())
     judged = f"| metric | value |\n|---|---|\n{metrics}" if metrics else "No metric is recorded."
     return f"""---
-library_name: seer
+library_name: {library}
 tags: [image-feature-extraction, self-supervised, {family.name}]
 ---
 
@@ -63,7 +64,11 @@ tags: [image-feature-extraction, self-supervised, {family.name}]
 
 ## Use
 
-```python
+{use or _bundle(described)}"""
+
+
+def _bundle(described: Mapping[str, Any]) -> str:
+    return f"""```python
 from seer.models.pretrained import load_backbone
 
 backbone = load_backbone("this folder")  # [B, 3, H, W] -> [B, {described["feature_dim"]}]; .forward_stages(x) for maps

@@ -10,17 +10,18 @@ from typing import Any, Literal
 
 from seer.core.errors import RequestError
 from seer.models import families
-from seer.models.families.family import Network, Timm, Torchvision
+from seer.models.families.family import HuggingFace, Network, Timm, Torchvision
 from seer.models.zoo import name_of
 
-Target = Literal["torchvision", "timm"]
-LIBRARIES: tuple[Target, ...] = ("torchvision", "timm")  # safetensors, our own format, takes every network
+Target = Literal["torchvision", "timm", "huggingface"]
+# safetensors, our own format, and programs take every network
+LIBRARIES: tuple[Target, ...] = ("torchvision", "timm", "huggingface")
 
 
 def refusal(target: Target, backbone: Network) -> str | None:
     """Returns why a library cannot hold this network, with what can; None where it can."""
     family = families.of_model(backbone)
-    theirs: Torchvision | Timm | None = getattr(family, target)
+    theirs: Torchvision | Timm | HuggingFace | None = getattr(family, target)
     if theirs is None:
         return str(family.refuse(target))
     if why := theirs.refusal(backbone):
@@ -28,12 +29,16 @@ def refusal(target: Target, backbone: Network) -> str | None:
     if isinstance(theirs, Timm):
         name = name_of(backbone.architecture)
         if name not in theirs.names:
-            others = [f"to={other}" for other in family.exports if other != target]
+            others = [f"to={other}" for other in family.exports if other != target and _takes(other, backbone)]
             return (
                 f"no network of timm's has the shape {name or family.describe(backbone.architecture)}. It has those of "
-                f"{', '.join(theirs.names)}. {' and '.join(others)} take every shape"
+                f"{', '.join(theirs.names)}. {' and '.join(others)} take this one"
             )
     return None
+
+
+def _takes(target: str, backbone: Network) -> bool:
+    return not any(target == library and refusal(library, backbone) for library in LIBRARIES)
 
 
 def of_library(target: Target, backbone: Network) -> Any:
@@ -50,6 +55,6 @@ def told(backbone: Network) -> str | None:
     refused = {target: why for target in LIBRARIES if (why := refusal(target, backbone))}
     if not refused:
         return None
-    goes = [*(target for target in LIBRARIES if target not in refused), families.family.OURS]
+    goes = [target for target in families.of_model(backbone).exports if target not in refused]
     reasons = "; ".join(f"not to {target}: {why.split('. ', 1)[0]}" for target, why in refused.items())
     return f"this network can be exported to {' and '.join(goes)}, {reasons}"

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from seer.core.errors import RequestError
 from seer.export import parity
+from seer.export.optional import needs
 from seer.export.targets import of_library
 from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, check_weights, plain, write_safetensors
 from seer.models.families.family import Network, Timm
@@ -91,10 +92,9 @@ def timm_model(folder: Path) -> nn.Module:
 def _empty_timm_model(backbone: Network, theirs: Timm) -> tuple[nn.Module, str]:
     """Returns (timm's model of this shape on meta, its name). Raises RequestError."""
     name = theirs.names[str(name_of(backbone.architecture))]
-    try:
-        import timm
-    except ImportError as error:
-        raise RequestError(f"to=timm is checked in timm, which is not installed ({error}): pip install timm") from error
+    needs("timm", ("timm",), install="timm")
+    import timm
+
     with torch.device("meta"):
         return timm.create_model(name, num_classes=0, in_chans=_channels(backbone)), name
 

@@ -51,6 +51,8 @@ def pixels_in(folder: Path) -> dict[str, Any]:
             log.warning(f"{file} is not read: {error}; what it says of the pixels is not known")
             continue
         content = content.get("pretrained_cfg", content) if isinstance(content, dict) else {}
+        if isinstance(content, dict) and content.get("do_center_crop") and content.get("crop_size") is not None:
+            content = content | {"size": content["crop_size"]}  # `size` is then what the image is resized to before
         for ours, (theirs, sound) in keys.items():
             if isinstance(content, dict) and content.get(theirs) is not None:
                 value = sound(content[theirs])

@@ -131,7 +131,7 @@ def test_a_config_is_printed_whole(capfd):
         for limit_s, lines in {
             0.3: ("--help", "--version", "help"),
             1.0: ("pretrain --help", "pretrain lr=0.1", "evaluate wieghts=x", "export x=1", "shard sorce=1", "plan gpsu=1",
-                  "export to=onnx weights=a output=b", "trian", "pretrain recipe=./nowhere.yaml"),
+                  "export to=onyx weights=a output=b", "trian", "pretrain recipe=./nowhere.yaml"),
         }.items()
         for words in lines
     ],

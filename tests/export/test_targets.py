@@ -4,19 +4,19 @@ import pytest
 from torch import nn
 
 from seer.core.errors import RequestError
-from seer.export import targets, to_timm, to_torchvision
+from seer.export import targets, to_huggingface, to_timm, to_torchvision
 from seer.models.zoo import build
 from tests.export.test_export import drawn, small
 from tests.messages import says
 from tests.program import SMALL, seer
 
-EXPORTERS = {"torchvision": to_torchvision, "timm": to_timm}
+EXPORTERS = {"torchvision": to_torchvision, "timm": to_timm, "huggingface": to_huggingface}
 NETWORKS = {
     "everywhere": (lambda: build("regnety_400mf"), set()),
-    "stem of stride 1": (lambda: build("regnety_200mf", stem_stride=1), {"torchvision", "timm"}),
-    "no name": (small, {"timm"}),
+    "stem of stride 1": (lambda: build("regnety_200mf", stem_stride=1), {"torchvision", "timm", "huggingface"}),
+    "no name": (small, {"timm", "huggingface"}),
     "a name that timm has not": (lambda: build("regnety_4gf_tv", device="meta"), {"timm"}),
-    "ResNet": (lambda: build("resnet_50", device="meta"), set()),
+    "ResNet": (lambda: build("resnet_50", device="meta"), {"huggingface"}),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from seer.core.errors import RequestError
-from seer.export import model_card, to_safetensors, to_timm, to_torchvision
+from seer.export import model_card, to_huggingface, to_safetensors, to_timm, to_torchvision
 from seer.models import families, zoo
 from seer.models.bundle import read_bundle, write_bundle
 from seer.models.heads.swav import SwAVHead
@@ -131,7 +131,9 @@ def test_its_memory_is_counted_and_a_budget_chooses_among_its_blocks():
     assert everything.kept - without.kept == pytest.approx(convolved, rel=0.01)
 
 
-@pytest.mark.parametrize(("exporter", "target"), [(to_torchvision, "torchvision"), (to_timm, "timm")])
+@pytest.mark.parametrize(
+    ("exporter", "target"), [(to_torchvision, "torchvision"), (to_timm, "timm"), (to_huggingface, "huggingface")]
+)
 def test_where_it_does_not_go_is_answered_with_where_it_goes(tmp_path, exporter, target):
     with pytest.raises(RequestError, match=naming(f"to={target}", "'plain'", "safetensors")) as caught:
         exporter.export(trained(), {}, tmp_path / "out", drawn(0, 2))
@@ -150,7 +152,8 @@ def test_the_whole_program_takes_it_by_name(tmp_path, capfd):
     assert ended.status == 0, ended.words
     loaded, described = read_bundle(run / "bundle")
     assert type(loaded) is Plain and described["architecture"]["name"] == "plain_tiny"
-    for target, status in (("torchvision", 78), ("timm", 78), ("safetensors", 0)):
+    refused = [(target, 78) for target in ("torchvision", "timm", "huggingface")]
+    for target, status in (*refused, ("safetensors", 0), ("torch_export", 0)):
         ended = seer(capfd, "export", f"weights={run}", f"to={target}", f"output={tmp_path / target}", "pictures=2")
         assert ended.status == status and says(ended.words, f"to={target}", "'plain'", "safetensors") == (status == 78)
 

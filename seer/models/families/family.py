@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from seer.core.errors import RequestError
 from seer.core.protocols import Backbone
 
-OURS = "safetensors"  # the one format that holds every family
+OURS = "safetensors"  # the one format of weights that holds every family
+LIBRARIES = ("torchvision", "timm", "huggingface")  # targets that rebuild the network in their own code
+PROGRAMS = ("torch_export", "onnx")  # targets that carry the network's own operations, whatever they are
 
 
 class Network(Backbone, Protocol):
@@ -99,6 +101,16 @@ class Timm:
 
 
 @dataclass(frozen=True)
+class HuggingFace:
+    """Describes transformers' networks of a family. rename: our state dict -> under its names. config: a backbone's ->
+    what `config.json` says. The rest as for torchvision."""
+
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    config: Callable[[Any], dict[str, Any]]
+    refusal: Callable[[Any], str | None] = _fits
+
+
+@dataclass(frozen=True)
 class Family:
     """Describes one family, a row of the table.
 
@@ -106,9 +118,9 @@ class Family:
     network, freshly initialized. keys: those entries. zoo: names -> architectures without the stem's stride, small to large.
     describe: an architecture in one line. features: of an architecture, the numbers an image becomes. claims: whether
     unwrapped keys of a file name blocks of it. read: (state dict of a file, its keys -> unwrapped ones, what to call the
-    file) -> a `Reading`; raises RequestError. torchvision, timm: None where that library has no such networks. children: the names
-    of the children of torchvision's network, in their order, as `nn.Sequential(*model.children())` numbers them. optional:
-    entries of an architecture that may be absent.
+    file) -> a `Reading`; raises RequestError. torchvision, timm, huggingface: None where that library has no such networks.
+    children: the names of the children of torchvision's network, in their order, as `nn.Sequential(*model.children())` numbers
+    them. optional: entries of an architecture that may be absent.
     """
 
     name: str
@@ -122,6 +134,7 @@ class Family:
     read: Callable[[Mapping[str, Any], Mapping[str, str], str], Reading] = _unread
     torchvision: Torchvision | None = None
     timm: Timm | None = None
+    huggingface: HuggingFace | None = None
     children: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
@@ -141,10 +154,12 @@ class Family:
     @property
     def exports(self) -> list[str]:
         """Returns the targets of `seer export` that hold this family."""
-        return [target for target in ("torchvision", "timm") if getattr(self, target) is not None] + [OURS]
+        libraries = [target for target in LIBRARIES if getattr(self, target) is not None]
+        return [*libraries, OURS, *PROGRAMS]
 
     def refuse(self, target: str) -> RequestError:
         """Returns the error that says what this family exports to instead."""
         return RequestError(
-            f"to={target}: {target} has no networks of the family {self.name!r}; it exports to {', '.join(self.exports)}"
+            f"to={target}: networks of the family {self.name!r} are not written for {target}; they go to "
+            f"{', '.join(self.exports)}"
         )

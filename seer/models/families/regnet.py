@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from seer.core.errors import RequestError
-from seer.models.families.family import Family, Reading, Timm, Torchvision, rgb_alone
+from seer.models.families.family import Family, HuggingFace, Reading, Timm, Torchvision, rgb_alone
 from seer.models.infer_architecture import architecture_of
 from seer.models.key_maps import HUGGING_FACE, OURS, TIMM, TORCHVISION, Names, recognise
 from seer.models.regnet import RegNet, Shape
@@ -189,6 +189,33 @@ def _block_params(backbone: RegNet) -> dict[str, Any]:
     }
 
 
+def _huggingface(backbone: RegNet) -> dict[str, Any]:
+    return {
+        "architectures": ["RegNetModel"],
+        "model_type": "regnet",
+        "num_channels": backbone.in_channels,
+        "embedding_size": backbone.stem_width,
+        "hidden_sizes": list(backbone.widths),
+        "depths": list(backbone.depths),
+        "groups_width": backbone.group_widths[0],
+        "layer_type": "y",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": True,
+    }
+
+
+def _huggingface_refusal(backbone: RegNet) -> str | None:
+    others = "to=safetensors, to=torch_export and to=onnx take every shape"
+    if why := _refusal("transformers", backbone):
+        return why
+    if len(set(backbone.group_widths)) > 1:
+        widths = ", ".join(map(str, backbone.group_widths))
+        return f"group widths {widths}: transformers' RegNet has one group width for all stages. {others}"
+    if backbone.se_ratio != 0.25:
+        return f"se_ratio={backbone.se_ratio:g}: transformers' RegNet squeezes to 0.25, fixed in its code. {others}"
+    return None
+
+
 FAMILY = Family(
     name="regnet",
     title="RegNetY",
@@ -222,4 +249,5 @@ FAMILY = Family(
         classifier="head.fc",
         refusal=partial(_refusal, "timm"),
     ),
+    huggingface=HuggingFace(rename=partial(to_names, HUGGING_FACE), config=_huggingface, refusal=_huggingface_refusal),
 )

@@ -1,0 +1,72 @@
+"""Exports a `.pt2`, the program that `torch.export.load` reads: torch alone runs it, without this package.
+
+Surprising: the batch is free from 1 to 1024, the side of the image is not. `torch.export.load(file).module()(images)` gives
+{"features": [N, D]}. Legend: N images, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seer.export import parity, program_file
+from seer.export.program import OUTPUT, Given, Program, compared, traced
+from seer.models.families.family import Network
+
+FILE = "model.pt2"
+TOLERANCE = 1e-6
+
+
+def export(
+    backbone: Network, card: Mapping[str, Any], output: Path, pixels: Tensor, given: Given = "normalized"
+) -> dict[str, Any]:
+    """Writes `output` (a `.pt2` file, else a folder that gets `model.pt2`) and its description, checked by `torch.export.load`.
+
+    Args:
+        backbone: any device; read, not changed.
+        card: see `seer.models.bundle.write_bundle`.
+        pixels: uint8 [N, C, S, S], for the comparison of features.
+        given: what the program is fed with, see `Program`.
+
+    Returns `file`, `described` (its JSON), `parity`, `tolerance`, `pictures`. Raises ValueError where features differ by more than
+    1e-6 of the largest.
+    """
+    file = program_file.place(Path(output), FILE)
+    program = Program(backbone, card, given)
+    exported = traced(program)
+
+    def check(made: Path) -> dict[str, float]:
+        loaded = torch.export.load(made).module()
+        found = compared(lambda images: loaded(images)[OUTPUT], program, pixels)
+        parity.require(max(found.values()), tolerance=TOLERANCE, what="the program that torch.export.load reads")
+        return found
+
+    described = program_file.write(
+        file,
+        program,
+        card,
+        target="torch_export",
+        make=lambda made: torch.export.save(exported, made),
+        check=check,
+        tolerance=TOLERANCE,
+        versions={},
+    )
+    return {
+        "file": str(file),
+        "described": str(program_file.beside(file)),
+        "parity": max(described["parity"].values()),
+        "tolerance": TOLERANCE,
+        "pictures": len(pixels),
+        "card": dict(card),
+    }
+
+
+def load(file: str | Path) -> Any:
+    """Returns the program of a file that `export` wrote, a module images -> {"features": [N, D]}. Raises as
+    `program_file.read` does, before torch sees a byte."""
+    program_file.read(file)
+    return torch.export.load(Path(file)).module()
