@@ -2,7 +2,8 @@
 `preprocessor_config.json`, and a model card.
 
 Surprising:
-- `pooler_output` is the features, [N, D, 1, 1]; `AutoImageProcessor` of the same folder cuts images as `seer evaluate` does.
+- `pooler_output` is the features, [N, D, 1, 1]; `AutoImageProcessor` of the same folder cuts images as `seer evaluate` does,
+  but that it rounds sides down, which may move the square by a pixel.
 - transformers squeezes to 0.25 and has one group width: what it cannot hold says the family's file in `seer/models/families`.
 - The files appear in the folder only after transformers itself loaded them, every tensor of them, and gave the same features.
 - transformers (154 MB with what it brings) is the extra `[huggingface]`, imported here when asked for. Nothing is downloaded.

@@ -53,19 +53,19 @@ def test_the_folder_loads_in_transformers_and_gives_the_same_features(tmp_path, 
     assert json.dumps(result)
 
 
-@pytest.mark.parametrize(("side", "shorter"), [(224, 256), (384, 439), (32, 32)])
+@pytest.mark.parametrize(("side", "shorter"), [(224, 256), (392, 448), (32, 32)])
 def test_its_image_processor_cuts_and_normalizes_as_we_do(tmp_path, images, side, shorter):
     transformers = pytest.importorskip("transformers")
     card = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "input_size": side}
     to_huggingface.export(small(group_widths=(8, 8, 8, 8)), card, tmp_path / "out", images)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
-    image = np.tile(sample.draw(3, 7), (1, 2, 1))
-    image = image[:, : 2 * image.shape[0]]  # twice as wide as high: no rounding of the longer side, which differs
+    # sides that leave nothing to round: transformers cuts off where we round, which moves the square by a pixel
+    image = np.tile(sample.draw(3, 7), (1, 2, 1))[:100, :200]
     found = processor(image, return_tensors="pt")["pixel_values"]
     wanted = normalize(center(image, shorter, side)[None].float() / 255, card["mean"], card["std"])
     assert found.shape == wanted.shape == (1, 3, side, side)
     levels = (found - wanted).abs() * torch.tensor(card["std"])[:, None, None] * 255
-    assert levels.mean() < 0.5 and np.quantile(levels.numpy(), 0.99) <= 2  # rounded twice
+    assert levels.max() < 1.01
     said = state(str(tmp_path / "out")).card
     assert (said["mean"], said["std"], said["input_size"]) == (card["mean"], card["std"], side)
 
