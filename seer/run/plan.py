@@ -25,6 +25,7 @@ from seer.data import augment
 from seer.data.loading.batch_buffer import BatchLayout
 from seer.data.loading.loader import HELD
 from seer.engine.precision import DTYPES, default_dtype
+from seer.models import cost
 from seer.parallel.allocator import LIBRARIES, wasted
 from seer.parallel.blocks import towers
 from seer.parallel.memory import Live, Shapes, step_memory
@@ -83,13 +84,29 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
         held["allocator"] = wasted(round(step), policy, at_once=at_once)
     total = _print_parts(held, gpu_memory)
     _print_units(units, dtype, sharded, policy)
+    used = _use(task, max(side for _, _, side, _ in shapes))
     parts = {name: round(size / 1e9, 2) for name, size in held.items()}
     fits = total <= gpu_memory * (1 - HEADROOM)
     return {
         **{"device": "cpu" if host else "gpu", "gpus": gpus, "parameters": parameters},
         **parts,
         **{"sum": round(total, 2), "fits": fits},
+        **({"backbone": used} if used else {}),
     }
+
+
+def _use(task: Task, side: int) -> dict[str, int] | None:
+    """Tells and returns what the backbone will cost whoever uses it, on one image of `side` pixels; None of a stranger's
+    network, which tells no architecture."""
+    architecture = getattr(task.modules().get("backbone"), "architecture", None)
+    if not isinstance(architecture, Mapping):
+        return None
+    found = cost.of(architecture, side)
+    log.info(
+        f"  the backbone in use: {found['parameters'] / 1e6:.2f} M parameters, {found['weight_bytes'] / 1e6:.1f} MB in float32, "
+        f"{found['macs'] / 1e9:.3f} G multiply-adds an image of {side} pixels"
+    )
+    return {"side": side, **found}
 
 
 def _task(config: RunConfig) -> Task:

@@ -51,6 +51,15 @@ def test_less_is_kept_on_more_gpus_and_with_a_budget(capfd):
     assert budget.status == 0 and budget.result["step"] < eight["step"], budget.words
 
 
+@pytest.mark.slow
+def test_what_the_backbone_costs_in_use_is_told(capfd):
+    ended = seer(capfd, "plan", "model=regnety_400mf", "batch=64", "gpus=8")
+    backbone = ended.result["backbone"]
+    assert backbone["side"] == 224 and backbone["parameters"] == 3_903_144  # docs/zoo.md
+    assert backbone["macs"] == pytest.approx(0.402e9 - 440_000, abs=0.5e6)  # there with a layer of 1000 classes
+    assert says(ended.words, "3.90 M", "224")
+
+
 def test_a_batch_that_the_gpus_cannot_share_is_refused(capfd):
     ended = seer(capfd, "plan", "batch=100", "gpus=8")
     assert ended.status == 78 and "batch=100 over gpus=8" in ended.result["error"]
