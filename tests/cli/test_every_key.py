@@ -62,7 +62,7 @@ CHANGED: dict[str, Any] = {
 # used by the loop alone, or before anything is built
 RUNNING = {
     *("output", "weights", "data.max_bad", "data.check_crc", "data.image", "data.fields", "data.exclude", "data.drawn"),
-    *("accumulate", "data.labels"),
+    *("accumulate", "data.labels", "data.max_bad_archives"),
     *("data.drawn_test", "every.keep", "every.keep_hours", "every.background", "parallel.device", "parallel.mode"),
     *(
         "parallel.batch_norm_group",
