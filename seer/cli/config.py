@@ -79,7 +79,7 @@ def read(verb: str, words: Sequence[str], *, whole: bool = True) -> Settings:
     known, groups = _known(base), groups_of(verb)
     for word in asked.settings:
         if word.partition("=")[0] not in known:
-            raise RequestError(foreign.told(verb, asked.formed, known, groups) or _unknown(word, [*known, *groups]))
+            raise RequestError(foreign.answer(verb, asked.formed, known, groups) or _unknown(word, [*known, *groups]))
     # every key is known by now, also where no YAML names it
     full = _whole(verb, _compose(verb, asked, settings=True)) if asked.settings else copy.deepcopy(base)
     if asked.own is not None:

@@ -105,7 +105,7 @@ def _all(
             if statuses[-1] == 70:
                 traceback.print_exc()
     for name, row in rows.items():
-        print(f"{name:<14}{_told(row)}", file=sys.stderr)
+        print(f"{name:<14}{_line_of(row)}", file=sys.stderr)
     result = {"to": "all", "targets": rows, "pictures": pictures, **weights}
     failed = [f"{name}: {row['error']}" for name, row in rows.items() if "error" in row]
     if failed:
@@ -114,7 +114,7 @@ def _all(
     return result
 
 
-def _told(row: dict[str, Any]) -> str:
+def _line_of(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"FAILED: {row['error']}"
     return f"not written: {row['not_installed']}" if "not_installed" in row else _parity(row)

@@ -349,7 +349,7 @@ def ours(verb: str, key: str, value: str) -> str | None:
     return entry(value) if callable(entry) else entry.format(value)
 
 
-def told(verb: str, words: Sequence[str], known: Sequence[str], groups: Sequence[str]) -> str | None:
+def answer(verb: str, words: Sequence[str], known: Sequence[str], groups: Sequence[str]) -> str | None:
     """Returns the answer to the foreign ones among words, with the whole line as it should read; None where there is none, or
     another unknown word comes first."""
     line: list[str] = []

@@ -77,7 +77,7 @@ def _index(settings: Mapping[str, Any], target: Path, processes: int, output: li
     with _progress("indexing", len(paths), "tars") as progress:
         bad = BadArchives(settings["max_bad_archives"], "max_bad_archives")
         manifest = index_archives(paths, target, processes=processes, progress=progress, bad=bad)
-    found = {"pictures": manifest["samples"], "parts": {"all": _told(manifest)}, "data": manifest.get("data", {})}
+    found = {"pictures": manifest["samples"], "parts": {"all": _counts_of(manifest)}, "data": manifest.get("data", {})}
     return found | ({"bad_archives": manifest["bad_archives"]} if "bad_archives" in manifest else {})
 
 
@@ -108,7 +108,7 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
         folder = target if name == "all" else target / name
         with _progress(f"shards {name}", part.total, "images") as progress:
             manifest = write_part(part, folder, processes=processes, max_bad=settings["max_bad"], progress=progress)
-        written[name] = _told(manifest)
+        written[name] = _counts_of(manifest)
     skipped = sum(one["skipped"] for one in written.values())
     if skipped:
         log.warning(f"{skipped} images cannot be used and were left out; skipped.jsonl beside the shards names them")
@@ -209,6 +209,6 @@ def _progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], obje
     yield update
 
 
-def _told(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _counts_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     written = {"shards": len(manifest["shards"]), "pictures": manifest["samples"], "skipped": manifest["skipped"]}
     return {**written, **sizes(manifest["class_counts"])} if "class_counts" in manifest else written

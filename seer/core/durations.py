@@ -23,7 +23,7 @@ def seconds(duration: int | float | str) -> float | None:
     return float(Fraction(found[1]) * _SECONDS[found[2]]) if found else None
 
 
-def share(duration: int | float | str) -> Fraction | None:
+def share_of(duration: int | float | str) -> Fraction | None:
     """Returns the share of the run that a duration like 3% is, as 3/100; None of any other duration."""
     found = _FORM.match(str(duration))
     return Fraction(found[1]) * _SCALE[found[2]] / 100 if found and found[3] == "%" else None

@@ -111,7 +111,7 @@ def decode(
 
 def _by_pillow(data: bytes, kind: str, pixels: Pixels, wanted: "_Wanted") -> ImageArray:
     """Returns the image as uint8 [h, w, 3]. Raises Undecodable."""
-    with _told(), _opened(data, kind) as image:
+    with _as_undecodable(), _opened(data, kind) as image:
         if kind == "JPEG":
             _draft(image, data, wanted)
         else:
@@ -120,7 +120,7 @@ def _by_pillow(data: bytes, kind: str, pixels: Pixels, wanted: "_Wanted") -> Ima
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _as_undecodable() -> Iterator[None]:
     """Turns whatever a decoder raises into Undecodable."""
     try:
         yield
@@ -133,7 +133,7 @@ def _told() -> Iterator[None]:
 
 def _own_bands(data: bytes, kind: str, pixels: Pixels) -> ImageArray:
     """Returns uint8 [h, w, C], 16 bits scaled to 8; no band is taken for a color or for transparency. Raises Undecodable."""
-    with _told():
+    with _as_undecodable():
         if kind == "TIFF":
             _class_of(kind)
             found = tiff.layout(data)

@@ -137,7 +137,7 @@ class CheckpointFiles:
             return {path.name: file_digest(path) for path in paths}
 
         found: dict[str, Any] = {}
-        for part in gather_text(_told(mine), group):
+        for part in gather_text(_outcome(mine), group):
             found |= _heard(part) or {}
         return dict(sorted(found.items()))
 
@@ -187,7 +187,7 @@ class CheckpointFiles:
     def on_first(self, action: Callable[[], Any], group: Group | None) -> Any:
         """Runs an action on the first rank while the others wait, and gives all its answer. Raises OSError on
         all when it fails."""
-        return _heard(broadcast_text(_told(action) if self.world.rank == 0 else "", group))
+        return _heard(broadcast_text(_outcome(action) if self.world.rank == 0 else "", group))
 
     # reading
 
@@ -377,7 +377,7 @@ def _target(size: torch.Size, dtype: torch.dtype, like: Mapping[str, torch.Tenso
     return torch.empty_like(shard)
 
 
-def _told(action: Callable[[], Any]) -> str:
+def _outcome(action: Callable[[], Any]) -> str:
     """Returns the outcome of an action as text that can travel."""
     try:
         return json.dumps({"value": action()})

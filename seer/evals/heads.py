@@ -66,17 +66,17 @@ class Heads:
     ):
         if draws < 0 or bins < 1:
             raise RequestError(f"eval.draws={draws}, eval.bins={bins}: not negative, and at least 1")
-        self.test, self.known, self._how = test, known, How(draws, seed, bins)
+        self.test, self.known, self._settings = test, known, How(draws, seed, bins)
         self._mean, self._std, self._batch, self._threads, self._dtype = mean, std, batch, threads, dtype
 
     def run(self, task: Modules) -> dict[str, float]:
         """Returns HEAD/top1, HEAD/map, HEAD/miou, HEAD/ap and the like, without those that are no number."""
-        figures = self._judged(task, self._how._replace(draws=0)).figures
+        figures = self._judged(task, self._settings._replace(draws=0)).figures
         return {name: value for name, value in figures.items() if not math.isnan(value)}
 
     def judge(self, task: Modules) -> Judged:
         """Returns the like with intervals, tables, and what was left out."""
-        judged = self._judged(task, self._how)
+        judged = self._judged(task, self._settings)
         if self.test.left_out:
             judged.told["left_out"] = dict(self.test.left_out)
         return judged
@@ -175,9 +175,9 @@ def _classify(judged: Judged, name: str, parts: Parts, classes: list[str], how: 
     scores, labels = _scores(parts)
     labels = torch.where(labels < scores.shape[1], labels, -1)  # of a class that the head does not know: always wrong
     found = scores.argmax(1)
-    judged.share(f"{name}/top1", found == labels)
+    judged.add_share(f"{name}/top1", found == labels)
     if scores.shape[1] > 5:
-        judged.share(f"{name}/top5", (scores.topk(5, dim=1).indices == labels[:, None]).any(1))
+        judged.add_share(f"{name}/top5", (scores.topk(5, dim=1).indices == labels[:, None]).any(1))
     sure = scores.softmax(1)
     judged.figures[f"{name}/calibration"] = calibration_error(sure, labels, how.bins)
     judged.tables |= class_tables(name, found, labels, classes)

@@ -29,7 +29,7 @@ class Judged:
     told: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
 
-    def share(self, name: str, right: torch.Tensor) -> None:
+    def add_share(self, name: str, right: torch.Tensor) -> None:
         """Adds the share of images that are right, bool [Q], with Wilson's interval."""
         count = int(right.sum())
         self.figures[name], self.intervals[name] = count / len(right), wilson(count, len(right))

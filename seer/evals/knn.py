@@ -85,7 +85,7 @@ class KNN:
         dtype: torch.dtype = torch.float32,
     ):
         self.train, self.test, self.k, self.temperature = train, test, k, temperature
-        self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
+        self._options = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:
         return self._judged(task).figures
@@ -96,10 +96,10 @@ class KNN:
 
     def _judged(self, task: Modules, tables: bool = False) -> Judged:
         model, judged = backbone_of(task), Judged()
-        known, known_labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
-        asked, labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
+        known, known_labels = extract(model, self.train, **self._options)  # type: ignore[arg-type]
+        asked, labels = extract(model, self.test, **self._options)  # type: ignore[arg-type]
         found = knn_answers(known, known_labels, asked, k=self.k, temperature=self.temperature)
-        judged.share("knn_top1", found == labels)
+        judged.add_share("knn_top1", found == labels)
         if tables:
             judged.told["chance"] = chance(known_labels, labels)
             judged.tables = class_tables("knn", found, labels, names_of(self.test), known_labels)

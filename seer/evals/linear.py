@@ -120,7 +120,7 @@ class Linear:
         if not self.penalties or min(self.penalties) < 0:
             raise RequestError(f"eval.penalty={penalty}: one or several numbers, not negative")
         self.train, self.test, self.iterations, self.stages = train, test, iterations, tuple(stages)
-        self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
+        self._options = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:
         """Returns linear_top1, or one a stage, and the penalty of each where it was chosen."""
@@ -141,9 +141,9 @@ class Linear:
         for stage, (scores, penalty) in found.items():
             tail = f"/{stage}" if stage else ""
             rights[stage] = scores.argmax(1) == labels
-            judged.share(f"linear_top1{tail}", rights[stage])
+            judged.add_share(f"linear_top1{tail}", rights[stage])
             if scores.shape[1] > 5:
-                judged.share(f"linear_top5{tail}", (scores.topk(5, dim=1).indices == labels[:, None]).any(1))
+                judged.add_share(f"linear_top5{tail}", (scores.topk(5, dim=1).indices == labels[:, None]).any(1))
             if len(self.penalties) > 1:
                 judged.figures[f"linear_penalty{tail}"] = penalty
             file = f"linear-{stage}" if stage else "linear"
@@ -163,8 +163,8 @@ class Linear:
     def _fitted(self, task: Modules) -> tuple[dict[str, tuple[torch.Tensor, float]], torch.Tensor, torch.Tensor]:
         """Returns scores [Q, Y] and the penalty of each stage ("" for the features), the labels [Q], and those of train [M]."""
         model = Pooled(backbone_of(task), self.stages) if self.stages else backbone_of(task)  # type: ignore[arg-type]
-        known, known_labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
-        asked, asked_labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
+        known, known_labels = extract(model, self.train, **self._options)  # type: ignore[arg-type]
+        asked, asked_labels = extract(model, self.test, **self._options)  # type: ignore[arg-type]
         widths = model.widths if isinstance(model, Pooled) else {"": known.shape[1]}
         found = {}
         columns = zip(known.split(list(widths.values()), dim=1), asked.split(list(widths.values()), dim=1), strict=True)

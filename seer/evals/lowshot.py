@@ -79,7 +79,7 @@ class LowShot:
             )
         self.train, self.test, self.parts, self.draws, self.seed = train, test, tuple(parts), draws, seed
         self.penalties, self.iterations = tuple(penalties), iterations
-        self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
+        self._options = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:
         """Returns for each part: lowshot_top1/PART (the mean of the draws), its half_width (95 %), and images of a draw."""
@@ -88,8 +88,8 @@ class LowShot:
     def judge(self, task: Modules) -> Judged:
         """Returns the like, with the interval of each mean, what each draw came to, and what chance comes to."""
         model = backbone_of(task)
-        known, labels = extract(model, self.train, **self._how)  # type: ignore[arg-type]
-        asked, asked_labels = extract(model, self.test, **self._how)  # type: ignore[arg-type]
+        known, labels = extract(model, self.train, **self._options)  # type: ignore[arg-type]
+        asked, asked_labels = extract(model, self.test, **self._options)  # type: ignore[arg-type]
         found: dict[str, float] = {}
         judged, each = Judged(found), dict[str, list[float]]()
         for part in self.parts:

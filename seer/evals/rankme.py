@@ -46,9 +46,9 @@ class RankMe:
         if most < 2:
             raise RequestError(f"eval.most={most}: a rank needs at least 2 images")
         self.images = spread(train, most)
-        self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
+        self._options = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:
         model = backbone_of(task)
-        features, _ = extract(model, self.images, **self._how)  # type: ignore[arg-type]
+        features, _ = extract(model, self.images, **self._options)  # type: ignore[arg-type]
         return {"rankme": rankme(features)}

@@ -70,11 +70,11 @@ class Uniformity:
         if most < 2:
             raise RequestError(f"eval.most={most}: pairs need at least 2 images")
         self.images = spread(train, most)
-        self._how = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
+        self._options = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:
         """Returns {"uniformity": …}."""
-        features, _ = extract(backbone_of(task), self.images, **self._how)  # type: ignore[arg-type]
+        features, _ = extract(backbone_of(task), self.images, **self._options)  # type: ignore[arg-type]
         if len(features) < 2:
             raise RequestError("one image alone could be read; uniformity is of pairs")
         return {"uniformity": uniformity(features)}

@@ -48,7 +48,7 @@ def of_library(target: Target, backbone: Network) -> Any:
     return getattr(families.of_model(backbone), target)
 
 
-def told(backbone: Network) -> str | None:
+def limits(backbone: Network) -> str | None:
     """Returns a line for the start of a run that says where its network cannot go; None where it can go everywhere."""
     if not isinstance(getattr(backbone, "architecture", None), Mapping):
         return None  # of a stranger's task: no rule of ours speaks of it

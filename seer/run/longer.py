@@ -86,4 +86,4 @@ def shares(config: RunConfig) -> list[tuple[str, str]]:
         if "frozen_steps" in rule
     ]
     rates = ("schedule.peak", "schedule.start", "schedule.final")
-    return [(key, value) for key, value in found if key not in rates and durations.share(value) is not None]
+    return [(key, value) for key, value in found if key not in rates and durations.share_of(value) is not None]

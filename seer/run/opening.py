@@ -8,7 +8,7 @@ from typing import Any
 from seer.core import readable
 from seer.core.log import log
 from seer.data.shards.open import census_of
-from seer.export.targets import told
+from seer.export.targets import limits
 from seer.parallel.world import World
 from seer.run.assemble import Data, Training
 from seer.run.config import RunConfig
@@ -28,7 +28,7 @@ def announce(asked: RunConfig, config: RunConfig, data: Data, training: Training
         log.warning(words)
     if config.accumulate > 1:
         log.info(accumulates(config.accumulate, config.batch // world.size, training.task.model))
-    if words := told(training.task.modules()["backbone"]):  # type: ignore[arg-type,assignment]
+    if words := limits(training.task.modules()["backbone"]):  # type: ignore[arg-type,assignment]
         log.info(words)
 
 

@@ -45,7 +45,7 @@ class Durations:
     def interval(self, duration: Any, key: str) -> int | Fraction:
         """Returns optimizer steps, or of a run whose length is a time the share of it that "3%" is. Raises RequestError,
         with the key, for anything else."""
-        if self.clock is not None and (share := durations.share(duration)) is not None:
+        if self.clock is not None and (share := durations.share_of(duration)) is not None:
             return share
         try:
             return durations.steps(duration, batch=self.batch, images=self.images, total=self.total)

@@ -268,7 +268,7 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     finally:
         if progress:
             progress.close()
-    return _told(session, result, len(probe.test) if probe else 0)
+    return _with_times(session, result, len(probe.test) if probe else 0)
 
 
 def _watched(session: Session, first: int, probe: KNN | None) -> tuple[Metrics, FlightRecorder, ProgressBar | None]:
@@ -289,7 +289,7 @@ def _watched(session: Session, first: int, probe: KNN | None) -> tuple[Metrics, 
     return metrics, recorder, progress
 
 
-def _told(session: Session, result: dict[str, Any], probe: int) -> dict[str, Any]:
+def _with_times(session: Session, result: dict[str, Any], probe: int) -> dict[str, Any]:
     """Returns the result of a run that is done, with where its time went, and tells people of it."""
     if session.world.rank:
         return result

@@ -129,7 +129,7 @@ class SwAVTask(Task):
         queued = {} if self.queue is None else {f"queue.{k}": v for k, v in self.queue.state_dict().items()}
         if self.queue is not None and self.step >= self.queue_from:
             self.queue.push(embeddings)
-        metrics = self._told(codes, deviation, embeddings, scores.detach().amax())
+        metrics = self._figures(codes, deviation, embeddings, scores.detach().amax())
         return StepOutput(loss, metrics, {"embeddings": every_view.detach(), **queued})
 
     @torch.no_grad()
@@ -146,7 +146,7 @@ class SwAVTask(Task):
             buffer.copy_(before[name])
         embeddings, scores = (torch.cat([one[i] for one in seen], dim=1) for i in (0, 1))  # [A, B, D], [A, B, H*K]
         codes, deviation = self._codes(torch.stack(scores.split(self.prototypes, dim=2)))  # [H, A, B, K]
-        metrics = self._told(codes, deviation, embeddings, torch.stack([one[2] for one in seen]).amax())
+        metrics = self._figures(codes, deviation, embeddings, torch.stack([one[2] for one in seen]).amax())
         if self.queue is not None and self.step >= self.queue_from:
             self.queue.push(embeddings)
         self._whole = [(share, metrics) for share in codes.chunk(len(parts), dim=2)]
@@ -169,7 +169,7 @@ class SwAVTask(Task):
         ]
         return torch.stack(losses).mean()
 
-    def _told(
+    def _figures(
         self, codes: torch.Tensor, deviation: torch.Tensor, embeddings: torch.Tensor, largest: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         return {

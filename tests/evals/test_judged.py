@@ -22,7 +22,7 @@ def read(text: str) -> list[dict[str, str]]:
 
 def test_a_share_has_wilsons_interval_and_what_is_no_number_is_null():
     judged = Judged({"no": math.nan})
-    judged.share("some", torch.tensor([True, False, True, True]))
+    judged.add_share("some", torch.tensor([True, False, True, True]))
     low, high = wilson(3, 4)
     assert judged.plain() == {"no": None, "some": 0.75, "interval95": {"some": [low, high]}}
     assert table(["a", "b"], [("x,y", math.nan)]) == 'a,b\n"x,y",\n'

@@ -25,7 +25,7 @@ def test_what_is_said_at_the_start_is_what_the_export_does(tmp_path, network):
     make, refused = NETWORKS[network]
     backbone = make()
     assert {target for target in EXPORTERS if targets.refusal(target, backbone)} == refused
-    told = targets.told(backbone)
+    told = targets.limits(backbone)
     assert (told is None) == (not refused)
     for target in refused:
         assert says(told, target, "safetensors")
@@ -36,7 +36,7 @@ def test_what_is_said_at_the_start_is_what_the_export_does(tmp_path, network):
 
 
 def test_of_a_network_that_tells_no_architecture_nothing_is_said():
-    assert targets.told(nn.Linear(1, 1)) is None
+    assert targets.limits(nn.Linear(1, 1)) is None
 
 
 @pytest.mark.slow

@@ -139,18 +139,18 @@ class Census:
         """Returns the counts as a sentence."""
         words = f"{self.found} files found, {self.used} images used"
         if self.companions:
-            words += f", {sum(self.companions.values())} beside them ({_told(_sorted(self.companions))})"
+            words += f", {sum(self.companions.values())} beside them ({_in_words(_sorted(self.companions))})"
         words += f", {sum(self.passed.values())} passed over" + (
-            f" ({_told(_sorted(self.passed))})" if self.passed else ""
+            f" ({_in_words(_sorted(self.passed))})" if self.passed else ""
         )
         classes = self.plain().get("classes")
         if classes:
-            words += f"; {len(classes)} folders ({_told(_sorted(classes))})"
+            words += f"; {len(classes)} folders ({_in_words(_sorted(classes))})"
         elif len(self.classes) > 1:
             words += f"; {len(self.classes)} folders"
         unread = {kind: files for kind, files in _sorted(self.passed).items() if kind in _UNREAD}
         if unread:
-            words += f"; images of kinds that are not read ({_told(unread)}) can be turned into JPEG"
+            words += f"; images of kinds that are not read ({_in_words(unread)}) can be turned into JPEG"
         if NO_ENDING in self.passed:
             words += "; files are read by their endings, so an image without one needs one"
         return words
@@ -168,6 +168,6 @@ def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
-def _told(counts: Mapping[str, int]) -> str:
+def _in_words(counts: Mapping[str, int]) -> str:
     shown = [f"{name} {files}" for name, files in list(counts.items())[:MOST_TOLD]]
     return ", ".join([*shown, "..."] if len(counts) > MOST_TOLD else shown)
