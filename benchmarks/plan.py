@@ -51,7 +51,7 @@ def held() -> dict[str, int]:
 
 
 def one(words: list[str]) -> None:
-    from seer.cli import pretrain
+    from seer.cli import config, pretrain
     from seer.data.loading import reader_process as process
     from seer.tasks.swav import SwAVTask
 
@@ -77,7 +77,7 @@ def one(words: list[str]) -> None:
     SwAVTask.before_step, SwAVTask.after_step = before_step, after_step
     process.ReaderProcess._start = started
     with tempfile.TemporaryDirectory() as folder:
-        pretrain.run([*words, *RUN, f"output={folder}/run"], [])
+        pretrain.run(config.read("pretrain", [*words, *RUN, f"output={folder}/run"]), [])
     print(json.dumps({"steps": [p - ready[0] + facts["weights"] + facts.get("ring", 0) for p in peaks], **facts}))
 
 

@@ -37,7 +37,9 @@ def test_a_full_disk_under_standard_output_is_a_failure_of_storage_and_a_reader_
     assert gone.returncode == 0 and "Traceback" not in gone.stderr
 
 
-@pytest.mark.parametrize(("where", "status"), [("2>/dev/full", 74), ("2>&1 | true; exit ${PIPESTATUS[0]}", 0)])
+@pytest.mark.parametrize(
+    ("where", "status"), [(">/dev/full", 74), ("2>/dev/full", 0), ("2>&1 | true; exit ${PIPESTATUS[0]}", 0)]
+)
 def test_help_that_nobody_reads_is_no_traceback(where, status, tmp_path):
     ended = shell(f"SEER shard --help {where}", tmp_path)
     assert ended.returncode == status and "Traceback" not in ended.stderr

@@ -102,7 +102,7 @@ def stored(card: HeadCard, tensors: Mapping[str, Tensor], *, backbone: str, step
     weights = save(dict(tensors), {"format": "pt"})  # one entry: the order of several is another one each time
     described = {"format": HEAD_FORMAT, "version": HEAD_VERSION, **asdict(card)}
     described |= {"sha256": digest(weights), "backbone": backbone, "step": step}
-    text = json.dumps(described, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(described, indent=2, allow_nan=False) + "\n"  # escaped: a name may be no text
     return StoredHead(card, weights, text.encode(), backbone)
 
 

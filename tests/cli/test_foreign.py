@@ -272,7 +272,7 @@ def test_a_path_that_is_here_needs_no_slash(tmp_path, monkeypatch):
             ("pretrian", "'pretrain'"),
             ("evalute", "'evaluate'"),
             ("list", "--help model"),
-            ("knn", "evaluate eval=knn"),
+            ("knn", "evaluate eval="),
         ),
     ],
 )

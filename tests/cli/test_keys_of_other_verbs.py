@@ -47,7 +47,7 @@ def test_shard_reads_every_key(classes, tmp_path):
 
 def test_export_reads_every_key(tmp_path, weights):  # noqa: F811
     words = (f"weights={weights}", "to=safetensors", f"output={tmp_path / 'o'}", "pictures=1", "licence=MIT")
-    assert unread("export", *words) == set()
+    assert unread("export", *words) == {"pixels"}  # of preprocessing=inside, tests/export/test_programs.py
 
 
 def test_evaluate_reads_every_key(classes, tmp_path, weights):  # noqa: F811
@@ -75,7 +75,8 @@ def test_another_value_of_a_key_of_evaluate_gives_other_images_or_another_evalua
     how = dict(mean=(0, 0, 0), std=(1, 1, 1), batch=2, threads=1, dtype=None)
     for kind, others in {
         "knn": {"k": 3, "temperature": 0.5},
-        "linear": {"penalty": 0.5, "iterations": 7},
+        "linear": {"penalty": 0.5, "iterations": 7, "stages": ["stage1"]},
+        "lowshot": {"parts": [0.2], "draws": 2, "seed": 1, "penalties": [0.1], "iterations": 7},
         "rankme": {"most": 9},
     }.items():
         node = config.read("evaluate", [*words, f"eval={kind}"])["eval"]
