@@ -101,7 +101,7 @@ def signalled(monkeypatch):
     ("place", "name", "words"),
     [
         (assemble, "task", ()),
-        (session, "_announce", ()),
+        (session, "announce", ()),
         (SwAVTask, "seed_prototypes", ("task.kmeans=32",)),
         (loop, "on_device", ()),
     ],

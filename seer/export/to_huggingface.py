@@ -14,9 +14,6 @@ Legend: N images, S side, D features.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +23,11 @@ from torch import Tensor, nn
 
 from seer.core.errors import RequestError
 from seer.export import model_card, parity
+from seer.export.checked_folder import write_checked
 from seer.export.optional import needs
 from seer.export.program import colors, shorter_side
 from seer.export.targets import of_library
-from seer.models.bundle import PROVENANCE, plain, write_safetensors
+from seer.models.bundle import PROVENANCE, plain
 from seer.models.families.family import HuggingFace, Network
 from seer.models.model_folders import MODEL_FILE
 from seer.models.zoo import name_of
@@ -68,20 +66,15 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Ten
         PROCESSOR: _json(_processor(backbone, card)),
         model_card.FILE: _readme(backbone, card),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    unchecked = output / f".{uuid.uuid4().hex}.tmp"
-    unchecked.mkdir()
-    try:
-        write_safetensors(state, unchecked / MODEL_FILE)
-        for name, text in texts.items():
-            (unchecked / name).write_text(text, encoding="utf-8")
-        model = transformers_model(unchecked)
-        difference = parity.relative_difference(parity.features(_pooled(model), images), expected)
-        parity.require(difference, tolerance=TOLERANCE, what="transformers' model with the exported weights")
-        for name in (MODEL_FILE, *texts):
-            os.replace(unchecked / name, output / name)
-    finally:
-        shutil.rmtree(unchecked)
+    difference = write_checked(
+        output,
+        state,
+        texts,
+        lambda folder: parity.features(_pooled(transformers_model(folder)), images),
+        expected,
+        tolerance=TOLERANCE,
+        what="transformers' model with the exported weights",
+    )
     return {
         "file": str(output / MODEL_FILE),
         "parity": difference,

@@ -13,9 +13,6 @@ Legend: N images, S side.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,10 @@ from torch import Tensor, nn
 
 from seer.core.errors import RequestError
 from seer.export import parity
+from seer.export.checked_folder import write_checked
 from seer.export.optional import needs
 from seer.export.targets import of_library
-from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, check_weights, plain, write_safetensors
+from seer.models.bundle import IMAGENET_MEAN, IMAGENET_STD, check_weights, plain
 from seer.models.families.family import Network, Timm
 from seer.models.pretrained import MODEL_FILE
 from seer.models.zoo import name_of
@@ -57,19 +55,15 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Ten
     state = {key: plain(tensor).clone() for key, tensor in theirs.rename(backbone.state_dict()).items()}
     check_weights(state, model.state_dict(), what=f"these weights under timm's names, for its {name},")
     expected = parity.reference(backbone, images)
-
-    output.mkdir(parents=True, exist_ok=True)
-    unchecked = output / f".{uuid.uuid4().hex}.tmp"
-    unchecked.mkdir()
-    try:
-        write_safetensors(state, unchecked / MODEL_FILE)
-        (unchecked / CONFIG).write_text(_config(backbone, card, name, theirs), encoding="utf-8")
-        difference = parity.relative_difference(parity.features(timm_model(unchecked), images), expected)
-        parity.require(difference, tolerance=parity.TOLERANCE, what=f"timm's {name} with the exported weights")
-        for file in (MODEL_FILE, CONFIG):
-            os.replace(unchecked / file, output / file)
-    finally:
-        shutil.rmtree(unchecked)
+    difference = write_checked(
+        output,
+        state,
+        {CONFIG: _config(backbone, card, name, theirs)},
+        lambda folder: parity.features(timm_model(folder), images),
+        expected,
+        tolerance=parity.TOLERANCE,
+        what=f"timm's {name} with the exported weights",
+    )
     return {
         "file": str(output / MODEL_FILE),
         "timm": name,

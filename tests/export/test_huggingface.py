@@ -14,7 +14,7 @@ from seer.core.errors import RequestError
 from seer.data import synthetic as sample
 from seer.data.augment import normalize
 from seer.data.transforms.one_view import center
-from seer.export import to_huggingface
+from seer.export import checked_folder, to_huggingface
 from seer.models.bundle import write_bundle
 from seer.models.pretrained import load_backbone
 from seer.models.zoo import build
@@ -114,12 +114,12 @@ def test_without_transformers_the_extra_is_named_and_nothing_is_written(tmp_path
 def test_a_tensor_that_transformers_would_draw_anew_is_no_export(tmp_path, images, monkeypatch):
     """It loads what it finds and mentions the rest."""
     pytest.importorskip("transformers")
-    written = to_huggingface.write_safetensors
+    written = checked_folder.write_safetensors
 
     def without_one(state, path):
         written({key: value for key, value in state.items() if "stages.3.layers.0.shortcut" not in key}, path)
 
-    monkeypatch.setattr(to_huggingface, "write_safetensors", without_one)
+    monkeypatch.setattr(checked_folder, "write_safetensors", without_one)
     with pytest.raises(ValueError, match=naming("missing_keys", "shortcut.convolution.weight")):
         to_huggingface.export(build("regnety_200mf"), {}, tmp_path, images)
     assert os.listdir(tmp_path) == []

@@ -45,7 +45,7 @@ elif FAULT == "full" and os.environ.get("RANK") == "1":
     def refuse(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    checkpoint.described = refuse  # type: ignore[assignment]
+    checkpoint.file_digest = refuse  # type: ignore[assignment]
 
 elif FAULT and os.environ.get("RANK") == "1":
     if FAULT == "words":

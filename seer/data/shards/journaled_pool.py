@@ -57,13 +57,15 @@ def run_pieces(
     progress(sum(map(images, done.values())))
     todo = iter([n for n in range(count) if n not in done])
     _work, _ticks.value, _stop.value = work, 0, 0
-    pool = ProcessPoolExecutor(min(processes, count), mp_context=_fork, initializer=_begin, initargs=(os.getpid(),))
+    own = os.getpid(), signal.getsignal(signal.SIGTERM)
+    pool = ProcessPoolExecutor(min(processes, count), mp_context=_fork, initializer=_begin, initargs=own)
     running: set[Future[tuple[int, Entry]]] = set()
     reported = 0
     try:
         while True:
             while len(running) < 2 * processes and (number := next(todo, None)) is not None:
-                running.add(pool.submit(_piece, number))
+                with _heard_afterwards():  # processes are forked here
+                    running.add(pool.submit(_piece, number))
             if not running:
                 break
             ready, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -100,10 +102,31 @@ def _tick() -> None:
         _ticks.value += 1
 
 
-def _begin(parent: int) -> None:
-    """Prepares each child. Requests to stop are the parent's to handle; SIGTERM is how it ends a child."""
+@contextmanager
+def _heard_afterwards() -> Iterator[None]:
+    """Lets requests to stop wait for the end of this context. What a handler raises while the interpreter forks is printed and
+    lost there: Python's own hooks around a fork do not pass it on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    caught = [number for number in SIGNALS if callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for one in heard:
+            signal.raise_signal(one)
+
+
+def _begin(parent: int, ended_by: Any) -> None:
+    """Prepares each child. Requests to stop are the parent's to handle; SIGTERM is how it ends a child. ended_by: the parent's
+    handler of that."""
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, ended_by)
 
     def watch() -> None:
         while os.getppid() == parent:
