@@ -141,6 +141,9 @@ class MultiCrop:
         self.strength = np.array([brightness, contrast, saturation, hue])
         self.scales = np.repeat(np.array(scales, dtype=np.float64), counts, axis=0)  # [V, 2]
         self.aspect = np.log(np.array(aspect, dtype=np.float64))
+        # the shorter side of an image whose smallest boxes are as wide as their views
+        least = zip(np.repeat(sizes, counts).tolist(), self.scales[:, 0].tolist(), strict=True)
+        self.suffices = max(math.ceil(side / math.sqrt(share)) for side, share in least)
 
     @property
     def channels(self) -> int:
@@ -166,12 +169,6 @@ class MultiCrop:
         """Returns the image alone. Raises Undecodable."""
         return {"image": decode(image_of(sample), scratch, self.pixels, shorter=self.suffices)}
 
-    @property
-    def suffices(self) -> int:
-        """Returns the shorter side of an image whose smallest boxes are as wide as their views."""
-        sides = zip(np.repeat(self.sizes, self.counts).tolist(), self.scales[:, 0].tolist(), strict=True)
-        return max(math.ceil(side / math.sqrt(least)) for side, least in sides)
-
     def draw(self, height: int, width: int, key: int) -> Draw:
         """Returns all random numbers of one image. A function of its size and its key alone."""
         return self.draws(np.array([key], dtype=np.uint64)).at(0, height, width)
@@ -182,14 +179,14 @@ class MultiCrop:
 
     def crop(self, image: ImageArray, draw: Draw, arrays: Mapping[str, np.ndarray], row: int) -> None:
         """Writes one image's views as sample `row` of a batch. arrays: `views/S` uint8 [v*B, S, S, C] of each size."""
-        whole, (down, right, _) = torch.from_numpy(image), image.strides
+        whole, (down, right, channels) = torch.from_numpy(image), (*image.strides[:2], self.channels)
         boxes = iter(zip(draw.boxes.tolist(), draw.flip.tolist(), strict=True))
         for size, count in zip(self.sizes, self.counts, strict=True):
             views = arrays[f"views/{size}"]
             for place in range(row, len(views), len(views) // count):
                 (top, left, height, width), flip = next(boxes)
                 strides, first = (image.nbytes, 1, down, right), top * down + left * right
-                pixels = whole.as_strided((1, self.channels, height, width), strides, first)
+                pixels = whole.as_strided((1, channels, height, width), strides, first)
                 view = resize(pixels, size).numpy()[0].transpose(1, 2, 0)
                 if flip:
                     cv2.flip(view, 1, dst=views[place])  # three times as fast as a copy of a mirrored array
