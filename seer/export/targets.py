@@ -48,6 +48,13 @@ def of_library(target: Target, backbone: Network) -> Any:
     return getattr(families.of_model(backbone), target)
 
 
+def possible(backbone: Network) -> list[str]:
+    """Returns the targets that can take this network, in the order in which they are named; none of a stranger's task."""
+    if not isinstance(getattr(backbone, "architecture", None), Mapping):
+        return []
+    return [target for target in families.of_model(backbone).exports if _takes(target, backbone)]
+
+
 def limits(backbone: Network) -> str | None:
     """Returns a line for the start of a run that says where its network cannot go; None where it can go everywhere."""
     if not isinstance(getattr(backbone, "architecture", None), Mapping):
@@ -55,6 +62,5 @@ def limits(backbone: Network) -> str | None:
     refused = {target: why for target in LIBRARIES if (why := refusal(target, backbone))}
     if not refused:
         return None
-    goes = [target for target in families.of_model(backbone).exports if target not in refused]
     reasons = "; ".join(f"not to {target}: {why.split('. ', 1)[0]}" for target, why in refused.items())
-    return f"this network can be exported to {' and '.join(goes)}, {reasons}"
+    return f"this network can be exported to {' and '.join(possible(backbone))}, {reasons}"

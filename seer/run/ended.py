@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,27 @@ from seer.run.config import RunConfig
 from seer.run.result import OF_HEADS
 
 
-def tell(result: Mapping[str, Any], config: RunConfig, images: int, spent: Mapping[str, float], probe: int) -> None:
+def tell(
+    result: Mapping[str, Any],
+    config: RunConfig,
+    images: int,
+    spent: Mapping[str, float],
+    probe: int,
+    targets: Sequence[str],
+) -> None:
     """Logs what was done, how long it took, how good it is, where it lies, and what comes next. images: in the data. probe:
-    images that kNN was asked."""
-    for words in lines(result, config, images, spent, probe):
+    images that kNN was asked. targets: of `seer export` that can take the network."""
+    for words in lines(result, config, images, spent, probe, targets):
         log.info(words)
 
 
 def lines(
-    result: Mapping[str, Any], config: RunConfig, images: int, spent: Mapping[str, float], probe: int
+    result: Mapping[str, Any],
+    config: RunConfig,
+    images: int,
+    spent: Mapping[str, float],
+    probe: int,
+    targets: Sequence[str],
 ) -> list[str]:
     """Returns the five lines."""
     seen = result["images"]
@@ -33,7 +45,7 @@ def lines(
         f"time:  {readable.duration(sum(spent.values()))}{f' ({split})' if len(parts) > 1 else ''}",
         f"good:  {good(result, probe)}",
         f"where: {where} (backbone), {Path(result['output']) / 'train.log'}, metrics.jsonl, result.json beside it",
-        f"next:  {following(result, config)}",
+        f"next:  {following(result, config, targets)}",
     ]
 
 
@@ -60,15 +72,17 @@ def good(result: Mapping[str, Any], probe: int) -> str:
     return "; ".join(said)
 
 
-def following(result: Mapping[str, Any], config: RunConfig) -> str:
-    """Returns the next command, and how Python loads the backbone."""
+def following(result: Mapping[str, Any], config: RunConfig, targets: Sequence[str]) -> str:
+    """Returns the next command, and how Python loads the backbone. Without a target there is no command."""
     run = shlex.quote(result["output"])
     train, test = config.eval.train, config.eval.test
     if isinstance(train, str) and isinstance(test, str):
         command = (
             f"seer evaluate eval=linear weights={run} data.train={shlex.quote(train)} data.test={shlex.quote(test)}"
         )
+    elif targets:
+        command = f"seer export to={targets[0]} weights={run} output=backbone"
     else:
-        command = f"seer export to=torchvision weights={run} output=backbone.pth"
+        command = ""
     load = f"from seer.models.pretrained import load_backbone; backbone = load_backbone({result['output']!r}).eval()"
-    return f"{command}\n       Python: {load}"
+    return "\n       ".join(filter(None, (command, f"Python: {load}")))

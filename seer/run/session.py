@@ -37,6 +37,7 @@ from seer.evals.probe import held_out, labelled
 from seer.evals.rankme import RankMe
 from seer.evals.target_images import TargetImages
 from seer.evals.used import learned, sizes, tell_overlap, used
+from seer.export.targets import possible
 from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
 from seer.run import assemble, ended, environment, fresh, network_input, resume, validate
@@ -294,7 +295,8 @@ def _with_times(session: Session, result: dict[str, Any], probe: int) -> dict[st
     if session.world.rank:
         return result
     spent = session.spent.until_now()
-    ended.tell(result, session.config, session.data.plan.total, spent, probe)
+    targets = possible(session.training.task.modules()["backbone"])  # type: ignore[arg-type]
+    ended.tell(result, session.config, session.data.plan.total, spent, probe, targets)
     return {**result, "seconds_of": spent}
 
 

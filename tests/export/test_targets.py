@@ -25,6 +25,7 @@ def test_what_is_said_at_the_start_is_what_the_export_does(tmp_path, network):
     make, refused = NETWORKS[network]
     backbone = make()
     assert {target for target in EXPORTERS if targets.refusal(target, backbone)} == refused
+    assert set(EXPORTERS) - set(targets.possible(backbone)) == refused and "safetensors" in targets.possible(backbone)
     told = targets.limits(backbone)
     assert (told is None) == (not refused)
     for target in refused:
@@ -36,7 +37,7 @@ def test_what_is_said_at_the_start_is_what_the_export_does(tmp_path, network):
 
 
 def test_of_a_network_that_tells_no_architecture_nothing_is_said():
-    assert targets.limits(nn.Linear(1, 1)) is None
+    assert targets.limits(nn.Linear(1, 1)) is None and targets.possible(nn.Linear(1, 1)) == []
 
 
 @pytest.mark.slow

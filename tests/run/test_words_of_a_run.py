@@ -26,7 +26,7 @@ def probed(train=None, test=None):
 
 
 def test_five_lines_say_what_how_long_how_good_where_and_what_next():
-    lines = ended.lines(RESULT, probed("a", "b"), 6000, SPENT, 1000)
+    lines = ended.lines(RESULT, probed("a", "b"), 6000, SPENT, 1000, ["torchvision"])
     assert [line.partition(":")[0] for line in lines] == ["done", "time", "good", "where", "next"]
     assert says(lines[0], "625", "80,000", "13.3")
     assert lines[1].startswith("time:  2 min 4 s (training 1 min 40 s, drawing 20 s, starting 4 s)")
@@ -37,8 +37,14 @@ def test_five_lines_say_what_how_long_how_good_where_and_what_next():
 
 def test_without_labels_the_lines_say_that_nothing_tells_the_worth_and_export_is_next():
     plain = {k: v for k, v in RESULT.items() if not k.startswith("knn")}
-    lines = ended.lines({**plain, "alarms": ["uniform codes"], "skipped": 3}, probed(), 6000, SPENT, 0)
-    assert says(lines[2], "eval.train", "uniform codes", "3 images skipped") and says(lines[4], "seer export")
+    lines = ended.lines({**plain, "alarms": ["uniform codes"], "skipped": 3}, probed(), 6000, SPENT, 0, ["safetensors", "onnx"])
+    assert says(lines[2], "eval.train", "uniform codes", "3 images skipped")
+    assert says(lines[4], "seer export to=safetensors") and "torchvision" not in lines[4]
+
+
+def test_without_a_target_that_takes_the_network_the_last_line_is_how_python_loads_it():
+    (*_, last) = ended.lines(RESULT, probed(), 6000, SPENT, 0, [])
+    assert last.startswith("next:  Python: ") and "seer export" not in last
 
 
 @pytest.fixture(scope="module")
