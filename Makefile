@@ -38,7 +38,7 @@ ifneq ($(shell cat $(TEST) 2>/dev/null),$(WANT))
 .PHONY: $(TEST)
 endif
 
-.PHONY: help setup pretrain test test-fast test-long check format bench gpu clean
+.PHONY: help setup pretrain test test-fast test-long check format bench speedrun gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -83,6 +83,9 @@ bench: $(CORE)  ## run every script in benchmarks/
 	@for f in benchmarks/*.py; do \
 		[ -e "$$f" ] || { echo "benchmarks/ holds no scripts"; break; }; \
 		echo "== $$f" >&2; $(BIN)/python "$$f" $(ARGS) || exit; done
+
+speedrun: $(CORE)  ## learn CIFAR-10 without labels against the clock: make speedrun CIFAR=cifar10-train.tar ARGS="time=20min"
+	@$(BIN)/python benchmarks/speedrun.py $(CIFAR) $(ARGS)
 
 # An interpreter that can import torch is used as it is: GPU machines tend to bring their own build, and no network. What it
 # lacks may lie in a folder: make gpu WHEELS=wheels

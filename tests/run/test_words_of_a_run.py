@@ -37,7 +37,9 @@ def test_five_lines_say_what_how_long_how_good_where_and_what_next():
 
 def test_without_labels_the_lines_say_that_nothing_tells_the_worth_and_export_is_next():
     plain = {k: v for k, v in RESULT.items() if not k.startswith("knn")}
-    lines = ended.lines({**plain, "alarms": ["uniform codes"], "skipped": 3}, probed(), 6000, SPENT, 0, ["safetensors", "onnx"])
+    lines = ended.lines(
+        {**plain, "alarms": ["uniform codes"], "skipped": 3}, probed(), 6000, SPENT, 0, ["safetensors", "onnx"]
+    )
     assert says(lines[2], "eval.train", "uniform codes", "3 images skipped")
     assert says(lines[4], "seer export to=safetensors") and "torchvision" not in lines[4]
 
