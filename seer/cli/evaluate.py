@@ -19,6 +19,7 @@ from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.pixels import Pixels
+from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.open import census_of
 from seer.data.shards.shard import fingerprint
 from seer.engine.precision import DTYPES
@@ -55,7 +56,8 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         folder = Path(settings["output"])
         folder.mkdir(parents=True, exist_ok=True)
         output.append(folder)
-    images = _images(settings, subject)
+    bad = BadArchives(settings["data"]["max_bad_archives"], "data.max_bad_archives")
+    images = _images(settings, subject, bad)
     for name, one in images.items():
         log.info(f"data.{name}: {census_of(one.shards).line()}")
     with open_world(settings["device"]) as world:
@@ -82,6 +84,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         "weights_sha256": digest(network if heads else network["backbone"]),
         **subject.origin,
         **counts,
+        **({"bad_archives": bad.found} if bad.found else {}),
         "data": {
             name: {**census_of(one.shards).plain(), "fingerprint": fingerprint(one.shards)}
             for name, one in images.items()
@@ -118,17 +121,18 @@ def _run_of(path: str) -> Subject:
     return Subject(task, mean, std, size, opened.config.data.pixels, origin)
 
 
-def _images(settings: dict[str, Any], subject: Subject) -> Images:
-    """Opens the images that the evaluation needs, in the order in which it takes them."""
+def _images(settings: dict[str, Any], subject: Subject, bad: BadArchives) -> Images:
+    """Opens the images that the evaluation needs, in the order in which it takes them. bad: receives the archives that are passed
+    over."""
     data, size, pixels = SimpleNamespace(**settings["data"]), subject.size, subject.pixels
     needs = images_of(settings["eval"])
     if needs == ("train",):
-        return {"train": unlabelled(data, size, pixels)}
+        return {"train": unlabelled(data, size, pixels, bad)}
     if needs == ("test",):
         data.size = data.size or size
         sides = ("test", "train") if data.train else ("test",)
-        return {side: held_out(data, subject.task, pixels, side) for side in sides}
-    return dict(zip(("train", "test"), labelled(data, size, pixels), strict=True))
+        return {side: held_out(data, subject.task, pixels, side, bad) for side in sides}
+    return dict(zip(("train", "test"), labelled(data, size, pixels, bad), strict=True))
 
 
 def _counts(images: Images) -> dict[str, Any]:

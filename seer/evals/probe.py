@@ -1,10 +1,12 @@
 """Opens the labelled images of a config: those that are known, and those that are asked for."""
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 from seer.core.errors import RequestError
 from seer.data.label_words import check_word
 from seer.data.pixels import Pixels
+from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.open import open_shards
 from seer.evals.features import LabelledImages, PlainImages
 from seer.evals.target_images import TargetImages
@@ -25,18 +27,25 @@ class ProbeImages(Protocol):
     def resize(self) -> int | None: ...
     @property
     def most(self) -> int: ...
+    @property
+    def max_pixels(self) -> int | None: ...
+    @property
+    def max_bad_archives(self) -> int: ...
 
 
-def labelled(images: ProbeImages, size: int, pixels: Pixels | None = None) -> tuple[LabelledImages, LabelledImages]:
+def labelled(
+    images: ProbeImages, size: int, pixels: Pixels | None = None, bad: BadArchives | None = None
+) -> tuple[LabelledImages, LabelledImages]:
     """Opens train and test images. Classes are matched by name. size: where `images` has none. Two words for labels are those
-    of train and of test. pixels: as in training.
+    of train and of test. pixels: as in training, but for `max_pixels`. bad: how many archives of both may be passed over, and
+    receives them; None: as many as `images` says.
 
     Raises RequestError where there are no labels, or none in common.
     """
     assert images.train is not None and images.test is not None
-    words, options = words_of(images.labels), _options(images, size, pixels)
-    train = LabelledImages(open_shards(images.train), labels=words[0], **options)
-    return train, LabelledImages(open_shards(images.test), labels=words[1], like=train, **options)
+    words, options, bad = words_of(images.labels), _options(images, size, pixels), bad or _bad(images)
+    train = LabelledImages(open_shards(images.train, bad=bad), labels=words[0], **options)
+    return train, LabelledImages(open_shards(images.test, bad=bad), labels=words[1], like=train, **options)
 
 
 def words_of(labels: str | list[str]) -> list[str]:
@@ -49,19 +58,23 @@ def words_of(labels: str | list[str]) -> list[str]:
     return words
 
 
-def unlabelled(images: ProbeImages, size: int, pixels: Pixels | None = None) -> PlainImages:
+def unlabelled(
+    images: ProbeImages, size: int, pixels: Pixels | None = None, bad: BadArchives | None = None
+) -> PlainImages:
     """Opens the train images, whose labels are not looked at. Others as `labelled`."""
     assert images.train is not None
-    return PlainImages(open_shards(images.train), **_options(images, size, pixels))
+    return PlainImages(open_shards(images.train, bad=bad or _bad(images)), **_options(images, size, pixels))
 
 
-def held_out(images: ProbeImages, task: Any, pixels: Pixels | None = None, side: str = "test") -> TargetImages:
-    """Opens the images of a side, test or train, with what the heads of a task are to find in them. Raises RequestError where the
-    first of them all lack it."""
+def held_out(
+    images: ProbeImages, task: Any, pixels: Pixels | None = None, side: str = "test", bad: BadArchives | None = None
+) -> TargetImages:
+    """Opens the images of a side, test or train, with what the heads of a task are to find in them. Others as `labelled`. Raises
+    RequestError where the first of them all lack it."""
     source = getattr(images, side)
     assert source is not None
     found = TargetImages(
-        open_shards(source),
+        open_shards(source, bad=bad or _bad(images)),
         task.targets,
         word=words_of(images.labels)[side == "test"],
         classes=task.classes,
@@ -73,4 +86,10 @@ def held_out(images: ProbeImages, task: Any, pixels: Pixels | None = None, side:
 
 
 def _options(images: ProbeImages, size: int, pixels: Pixels | None) -> dict[str, Any]:
+    if images.max_pixels is not None:
+        pixels = replace(pixels or Pixels(), most=images.max_pixels)
     return {"size": images.size or size, "resize": images.resize, "most": images.most, "pixels": pixels}
+
+
+def _bad(images: ProbeImages) -> BadArchives:
+    return BadArchives(images.max_bad_archives)

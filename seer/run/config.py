@@ -134,6 +134,12 @@ class ProbeConfig:
         None, "shorter side before the crop; null = size * 256 / 224, or size below 64", least=1
     )
     most: Whole = setting(0, "use so many images of each at the most; 0 = all", least=0)
+    max_pixels: Whole | None = setting(
+        None,
+        "of an image; a larger JPEG is decoded at 1/2 to 1/8 of its size, other images are skipped; null = data.max_pixels",
+        least=64,
+    )
+    max_bad_archives: Whole = setting(0, "so many archives that cannot be read are passed over, and named", least=0)
     k: Whole = setting(20, "neighbours", least=1)
     temperature: Number = setting(0.07, "of their votes", above=0)
 

@@ -135,18 +135,19 @@ def _train(
     validate.check_batch(config, world)
     source = config.data.source
     bad = BadArchives(config.data.max_bad_archives, "data.max_bad_archives")
+    probe_bad = BadArchives(config.eval.max_bad_archives, "eval.max_bad_archives")
     with spent.on("opening the data"):
         shards = open_source(config, folder, bad=bad) if source else None  # a wrong path must leave no folder
         config, labels = with_classes(config, shards)
     draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
-    probed = None if draws_probe else _probed(config, transform)
+    probed = None if draws_probe else _probed(config, transform, probe_bad)
     images = sum(map(len, shards)) if shards is not None else config.data.drawn
     lengths = Durations(config.steps, config.batch, images)
     network_input.tell(config, shards)
     task, licence = assemble.task(config, transform, lengths, world)
     origin = lineage(config, task)
     validate.check_parts(config, task, lengths, precision, world, images)
-    judged = None if draws_probe else _held_out(config, task)
+    judged = None if draws_probe else _held_out(config, task, probe_bad)
     length_before = begun_with(folder, "steps")
     with claim(folder, config.plain(), world, lengths):
         output.append(folder)
@@ -155,7 +156,7 @@ def _train(
         with spent.on("drawing"):
             shards = assemble.drawn(config, folder, world) if shards is None else shards
         if draws_probe:
-            probed, judged = _probed(config, transform), _held_out(config, task)
+            probed, judged = _probed(config, transform, probe_bad), _held_out(config, task, probe_bad)
         give_targets(task, shards, labels)
         check_same_on_ranks(config.plain(), fingerprint(shards), world)
         unlabelled = () if labels is None else labels.places(UNLABELLED)
@@ -164,7 +165,8 @@ def _train(
         training.licence, training.lineage = licence, origin
         data = with_cached_features(config, data, training, world)
         known = learned(shards, probed[1]) if labels is not None and probed is not None else None
-        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, bad.found, judged)
+        passed_over = bad.found | probe_bad.found
+        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, passed_over, judged)
         result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)
         return {**result, **_counts(labels, probed, known)} if result else result
 
@@ -193,12 +195,12 @@ def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:
     return config
 
 
-def _probed(config: RunConfig, transform: Any) -> Probed | None:
+def _probed(config: RunConfig, transform: Any, bad: BadArchives) -> Probed | None:
     """Opens the labelled images of the kNN probe, where there are any. Raises RequestError."""
-    return labelled(config.eval, transform.input_size, config.data.pixels) if config.eval.train else None
+    return labelled(config.eval, transform.input_size, config.data.pixels, bad) if config.eval.train else None
 
 
-def _held_out(config: RunConfig, task: Any) -> TargetImages | None:
+def _held_out(config: RunConfig, task: Any, bad: BadArchives) -> TargetImages | None:
     """Opens the images on which the heads of a task are judged, where there are any. Raises RequestError.
 
     Where the images of the kNN probe lack what a head is to find, as folders of classes lack tags, kNN alone is measured.
@@ -206,7 +208,7 @@ def _held_out(config: RunConfig, task: Any) -> TargetImages | None:
     if not config.eval.test or not validate.has_heads(config):
         return None
     try:
-        return held_out(config.eval, task, config.data.pixels)
+        return held_out(config.eval, task, config.data.pixels, bad=bad)
     except RequestError as error:
         if not config.eval.train:
             raise

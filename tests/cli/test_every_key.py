@@ -73,6 +73,7 @@ RUNNING = {
         "eval.labels",
     ),
     *("eval.size", "eval.resize", "eval.most", "eval.k", "eval.temperature", "log.tensorboard"),
+    *("eval.max_pixels", "eval.max_bad_archives"),
 }
 NOT_OF_A_RUN = {"replay"}  # repeats a step instead: tests/run/test_replay.py
 # words with which a key that others have, too, is there or means something

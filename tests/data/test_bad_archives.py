@@ -11,7 +11,8 @@ from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import fingerprint
 from seer.data.shards.tar import TarError
-from tests.data.image_files import jpeg, write_tar
+from tests.data.image_files import jpeg, png, write_tar
+from tests.data.test_ground_and_limits import large
 from tests.messages import naming, says
 from tests.program import SMALL, seer
 
@@ -87,3 +88,63 @@ def test_a_run_passes_them_over_and_its_result_names_them(tars, tmp_path, capfd)
     assert ended.status == 0, ended.words
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {Path(path).name for path in result["bad_archives"]} == set(BAD)
+
+
+@pytest.fixture
+def run(tars, tmp_path, capfd) -> Path:
+    ended = seer(capfd, "pretrain", *SMALL, f"data.source={tars / '0.tar'}", f"output={tmp_path / 'run'}", "steps=1")
+    assert ended.status == 0, ended.words
+    return tmp_path / "run"
+
+
+def classes(tmp_path: Path, name: str) -> Path:
+    """Returns a folder of two sound archives of classes 0 and 1, one that is empty, and in the first a large JPEG and PNG."""
+    folder = tmp_path / name
+    folder.mkdir()
+    for i in range(2):
+        members = [
+            (f"{i}-{n}.{end}", data) for n in range(8) for end, data in (("cls", b"%d" % (n % 2)), ("png", png(n)))
+        ]
+        more = [("a.cls", b"0"), ("a.jpg", large()), ("b.cls", b"1"), ("b.png", png(3, 640, 960))]
+        write_tar(folder / f"{i}.tar", members + more * (i == 0))
+    (folder / "2.tar").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["knn", "rankme"])
+def test_an_evaluation_passes_over_bad_archives_and_large_images_as_a_run_does(run, tmp_path, capfd, kind):
+    train, test = classes(tmp_path, "a"), classes(tmp_path, "b")
+    sides = ["train", "test"] if kind == "knn" else ["train"]
+    words = ("evaluate", f"eval={kind}", f"weights={run}", f"data.train={train}", "data.size=16")
+    words += (f"data.test={test}",) if kind == "knn" else ()
+    refused = seer(capfd, *words)
+    assert refused.status == 65 and says(refused.result["error"], "2.tar", "data.max_bad_archives=1")
+    if kind == "knn":  # of both together
+        second = seer(capfd, *words, "data.max_bad_archives=1")
+        assert second.status == 65 and says(second.result["error"], "data.max_bad_archives=2")
+    ended = seer(capfd, *words, "data.max_bad_archives=2")
+    assert ended.status == 0, ended.words
+    bad = {str(folder / "2.tar") for folder in (train, test)[: len(sides)]}
+    assert set(ended.result["bad_archives"]) == bad
+    assert [ended.result[side] for side in sides] == [18] * len(sides) and "unreadable" not in ended.result
+    ended = seer(capfd, *words, "data.max_bad_archives=2", "data.max_pixels=500000")
+    assert [ended.result[side] for side in sides] == [17] * len(sides)  # the JPEG is decoded at a reduced scale
+    assert ended.result["unreadable"] == len(sides)
+
+
+@pytest.mark.slow
+def test_the_probe_of_a_run_has_its_own_words_for_them(tars, tmp_path, capfd):
+    images = classes(tmp_path, "a")
+    words = ("pretrain", *SMALL, f"data.source={tars / '0.tar'}", f"output={tmp_path / 'run'}", "steps=1")
+    words += (f"eval.train={images}", f"eval.test={images}", "eval.size=16", "eval.k=2")
+    refused = seer(capfd, *words)
+    assert refused.status == 65 and says(refused.result["error"], "2.tar", "eval.max_bad_archives=1")
+    ended = seer(capfd, *words, "eval.max_bad_archives=1", "eval.max_pixels=500000")
+    assert ended.status == 0, ended.words
+    assert set(ended.result["bad_archives"]) == {str(images / "2.tar")} and ended.words.count("is passed over") == 1
+    assert (ended.result["probe"]["train"], ended.result["probe"]["unreadable"]) == (17, 2)
+    other = [word.replace("run", "run2") if word.startswith("output=") else word for word in words]
+    ended = seer(capfd, *other, "eval.max_bad_archives=1", "data.max_pixels=500000")  # what nothing else says
+    assert ended.result["probe"]["unreadable"] == 2
+    assert seer(capfd, *words, "eval.max_pixels=3").status == 78

@@ -65,6 +65,7 @@ def foreign(path, rows):
 
 def both(train, test, **how) -> tuple[LabelledImages, LabelledImages]:
     given = {"train": str(train), "test": str(test), "size": 16, "resize": None, "labels": "auto", "most": 0}
+    given |= {"max_pixels": None, "max_bad_archives": 0}
     return labelled(SimpleNamespace(**given | how), 16)
 
 

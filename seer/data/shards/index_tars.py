@@ -104,7 +104,7 @@ def _index(
             bad.pass_over(entry["path"], kind(entry["bad"]), len(paths))
 
     entries = run_pieces(work, len(paths), journal, request, processes=processes, progress=progress, finished=finished)
-    bad.check_rest(len(paths))
+    bad.check_rest(list(map(str, paths)), sum("bad" not in entry for entry in entries))
     entries = [entry for entry in entries if "bad" not in entry]
     notes = Notes()
     for entry in entries:

@@ -81,7 +81,7 @@ def open_shards(
                 bad.pass_over(path, error, len(paths))
                 continue
         shards.append(shard)
-    bad.check_rest(len(paths))
+    bad.check_rest(paths, len(shards))
     if isinstance(shards[0], FolderShard) and not any(isinstance(shard, TarShard) for shard in shards):
         shards[0].census.add(opened.notes.census)  # of a pattern
     tell(opened.notes)
