@@ -1,7 +1,8 @@
 """Opens what a run trains on, as the run found it when it began.
 
-Earlier versions knew four endings of images and took what lies in hidden folders. A run that began with one goes on with
-the images it had, in their order: which rule that was is told by the fingerprint in its newest checkpoint.
+Earlier versions knew four endings of images and took what lies in hidden folders, and later ones passed symbolic links in
+tars over. A run that began with one goes on with the images it had, in their order: which rule that was is told by the
+fingerprint in its newest checkpoint.
 """
 
 from contextlib import suppress
@@ -26,24 +27,27 @@ def open_source(
     assert where is not None
     bad = BadArchives(options.max_bad_archives, "data.max_bad_archives") if bad is None else bad
     named = {"check_crc": options.check_crc, "image": options.image, "fields": options.fields, "bad": bad}
-    begun = _fingerprint_of(folder)
-    try:
-        shards = open_shards(where, **named)  # type: ignore[arg-type]
+    begun, today = _fingerprint_of(folder), list[Shard]()
+    for by in ({}, {"links": False}, {"older": True}):  # the rules of today, and of two versions
+        bad.found.clear()  # they are met again
+        try:
+            shards = open_shards(where, **named, **by)  # type: ignore[arg-type]
+        except RequestError:
+            if begun is None or (by.get("older") and not today):
+                raise
+            continue
+        if not by:
+            today = shards
         if begun in (None, fingerprint(shards)):
-            return shards
-    except RequestError:
-        if begun is None:
-            raise
-        shards = []
-    bad.found.clear()  # they are met again
-    older = open_shards(where, **named, older=True)  # type: ignore[arg-type]
-    if fingerprint(older) != begun:
-        return shards or open_shards(where, **named)  # type: ignore[arg-type]  # other files: resuming says so
-    log.warning(
-        f"{folder}: this run began with a version that found images by other rules, and goes on with the "
-        f"{sum(map(len, older))} images of then{f'; a new run would have {sum(map(len, shards))}' if shards else ''}"
-    )
-    return older
+            break
+    else:
+        return today or open_shards(where, **named)  # type: ignore[arg-type]  # other files: resuming says so
+    if shards is not today:
+        log.warning(
+            f"{folder}: this run began with a version that found images by other rules, and goes on with the "
+            f"{sum(map(len, shards))} images of then{f'; a new run would have {sum(map(len, today))}' if today else ''}"
+        )
+    return shards
 
 
 def _fingerprint_of(folder: Path) -> str | None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from seer.data.quarantine import read_exclude
+from seer.data.shards import open as opening
 from seer.data.shards.index import INDEX_SUFFIX, build_index, is_linked, write_index
-from seer.data.shards.open import open_shards
+from seer.data.shards.names import WITHOUT_LINKS
+from seer.data.shards.open import census_of, open_shards
 from seer.data.shards.tar import ChecksumError, TarError
 from tests.data.image_files import jpeg, png, write_tar
-from tests.program import seer
+from tests.program import SMALL, seer, went_on_from
 
 
 def rows(source, **how) -> dict[str, dict[str, bytes]]:
@@ -110,7 +112,7 @@ def test_shards_of_hard_links_hold_the_bytes(linked, tmp_path, capfd):
     assert list(rows(tmp_path / "o").values()) == list(WHAT_LINKS_HOLD.values())
 
 
-def test_links_to_what_the_archive_lacks_and_symbolic_ones_are_passed_over_and_told(linked, tmp_path, caplog):
+def test_links_to_what_the_archive_lacks_are_passed_over_and_told(linked, tmp_path, caplog):
     os.symlink("1.jpg", tmp_path / "d" / "s.jpg")
     tar(tmp_path, "rf", "h.tar", "d/s.jpg")
     tar(tmp_path, "--delete", "-f", "h.tar", "d/1.jpg")
@@ -127,6 +129,139 @@ def test_links_to_what_the_archive_lacks_and_symbolic_ones_are_passed_over_and_t
         "--hard-dereference",
     ):
         assert word in words
+
+
+SYMBOLIC = {
+    "t/beside.jpg": "a.jpg",
+    "t/beside.cls": "./sub/../a.cls",
+    "t/sub/above.jpg": "../a.jpg",
+    "t/sub/up/around.jpg": "../../../t/b.jpg",
+    "t/chain.jpg": "sub/above.jpg",
+    "t/to": "sub",
+    "t/through.jpg": "to/up/../../b.jpg",  # of the folder that `to` is, not of the one it lies in
+    "t/later.jpg": "z.jpg",
+    "t/circle.jpg": "other.jpg",
+    "t/other.jpg": "circle.jpg",
+    "t/self.jpg": "self.jpg",
+    "t/gone.jpg": "no/where.jpg",
+    "t/folder.jpg": "sub/up",
+    "t/out.jpg": "../../b.jpg",
+    "t/root.jpg": "/etc/passwd",
+    "t/.hidden.jpg": "a.jpg",
+    "t/.gone.jpg": "nothing.jpg",
+}
+BROKEN = {"broken link": 4, "link to a folder": 2, "link out of the archive": 2, "hidden": 2}
+
+
+@pytest.fixture(params=["ustar", "gnu", "pax", "./"])
+def symbolic(tmp_path: Path, request) -> Path:
+    """An archive by GNU tar with symbolic links of every kind, and a hard link to one of them."""
+    (tmp_path / "s" / "t" / "sub" / "up").mkdir(parents=True)
+    for name, data in {
+        "a.jpg": jpeg(1),
+        "a.cls": b"7",
+        "b.jpg": jpeg(2),
+        "z.jpg": jpeg(3),
+        "sub/up/d.jpg": jpeg(4),
+    }.items():
+        (tmp_path / "s" / "t" / name).write_bytes(data)
+    for name, target in SYMBOLIC.items():
+        os.symlink(target, tmp_path / "s" / name)
+    os.link(tmp_path / "s" / "t" / "chain.jpg", tmp_path / "s" / "t" / "hard.jpg", follow_symlinks=False)
+    dotted = request.param == "./"
+    form = "pax" if dotted else request.param
+    tar(tmp_path / "s", f"--format={form}", "--sort=name", "-cf", str(tmp_path / "s.tar"), "./t" if dotted else "t")
+    return tmp_path / "s.tar"
+
+
+def unpacked(path: Path) -> dict[str, dict[str, bytes]]:
+    """Returns what tar unpacks, of each name that is not hidden and leads to a file of the archive."""
+    top = path.parent / "unpacked"
+    top.mkdir()
+    with tarfile.open(path) as archive:
+        names = archive.getnames()
+    tar(top, "-xf", str(path))
+    found: dict[str, dict[str, bytes]] = {}
+    for name in names:
+        real = os.path.realpath(top / name)
+        if os.path.isfile(real) and real.startswith(f"{top}/") and "/." not in name.removeprefix("./"):
+            key, ending = name.rsplit(".", 1)
+            found.setdefault(key, {})[ending] = Path(real).read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_symbolic_links_to_files_of_the_archive_are_read_as_tar_unpacks_them(symbolic, indexed, caplog):
+    truth = unpacked(symbolic)
+    assert len(truth) == 11
+    if indexed:
+        with_index(symbolic)
+    with caplog.at_level(logging.WARNING):
+        assert rows(symbolic) == truth
+    (shard,) = open_shards(symbolic)
+    labels = {key: one.get("cls") for key, one in truth.items()}
+    assert dict(shard.iter_labels(range(len(shard)))) == labels
+    if not indexed:
+        assert census_of([shard]).plain()["passed_over"] == BROKEN
+        words = " ".join(record.getMessage() for record in caplog.records)
+        assert "9 symbolic" in words and "--dereference" in words
+
+
+def test_an_index_checks_the_bytes_that_a_symbolic_link_names(symbolic):
+    truth = unpacked(symbolic)
+    index = with_index(symbolic)
+    data = bytearray(index.read_bytes())
+    with tarfile.open(symbolic) as archive:
+        (member,) = (one for one in archive if one.name.endswith("t/b.jpg"))
+    data[member.offset_data + 40] ^= 1
+    index.write_bytes(data)
+    (shard,) = open_shards(symbolic)
+    for row, key in enumerate(truth):
+        if truth[key]["jpg"] == jpeg(2):
+            with pytest.raises(ChecksumError):
+                shard.read(0, row)
+        else:
+            assert shard.read(0, row).fields == truth[key]
+
+
+def test_an_index_of_an_earlier_version_keeps_its_rows(symbolic):
+    names = {"a", "b", "z", "d"}
+    write_index(build_index(symbolic, endings=WITHOUT_LINKS), Path(f"{symbolic}{INDEX_SUFFIX}"))
+    found = rows(symbolic)
+    assert {key.rpartition("/")[2] for key in found} == names and found[next(iter(found))]["cls"] == b"7"
+    assert {key.rpartition("/")[2] for key in rows(symbolic, image="jpg")} > names  # which has to be walked
+
+
+def test_shards_of_symbolic_links_hold_the_bytes_and_their_index_tells_the_same(symbolic, tmp_path, capfd):
+    truth = unpacked(symbolic)
+    for words in (("shuffle=false",), ("index_only=true",)):
+        output = tmp_path / words[0]
+        ended = seer(capfd, "shard", f"source={symbolic}", f"output={output}", "processes=1", *words)
+        assert ended.status == 0 and ended.result["pictures"] == len(truth), ended.words
+        assert list(rows(output).values()) == list(truth.values())
+        assert ended.result["data"]["passed_over"] == BROKEN
+
+
+def test_an_archive_whose_links_all_lead_elsewhere_has_the_index_that_it_had(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", jpeg(0))])
+    os.symlink("nothing.jpg", tmp_path / "b.jpg")
+    tar(tmp_path, "-rf", "a.tar", "b.jpg")
+    index = build_index(path)
+    assert index.tobytes() == build_index(path, endings=WITHOUT_LINKS).tobytes() and not is_linked(index)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("symbolic", ["pax"], indirect=True)
+def test_a_run_that_began_before_symbolic_links_were_read_goes_on(symbolic, tmp_path, capfd, monkeypatch):
+    words = ("pretrain", *SMALL, "batch=4", f"data.source={symbolic}", f"output={tmp_path / 'run'}")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(opening, "WITH_COMPANIONS", WITHOUT_LINKS)
+        ended = seer(capfd, *words, "steps=1")
+    assert ended.status == 0 and ended.result["data"]["used"] == 4, ended.words
+    ended = seer(capfd, *words, "steps=2")
+    assert ended.status == 0 and went_on_from(ended) == 1 and ended.result["data"]["used"] == 4, ended.words
+    ended = seer(capfd, *words, "steps=1", f"output={tmp_path / 'new'}")
+    assert ended.result["data"]["used"] == 11
 
 
 NAMES = [

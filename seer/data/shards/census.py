@@ -17,6 +17,7 @@ from seer.data.shards import archives
 NO_ENDING = "no ending"
 HIDDEN, MAC_FOLDER, MAC_FORK = "hidden", "__MACOSX", "._"
 BROKEN_LINK, LINK_ABOVE = "broken link", "link to a folder above"
+LINK_OUT, LINK_TO_FOLDER = "link out of the archive", "link to a folder"  # in tars
 OTHERS = "other endings"
 MOST_KINDS = 100
 MOST_CLASSES = 10_000  # folders that are counted apart

@@ -10,13 +10,13 @@ ends at the last dot, or before an ending of a closed list (`names.COMPANIONS`: 
 Surprising: offsets are multiples of 512, and the bits below that say which of the images of its run a row is (`MARK`): two
 images of one name are two rows. The `size` of the last record is the version of the rule for names, 0 wherever the older
 one gives the same rows, so that indexes and fingerprints of plain names stay what they were. Its `crc` is LINKED where
-members are hard links: the bytes that these name count for the CRC of their row, behind those of its run.
+members are links: the bytes that these name count for the CRC of their row, behind those of its run; with FOLLOWED there are
+links among them that earlier versions passed over (`links`).
 """
 
 import mmap
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,8 +36,9 @@ from seer.data.shards.names import (
     split,
     up_to_first_dot,
 )
+from seer.data.shards.links import Links
 from seer.data.shards.same_names import SameNames
-from seer.data.shards.tar import TAR_BLOCK, Member, Oddities, TarError, link_targets, walk
+from seer.data.shards.tar import TAR_BLOCK, Member, Oddities, TarError, walk
 
 _ARCHIVES = (".tar", *archives.ENDINGS)
 _LAST = frozenset(ending.rpartition(".")[2] for ending in _ARCHIVES)  # which `split` has found already
@@ -48,7 +49,7 @@ _HEADER = len(_MAGIC) + 2  # the two bytes give the length of the description th
 KEEPS_ENDING = 1  # in MARK: another row has the same name, so the key of this one is the whole name of its image
 MARK = TAR_BLOCK - 1  # bits of an offset: KEEPS_ENDING, and above it which of the images of its run a row is
 MOST_IMAGES = TAR_BLOCK // 2  # of one run
-LINKED = 1  # in the `crc` of the last record
+LINKED, FOLLOWED = 1, 2  # in the `crc` of the last record
 VERSION_2 = 2  # of the rule for names: companions are taken off
 VERSION = 3  # images have more endings, and hidden members are passed over; where that gives other rows than VERSION_2
 _RULES = {0: BY_LAST_DOT, VERSION_2: FOUR_ENDINGS, VERSION: WITH_COMPANIONS}
@@ -79,6 +80,15 @@ class Notes:
     def of(cls, plain: dict[str, Any]) -> "Notes":
         """Returns what `dataclasses.asdict` was given."""
         return cls(**{**plain, "census": Census(**plain["census"])}) if "census" in plain else cls(**plain)
+
+    def lead_nowhere(self, link: Member, kind: str) -> None:
+        """Counts a link that leads to no file of its archive."""
+        self.census.pass_over(kind)
+        told = f"{link.name} -> {link.link}"
+        if link.symbolic:
+            self.links, self.first_link = self.links + 1, self.first_link or told
+        else:
+            self.dangling, self.first_dangling = self.dangling + 1, self.first_dangling or told
 
     def add(self, other: "Notes") -> None:
         self.inside += other.inside
@@ -114,10 +124,10 @@ def build_index(
     with mapped(path) as buffer:
         try:
             rows, oddities = _Rows(buffer, data, endings, notes), Oddities()
-            for member in walk(buffer, oddities=oddities):
+            for member in walk(buffer, oddities=oddities, symbolic=endings.links):
                 if rows.holds(member):
                     rows.add(member)
-            notes.links, notes.first_link = oddities.links, oddities.first_link
+            notes.links, notes.first_link = notes.links + oddities.links, notes.first_link or oddities.first_link
             notes.padded += [str(path)] if oddities.padding else []
             return rows.index()
         except TarError as error:
@@ -147,19 +157,23 @@ class _Rows:
         self._key: str | None = None
         self._version, self._concealed = 0, False  # whether a member of the run going on was passed over
         self._before = ("", "", "")  # name up to the first dot, key and name of the last image
-        self._links: Mapping[str, tuple[int, int]] | None = None  # from the first hard link on
+        self._links: Links | None = None  # from the first link on
+        self._linked = False  # whether there was a hard one
+        self._followed = False  # whether earlier versions would pass over links that are members
         self._same = SameNames()
 
     def holds(self, member: Member) -> bool:
-        """Returns whether the archive holds the bytes of a member; a hard link may name one that is elsewhere."""
+        """Returns whether the archive holds the bytes of a member; a link may name what is elsewhere, and is counted then."""
         if member.link is None:
             return True
         if self._links is None:
-            self._links = link_targets(self._buffer)
-        if member.link in self._links:
+            self._links = Links(self._buffer, self._endings.links)
+        self._linked |= not member.symbolic
+        kind = self._endings.conceal(member.name)
+        if self._links.place(member) is not None:
+            self._followed |= kind is None and self._links.is_new(member)
             return True
-        self._notes.dangling += 1
-        self._notes.first_dangling = self._notes.first_dangling or f"{member.name} -> {member.link}"
+        self._notes.lead_nowhere(member, kind or self._links.kind(member))
         return False
 
     def add(self, member: Member) -> None:
@@ -189,7 +203,7 @@ class _Rows:
         """Returns INDEX [rows + 1], once all members were added."""
         self._close()
         self._notes.same, self._notes.first_same = self._same.count, self._same.first
-        flags = 0 if self._links is None else LINKED
+        flags = (LINKED if self._linked else 0) | (LINKED | FOLLOWED if self._followed else 0)
         return np.array([*self._records, (len(self._buffer), self._version, flags)], dtype=INDEX)
 
     def _close(self) -> None:
@@ -232,7 +246,7 @@ class _Rows:
         for start, end in ((first, last),) if self._data else ((one.start, one.data) for one, _ in self._run):
             crc = crc32(self._buffer[start:end], crc)
         if self._data and self._links is not None:
-            for at, size in bytes_of_links([one for one, _ in self._run], self._links):
+            for at, size in self._links.places(one for one, _ in self._run):
                 crc = crc32(self._buffer[at : at + size], crc)
         keeps = len(images) > 1 or key in self._first
         if keeps:
@@ -261,14 +275,14 @@ class _Rows:
         self._before = stem, key, name
 
 
-def bytes_of_links(members: list[Member], links: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
-    """Returns (offset, bytes) of what the hard links among the members of a run name, in their order."""
-    return [links[member.link] for member in members if member.link is not None and member.link in links]
-
-
 def is_linked(index: np.ndarray) -> bool:
-    """Returns whether the archive has hard links."""
+    """Returns whether the archive has links among its members."""
     return bool(index.item(len(index) - 1)[2] & LINKED)
+
+
+def follows(index: np.ndarray) -> bool:
+    """Returns whether symbolic links are members, and hard links whose target is spelled otherwise."""
+    return bool(index.item(len(index) - 1)[2] & FOLLOWED)
 
 
 def named_by(index: np.ndarray) -> Endings:

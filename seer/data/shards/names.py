@@ -63,13 +63,14 @@ class Endings:
     """Holds a rule by which names are split. companions: endings that are taken off whole, or that are no
     images though they look so. image: the ending of the images, where not all do that are in IMAGE_ENDINGS. given:
     (ending, what it is called in a sample) of those that change. images: what images end in. conceals: hidden members and
-    those that macOS makes beside others are none of a sample."""
+    those that macOS makes beside others are none of a sample. links: symbolic links in tars are members."""
 
     companions: frozenset[str]
     image: str | None = None
     given: tuple[tuple[str, str], ...] = ()
     images: frozenset[str] = IMAGE_ENDINGS
     conceals: bool = True
+    links: bool = True
 
     def split(self, name: str) -> tuple[str, str]:
         """Returns the key of the sample that a member belongs to, and its ending in lower case."""
@@ -123,9 +124,10 @@ class Endings:
 
 
 # Of indexes that were made by them: rules of earlier versions, the oldest first. Rows by the last are today's.
-BY_LAST_DOT = Endings(frozenset(), images=OLDER_IMAGE_ENDINGS, conceals=False)
-FOUR_ENDINGS = Endings(COMPANIONS, images=OLDER_IMAGE_ENDINGS, conceals=False)
+BY_LAST_DOT = Endings(frozenset(), images=OLDER_IMAGE_ENDINGS, conceals=False, links=False)
+FOUR_ENDINGS = Endings(COMPANIONS, images=OLDER_IMAGE_ENDINGS, conceals=False, links=False)
 WITH_COMPANIONS = Endings(COMPANIONS)
+WITHOUT_LINKS = replace(WITH_COMPANIONS, links=False)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.census import Census, total
 from seer.data.shards.folder import FolderShard, listed_in, these
 from seer.data.shards.index import Notes
-from seer.data.shards.names import FOUR_ENDINGS, WITH_COMPANIONS, Asked, Endings, asked
+from seer.data.shards.names import FOUR_ENDINGS, WITH_COMPANIONS, WITHOUT_LINKS, Asked, Endings, asked
 from seer.data.shards.shard import Shard
 from seer.data.shards.source import Found, expand, is_image, is_list, refuse_unfinished
 from seer.data.shards.tar import TarError
@@ -34,6 +34,7 @@ def open_shards(
     image: str | None = None,
     fields: Mapping[str, str] | None = None,
     older: bool = False,
+    links: bool = True,
     bad: BadArchives | None = None,
 ) -> list[Shard]:
     """Opens what a source names, in a fixed order: a folder of tars or of images, a tar, a glob, `{000..009}`,
@@ -42,13 +43,14 @@ def open_shards(
     check_crc: compare the bytes of every row that is read with its index; without it a flipped byte of data passes.
     image: the ending of the image, where samples have several. fields: what else belongs to it, by its ending: {"mask":
     "png"} makes `a.png` the mask of `a.jpg`, {"mask": "masks/"} a file of its name in that folder. older: find files as versions
-    did that knew four endings of images, for a run that began with one. bad: how many archives may be passed over that cannot
+    did that knew four endings of images, for a run that began with one. links: symbolic links in tars are read, as later versions
+    do. bad: how many archives may be passed over that cannot
     be read, and receives them.
 
     Raises RequestError (status 78) when there is nothing, or a set of shards that is not finished, naming the source;
     StorageError when tars are missing that a folder's manifest names; TarError for a damaged archive.
     """
-    names, rule = asked(image, fields), FOUR_ENDINGS if older else WITH_COMPANIONS
+    names, rule = asked(image, fields), FOUR_ENDINGS if older else WITH_COMPANIONS if links else WITHOUT_LINKS
     opened, bad = Opened(), BadArchives() if bad is None else bad
     entries: dict[str, Mapping[str, Any] | None] = {}
     classes: dict[str, tuple[str, ...]] = {}  # by path
@@ -169,8 +171,8 @@ def _tell_oddities(notes: Notes) -> None:
     """Warns of what is passed over in tars, or would be lost elsewhere."""
     if notes.links:
         log.warning(
-            f"{notes.links} symbolic links in tars are not followed, the first {notes.first_link[:200]!r}; where they stand for "
-            "images, pack the files again with `tar --dereference` (-h)"
+            f"{notes.links} symbolic links in tars are not followed, the first {notes.first_link[:200]!r}; links are, to files of the same "
+            "archive: where these stand for images that lie elsewhere, pack the files again with `tar --dereference` (-h)"
         )
     if notes.dangling:
         log.warning(

@@ -3,8 +3,8 @@
 Python's `tarfile` takes a bad header after the first for the end of the archive, so a flipped byte silently loses the
 rest of a shard (`facts/reliability.md` 0.1). Here a wrong checksum, a member that runs past the end, a missing end mark
 or data behind the end mark is an error, and so are more zeros than any end has (a download that stopped in a file of full
-length). Plain files are members, and hard links, whose bytes are those of an earlier member; folders and symbolic links
-are passed over; devices and sparse files are refused with the remedy, and nothing is ever extracted.
+length). Plain files are members, and links, whose bytes are those of another member (`links`); folders are passed over;
+devices and sparse files are refused with the remedy, and nothing is ever extracted.
 
 Surprising: names may be bytes of any encoding. What is not UTF-8 is kept as Python keeps names of files (surrogateescape),
 so that two names stay two.
@@ -54,12 +54,15 @@ class Member(NamedTuple):
     data: int  # offset of its data
     size: int  # bytes of data
     end: int  # offset behind its padding
-    link: str | None = None  # of a hard link: the name of the member whose bytes are its own
+    link: str | None = (
+        None  # of a hard link: the name of the member whose bytes are its own; of a symbolic one: its target
+    )
+    symbolic: bool = False
 
 
 @dataclass
 class Oddities:
-    """Holds what somebody should hear of an archive that is sound: symbolic links, which are passed over, and more zeros
+    """Holds what somebody should hear of an archive that is sound: symbolic links that were passed over, and more zeros
     behind its end than tar writes unasked."""
 
     links: int = 0
@@ -68,12 +71,17 @@ class Oddities:
 
 
 def walk(
-    buffer: memoryview, *, whole: bool = True, base: int = 0, oddities: Oddities | None = None
+    buffer: memoryview,
+    *,
+    whole: bool = True,
+    base: int = 0,
+    oddities: Oddities | None = None,
+    symbolic: bool = False,
 ) -> Iterator[Member]:
     """Yields the members of an archive, or with whole=False of a run of blocks cut out of one (which has no end mark).
 
     base: what is added to places in messages, where the buffer begins later than what they are counted from.
-    oddities: receives what is passed over. Raises TarError naming the byte. Reads headers only: a walk costs about 3
+    oddities: receives what is passed over. symbolic: symbolic links are members, too. Raises TarError naming the byte. Reads headers only: a walk costs about 3
     microseconds a member.
     """
     size, at, start, long_name, long_link = len(buffer), 0, 0, None, None
@@ -98,6 +106,10 @@ def walk(
             link = _link(header, long_link, length, base + at) if kind == b"1" else None
             yield Member(long_name or _name(header), start, data, length, end, link)
             start, long_name, long_link = end, None, None
+        elif kind == b"2" and symbolic and not length:
+            target = long_link or _text(header[157:257])
+            yield Member(long_name or _name(header), start, data, 0, end, target, symbolic=True)
+            start, long_name, long_link = end, None, None
         elif kind in b"52gDV":  # folders, symbolic links, what holds for all, lists of folders, the archive's own name
             if kind == b"2" and oddities is not None:
                 oddities.links += 1
@@ -116,12 +128,6 @@ def walk(
         at = end
     if whole:
         raise TarError(f"no end mark: the archive stops at byte {base + size}")
-
-
-def link_targets(buffer: memoryview) -> dict[str, tuple[int, int]]:
-    """Returns (offset of the data, bytes) of each member that a hard link of the archive names. Two walks. Raises TarError."""
-    wanted = {member.link for member in walk(buffer) if member.link is not None}
-    return {m.name: (m.data, m.size) for m in walk(buffer) if m.link is None and m.name in wanted}
 
 
 def _link(header: bytes, long_link: str | None, length: int, at: int) -> str:

@@ -28,14 +28,15 @@ from seer.data.shards.index import (
     MOST_SAMPLE,
     Notes,
     build_index,
-    bytes_of_links,
+    follows,
     is_linked,
     mapped,
     named_by,
     read_index,
 )
+from seer.data.shards.links import Links, there
 from seer.data.shards.names import BY_LAST_DOT, WITH_COMPANIONS, Asked, Endings
-from seer.data.shards.tar import HEAD, ChecksumError, Member, TarError, link_targets, plain_member, walk
+from seer.data.shards.tar import HEAD, ChecksumError, TarError, plain_member, walk
 
 MOST_OPEN = 65_536  # archives, where the system allows twice as many descriptors
 
@@ -49,7 +50,7 @@ class _Archive:
     __slots__ = ("file", "links")
 
     def __init__(self, path: str):
-        self.links: Mapping[str, tuple[int, int]] | None = None  # what hard links name, once that was asked for
+        self.links: Links | None = None  # once they were asked for
         try:
             self.file = indexes.open_plain(path)
         except OSError as error:
@@ -198,7 +199,9 @@ class TarShard:
         self._opened.notes.add(notes)
         known: dict[tuple[int, int], int] = {}
         if other and self._check_crc and os.path.exists(self.sidecar):
-            known = {(at & ~MARK, size): crc for at, size, crc in read_index(Path(self.sidecar), self.path).tolist()}
+            before = read_index(Path(self.sidecar), self.path)
+            if follows(before) == follows(self._own):
+                known = {(at & ~MARK, size): crc for at, size, crc in before.tolist()}
         runs = [(at & ~MARK, size) for at, size, _ in self._own[:-1].tolist()]
         self._check_crc = bool(known) and all(run in known for run in runs)
         if self._check_crc:
@@ -251,7 +254,7 @@ class TarShard:
         if size > MOST_SAMPLE:
             raise TarError(f"sample of {size} bytes at byte {offset}, more than {MOST_SAMPLE}")
         if is_linked(index):
-            members = self._read_linked(archive, offset, size, crc)
+            members = self._read_linked(archive, index, endings, offset, size, crc)
             return _sample(SampleRef(number, row), members, endings, mark, offset)
         # The first member is nearly always the image: read by itself, its bytes need not be copied out of a longer run.
         head = self._pread(file, offset, HEAD if size > HEAD else size)
@@ -272,17 +275,21 @@ class TarShard:
             members.append((one.name, data[one.data : one.data + one.size]))
         return _sample(SampleRef(number, row), members, endings, mark, offset)
 
-    def _read_linked(self, archive: _Archive, offset: int, size: int, crc: int) -> list[tuple[str, bytes]]:
-        """Returns the members of a run in an archive with hard links, which may be some. Raises as `read` does."""
-        data, links = self._pread(archive.file, offset, size), self._links(archive)
+    def _read_linked(
+        self, archive: _Archive, index: np.ndarray, endings: Endings, offset: int, size: int, crc: int
+    ) -> list[tuple[str, bytes]]:
+        """Returns the members of a run in an archive with links, which may be some. Raises as `read` does."""
+        data, links = self._pread(archive.file, offset, size), self._links(archive, index)
+        assert links is not None
         found = crc32(data)
         try:
-            members = [one for one in walk(memoryview(data), whole=False) if _there(one, links)]
+            run = walk(memoryview(data), whole=False, symbolic=links.symbolic)
+            members = [one for one in run if there(one, links) and not endings.conceal(one.name)]
         except TarError:
             members = []  # damaged: the CRC says so, where there is one
             if not self._check_crc:
                 raise
-        places = bytes_of_links(members, links)
+        places = links.places(members)
         if size + sum(length for _, length in places) > MOST_SAMPLE:
             raise TarError(f"sample of more than {MOST_SAMPLE} bytes at byte {offset}")
         linked = [self._pread(archive.file, at, length) for at, length in places]
@@ -293,11 +300,12 @@ class TarShard:
         others = iter(linked)
         return [(m.name, data[m.data : m.data + m.size] if m.link is None else next(others)) for m in members]
 
-    def _links(self, archive: _Archive) -> Mapping[str, tuple[int, int]]:
-        """Returns where the bytes of hard links lie: by two walks, once for as long as the archive stays open."""
-        if archive.links is None:
+    def _links(self, archive: _Archive, index: np.ndarray) -> Links | None:
+        """Returns where the bytes of links lie: by three walks, once for as long as the archive stays open; None where there are
+        no links among the members."""
+        if archive.links is None and is_linked(index):
             with mapped(self.path) as buffer:
-                archive.links = link_targets(buffer)
+                archive.links = Links(buffer, follows(index))
         return archive.links
 
     def _pread(self, file: int, offset: int, size: int) -> bytes:
@@ -312,14 +320,14 @@ class TarShard:
     def key(self, row: int) -> str:
         """Returns the name of a row, from its headers alone. Raises TarError."""
         archive, index = self._opened.get(self)
-        links = self._links(archive) if is_linked(index) else {}
+        links = self._links(archive, index)
         with mapped(self.path) as buffer:
             return _key(buffer, index[row], self._endings(index), links)
 
     def image_name(self, row: int) -> str:
         """Returns the whole name of the member that is the image, from headers alone. Raises TarError."""
         archive, index = self._opened.get(self)
-        links = self._links(archive) if is_linked(index) else {}
+        links = self._links(archive, index)
         record = index[row : row + 1].copy()
         record["offset"] |= KEEPS_ENDING  # by which a key is a whole name
         with mapped(self.path, few=True) as buffer:
@@ -328,7 +336,7 @@ class TarShard:
     def iter_keys(self) -> Iterator[str]:
         archive, index = self._opened.get(self)
         endings = self._endings(index)
-        links = self._links(archive) if is_linked(index) else {}
+        links = self._links(archive, index)
         with mapped(self.path) as buffer:
             for record in index[:-1]:
                 yield _key(buffer, record, endings, links)
@@ -337,7 +345,7 @@ class TarShard:
         """Reads headers and the bytes of one member: some microseconds a row, whatever the images weigh."""
         archive, index = self._opened.get(self)
         endings = self._endings(index)
-        links = self._links(archive) if is_linked(index) else {}
+        links = self._links(archive, index)
         with mapped(self.path, few=True) as buffer:
             for row in rows:
                 offset, size, _ = index.item(row)
@@ -345,13 +353,13 @@ class TarShard:
                 names: list[str] = []
                 cls: bytes | None = None
                 try:
-                    for member in walk(buffer[first : first + size], whole=False):
-                        if not _there(member, links) or endings.conceal(member.name):
+                    for member in walk(buffer[first : first + size], whole=False, symbolic=_symbolic(links)):
+                        if not there(member, links) or endings.conceal(member.name):
                             continue
                         names.append(member.name)
                         if endings.called(endings.split(member.name)[1]) == ending:
-                            own = first + member.data, member.size
-                            at, length = own if member.link is None else links[member.link]
+                            place = links.place(member) if links and member.link is not None else None
+                            at, length = place or (first + member.data, member.size)
                             cls = bytes(buffer[at : at + length])
                     yield (_key_of(names, endings, mark) if names else None), cls
                 except TarError:
@@ -398,16 +406,15 @@ def _key_of(names: Sequence[str], endings: Endings, mark: int) -> str:
     return images[mark >> 1]
 
 
-def _there(member: Member, links: Mapping[str, tuple[int, int]]) -> bool:
-    """Returns whether the archive holds the bytes of a member."""
-    return member.link is None or member.link in links
+def _symbolic(links: Links | None) -> bool:
+    return links is not None and links.symbolic
 
 
-def _key(buffer: memoryview, record: np.void, endings: Endings, links: Mapping[str, tuple[int, int]]) -> str:
+def _key(buffer: memoryview, record: np.void, endings: Endings, links: Links | None) -> str:
     offset, size, _ = record.item()
     first, names = offset & ~MARK, []
-    for member in walk(buffer[first : first + size], whole=False):
-        if not _there(member, links) or endings.conceal(member.name):
+    for member in walk(buffer[first : first + size], whole=False, symbolic=_symbolic(links)):
+        if not there(member, links) or endings.conceal(member.name):
             continue
         names.append(member.name)
         if not offset & KEEPS_ENDING:
