@@ -27,6 +27,7 @@ from zlib_ng.zlib_ng import crc32
 from seer.core.errors import RequestError, StorageError
 from seer.data.shards import archives
 from seer.data.shards.census import Census, kind_of
+from seer.data.shards.links import Links
 from seer.data.shards.names import (
     BY_LAST_DOT,
     FOUR_ENDINGS,
@@ -36,7 +37,6 @@ from seer.data.shards.names import (
     split,
     up_to_first_dot,
 )
-from seer.data.shards.links import Links
 from seer.data.shards.same_names import SameNames
 from seer.data.shards.tar import TAR_BLOCK, Member, Oddities, TarError, walk
 

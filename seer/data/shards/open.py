@@ -56,9 +56,7 @@ def open_shards(
     classes: dict[str, tuple[str, ...]] = {}  # by path
     sources = [source] if isinstance(source, str | Path) else list(source)
     paths = _found(map(str, sources), older, opened.notes, entries, classes)
-    if len(set(paths)) < len(paths):
-        repeated = next(path for path, times in Counter(paths).items() if times > 1)
-        raise RequestError(f"shard {repeated} is listed twice; list each shard once")
+    _check_once(paths)
     for folder in dict.fromkeys(path[: path.rfind("/") + 1] for path in paths if path not in entries):
         if os.path.exists(folder + JOURNAL):
             refuse_unfinished(folder)
@@ -88,6 +86,13 @@ def open_shards(
         shards[0].census.add(opened.notes.census)  # of a pattern
     tell(opened.notes)
     return shards
+
+
+def _check_once(paths: Sequence[str]) -> None:
+    """Raises RequestError for a path that comes twice."""
+    if len(set(paths)) < len(paths):
+        repeated = next(path for path, times in Counter(paths).items() if times > 1)
+        raise RequestError(f"shard {repeated} is listed twice; list each shard once")
 
 
 def _found(

@@ -81,8 +81,8 @@ def walk(
     """Yields the members of an archive, or with whole=False of a run of blocks cut out of one (which has no end mark).
 
     base: what is added to places in messages, where the buffer begins later than what they are counted from.
-    oddities: receives what is passed over. symbolic: symbolic links are members, too. Raises TarError naming the byte. Reads headers only: a walk costs about 3
-    microseconds a member.
+    oddities: receives what is passed over. symbolic: symbolic links are members, too. Raises TarError naming the byte. Reads
+    headers only: a walk costs about 3 microseconds a member.
     """
     size, at, start, long_name, long_link = len(buffer), 0, 0, None, None
     while at < size:
@@ -102,13 +102,9 @@ def walk(
             raise TarError(f"member at byte {base + at} ends at byte {base + end}, the archive at byte {base + size}")
         if kind in (b"L", b"K", b"x") and length > MOST_NAME:
             raise TarError(f"extended header of {length} bytes at byte {base + at}, more than {MOST_NAME}")
-        if kind in (b"0", b"\0", b"7", b"1"):
-            link = _link(header, long_link, length, base + at) if kind == b"1" else None
-            yield Member(long_name or _name(header), start, data, length, end, link)
-            start, long_name, long_link = end, None, None
-        elif kind == b"2" and symbolic and not length:
-            target = long_link or _text(header[157:257])
-            yield Member(long_name or _name(header), start, data, 0, end, target, symbolic=True)
+        if kind in (b"0", b"\0", b"7", b"1") or (kind == b"2" and symbolic and not length):
+            link = _link(header, long_link, length, base + at) if kind in b"12" else None
+            yield Member(long_name or _name(header), start, data, length, end, link, kind == b"2")
             start, long_name, long_link = end, None, None
         elif kind in b"52gDV":  # folders, symbolic links, what holds for all, lists of folders, the archive's own name
             if kind == b"2" and oddities is not None:
@@ -131,7 +127,7 @@ def walk(
 
 
 def _link(header: bytes, long_link: str | None, length: int, at: int) -> str:
-    """Returns what a hard link names. Raises TarError for one with bytes of its own, which writers disagree about."""
+    """Returns what a link names. Raises TarError for one with bytes of its own, which writers disagree about."""
     if length:
         raise TarError(
             f"hard link of {length} bytes at byte {at}; unpack the archive and pack it again with `tar --hard-dereference`"
