@@ -64,6 +64,29 @@ def test_a_state_dict_of_every_library_loads_bit_for_bit_in_any_order(tmp_path, 
         loads_bit_for_bit(tmp_path)  # a folder, as timm and Hugging Face write it
 
 
+@pytest.mark.parametrize("front", ["", "module."])
+@pytest.mark.parametrize("library", foreign.LIBRARIES)
+def test_a_file_without_any_counter_of_batch_norm_gives_the_same_features_and_is_told(tmp_path, caplog, library, front):
+    whole = {f"{front}{key}": tensor for key, tensor in foreign.named(library).items()}
+    counters = [key for key in whole if key.endswith("num_batches_tracked")]
+    torch.save({key: tensor for key, tensor in whole.items() if key not in counters}, tmp_path / "bare.pth")
+    torch.save(whole, tmp_path / "whole.pth")
+    with caplog.at_level("INFO"):
+        bare, origin = load_with_origin(tmp_path / "bare.pth")
+    (told,) = (r.getMessage() for r in caplog.records if "num_batches_tracked" in r.getMessage())
+    assert says(told, "bare.pth", len(counters)) and origin.left_out == 0
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(bare(images), load_backbone(tmp_path / "whole.pth")(images))
+    assert all(int(bare.state_dict()[key]) == 0 for key in bare.state_dict() if key.endswith("num_batches_tracked"))
+    torch.save({key: tensor for key, tensor in whole.items() if key != counters[3]}, tmp_path / "some.pth")
+    with pytest.raises(ValueError, match=naming("missing", counters[3])):  # some of them are no file of another time
+        load_backbone(tmp_path / "some.pth")
+    torch.save({k: t for k, t in whole.items() if k not in counters and "running_mean" not in k}, tmp_path / "none.pth")
+    with pytest.raises(ValueError, match=r"missing .*running_mean"):
+        load_backbone(tmp_path / "none.pth")
+
+
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("library", foreign.LIBRARIES)
 def test_prefixes_of_wrappers_are_no_part_of_a_name(tmp_path, library, front):

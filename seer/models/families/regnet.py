@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from seer.core.errors import RequestError
+from seer.core.log import log
 from seer.models.families.family import Family, HuggingFace, Reading, Timm, Torchvision, rgb_alone
 from seer.models.infer_architecture import architecture_of
 from seer.models.key_maps import HUGGING_FACE, OURS, TIMM, TORCHVISION, Names, recognise
 from seer.models.regnet import RegNet, Shape
+
+COUNTER = "num_batches_tracked"
 
 
 def _row(widths: tuple[int, ...], depths: tuple[int, ...], group_width: int) -> Shape:
@@ -122,8 +126,17 @@ def read(state: Mapping[str, Any], plain: Mapping[str, str], what: str) -> Readi
             f"{what} has blocks in names of {names.library} without squeeze-and-excitation ({kind}); of networks in these "
             "names only RegNetY is read"
         )
-    known = {ours: trunk[key] for ours, key in spelled.items()}
     wrapper = _in_front(spelled.values(), plain)
+    counters = _absent_counters(spelled)
+    for ours in counters:
+        spelled[ours] = f"{wrapper}{names.from_ours(ours)}"
+        trunk[spelled[ours]] = torch.tensor(0)
+    if counters:
+        log.info(
+            f"{what} has none of the {len(counters)} counters of batch norm (num_batches_tracked); they begin at 0, and nothing "
+            "reads them while `momentum` is a number"
+        )
+    known = {ours: trunk[key] for ours, key in spelled.items()}
     caution = None
     if any(".clf." in key for key in state):  # a head of VISSL; other libraries have none of that name
         caution = (
@@ -131,14 +144,23 @@ def read(state: Mapping[str, Any], plain: Mapping[str, str], what: str) -> Readi
             "not say which it is. If its accuracy is low, reverse the stem's three input channels"
         )
     return Reading(
-        architecture=architecture_of(known, entries=len(trunk), what=what),
+        architecture=architecture_of(known, entries=len(trunk) - len(counters), what=what),
         trunk=trunk,
         known=known,
         spell=lambda ours: spelled.get(ours) or f"{wrapper}{names.from_ours(ours)}",
         library=names.library,
-        left_out=len(state) - len(trunk),
+        left_out=len(state) - len(trunk) + len(counters),
         caution=caution,
     )
+
+
+def _absent_counters(known: Iterable[str]) -> list[str]:
+    """Returns the counters of all batch norms, under our names, of a file that has none of them, as torch wrote files before 1.0
+    and converters still do. Of a file that has some, the others are missing, and are refused with the rest that is."""
+    keys = list(known)
+    if any(key.endswith(f".{COUNTER}") for key in keys):
+        return []
+    return [f"{key.removesuffix('running_mean')}{COUNTER}" for key in keys if key.endswith(".running_mean")]
 
 
 def _claims(keys: Iterable[str]) -> bool:
