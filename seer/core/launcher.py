@@ -14,6 +14,17 @@ from dataclasses import dataclass
 from seer.core.errors import RequestError
 
 ALONE = "for one process unset {name}; for several start them with torchrun or srun"
+MEANT = {  # what launchers put there
+    "RANK": "the number of this process among all, from 0",
+    "WORLD_SIZE": "how many processes train together, 1 or more",
+    "LOCAL_RANK": "the number of this process on its machine, from 0",
+    "MASTER_ADDR": "the host of rank 0",
+    "MASTER_PORT": "a port of that host, 1 to 65535",
+    "SLURM_PROCID": "the number of this task among all, from 0",
+    "SLURM_LOCALID": "the number of this task on its node, from 0",
+    "SLURM_NTASKS": "how many tasks there are",
+    "SLURM_STEP_NUM_TASKS": "how many tasks the step has",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Place:
 def place(given: Mapping[str, str]) -> Place:
     """Returns the place that torchrun's variables tell, or those of a launcher that sets the same. Raises RequestError, with
     the variable, for what is no number and for a rank outside of its world."""
+    _check_not_empty(given, "RANK", "WORLD_SIZE", "LOCAL_RANK")
     rank, size, local = (_whole(given, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if rank is None and size in (None, 1):
         return Place()
@@ -38,6 +50,8 @@ def place(given: Mapping[str, str]) -> Place:
     if size is None and rank:
         raise RequestError(f"RANK={rank} is set, but WORLD_SIZE is not; {ALONE.format(name='RANK')}")
     size = 1 if size is None else size
+    if size == 0:
+        raise RequestError(f"WORLD_SIZE=0 with RANK={rank}: it is {MEANT['WORLD_SIZE']}; {ALONE.format(name='both')}")
     if rank >= size:
         raise RequestError(f"RANK={rank} of WORLD_SIZE={size}: ranks count from 0 to {size - 1}; see to the launcher")
     return Place(rank, size, rank if local is None else local)
@@ -50,6 +64,7 @@ def adopt(given: MutableMapping[str, str]) -> Place:
     """
     if "RANK" in given or "WORLD_SIZE" in given or "SLURM_PROCID" not in given:
         return place(given)
+    _check_not_empty(given, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     told = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in given else "SLURM_NTASKS"
     size, rank = _whole(given, told) or 1, _whole(given, "SLURM_PROCID") or 0
     if size == 1:
@@ -71,8 +86,8 @@ def check_meeting(given: Mapping[str, str]) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not given.get(name, "").strip():
             raise RequestError(
-                f"WORLD_SIZE={given.get('WORLD_SIZE')}, but {name} is not set, so ranks cannot find each other; start them "
-                f"with torchrun, or set {name}"
+                f"WORLD_SIZE={given.get('WORLD_SIZE')}, but {name} is {'empty' if name in given else 'not set'}, so ranks cannot "
+                f"find each other; start them with torchrun, or set {name} to {MEANT[name]}"
             )
     _whole(given, "MASTER_PORT")
 
@@ -97,14 +112,26 @@ def idle_gpus(count: int, given: Mapping[str, str]) -> str:
     return f"1 of {count} GPUs is used; for all of them: {command} pretrain …"
 
 
+def _check_not_empty(given: Mapping[str, str], *names: str) -> None:
+    """Raises RequestError for variables that are set and empty, all of them named: a script has mostly passed several on that
+    nothing had filled."""
+    empty = [name for name in names if name in given and not given[name].strip()]
+    if empty:
+        told = ", ".join(f"{name}= ({MEANT[name]})" for name in empty)
+        raise RequestError(
+            f"set in the environment, but empty: {told}. Whatever was to fill {'it' if len(empty) == 1 else 'them'} has not; "
+            f"{ALONE.format(name=' '.join(empty))}"
+        )
+
+
 def _whole(given: Mapping[str, str], name: str) -> int | None:
     """Returns a variable's whole number, None where it is not set. Raises RequestError."""
     value = given.get(name)
     if value is None:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", value.strip(), re.ASCII):
-        shown = f"{name}={value[:40]}" if value else f"{name}= (empty)"
-        raise RequestError(f"{shown} in the environment: a number from 0 is expected; {ALONE.format(name=name)}")
+        meant = MEANT.get(name, "a whole number")
+        raise RequestError(f"{name}={value[:40]} in the environment: {meant} is expected; {ALONE.format(name=name)}")
     return int(value)
 
 

@@ -44,11 +44,36 @@ def test_what_is_no_place_is_refused_by_the_name_of_the_variable(given, named):
         adopt(dict(given))
 
 
+@pytest.mark.parametrize(
+    ("given", "empty", "others"),
+    [
+        ({"WORLD_SIZE": ""}, ["WORLD_SIZE"], ["RANK"]),
+        ({"RANK": "0", "WORLD_SIZE": " "}, ["WORLD_SIZE"], ["LOCAL_RANK"]),
+        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, ["RANK", "WORLD_SIZE", "LOCAL_RANK"], []),
+        ({**SRUN, "SLURM_PROCID": ""}, ["SLURM_PROCID"], ["SLURM_NTASKS"]),
+        ({**SRUN, "SLURM_NTASKS": "", "SLURM_LOCALID": ""}, ["SLURM_NTASKS", "SLURM_LOCALID"], ["SLURM_PROCID"]),
+    ],
+)
+def test_variables_that_are_set_and_empty_are_all_named_with_what_they_stand_for(given, empty, others):
+    with pytest.raises(RequestError) as caught:
+        adopt(dict(given))
+    words = str(caught.value)
+    assert says(words, "empty", f"unset {' '.join(empty)}", "torchrun", *(f"{name}= " for name in empty))
+    assert not any(f"{name}= " in words for name in others) and ("1 or more" in words) == ("WORLD_SIZE" in empty)
+
+
+def test_a_world_of_no_process_is_told_what_the_number_means():
+    with pytest.raises(RequestError, match=naming("WORLD_SIZE=0", "1 or more", "unset")):
+        place({"RANK": "0", "WORLD_SIZE": "0"})
+
+
 @pytest.mark.parametrize("lacks", ["MASTER_ADDR", "MASTER_PORT"])
 def test_ranks_that_cannot_meet_are_refused(lacks):
     given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1234"}
     check_meeting(given)
     with pytest.raises(RequestError, match=naming(lacks, "torchrun")):
+        check_meeting({name: value for name, value in given.items() if name != lacks})
+    with pytest.raises(RequestError, match=naming(lacks, "empty", "torchrun")):
         check_meeting({**given, lacks: ""})
 
 
