@@ -57,7 +57,7 @@ def _check(settings: Mapping[str, Any]) -> int:
             raise RequestError(f"{name}={settings[name]!r}: a whole number, or null")
     parse_fraction(settings["max_bad"])
     pixels(settings["ground"], settings["max_pixels"])
-    changes = [k for k in ("labels", "holdout", "max_side", "quality", "image", "fields") if settings[k]]
+    changes = [k for k in ("labels", "holdout", "max_side", "quality", "check", "image", "fields") if settings[k]]
     if settings["index_only"] and changes:
         raise RequestError(f"index_only=true copies nothing, so {', '.join(changes)} cannot be asked for with it")
     processes = len(os.sched_getaffinity(0)) if settings["processes"] is None else settings["processes"]
@@ -92,7 +92,7 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
     labels = None if boxes is not None else _labels(shards, settings["labels"])
     classes = None if labels is None else labels.names
     spans = {"test": (0, holdout), "train": (holdout, total - holdout)} if holdout else {"all": (0, total)}
-    options = {name: settings[name] for name in ("per_shard", "shuffle", "seed", "max_side", "quality")}
+    options = {name: settings[name] for name in ("per_shard", "shuffle", "seed", "max_side", "quality", "check")}
     options["labels"] = None if labels is None or _as_ever(labels) else labels.of
     options["boxes"] = boxes
     options["pixels"] = pixels(settings["ground"], settings["max_pixels"])
@@ -115,7 +115,10 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
     images = sum(one["pictures"] for one in written.values())
     decoded = any(part.decodes for part in parts.values())
     if not decoded:
-        log.info("images were copied byte for byte, and not decoded: one that is damaged is met when it is read")
+        log.info(
+            "images were copied byte for byte, and not decoded: one that is damaged is met when it is read; check=true decodes "
+            "each, and leaves out what cannot be"
+        )
     found: dict[str, Any] = {"pictures": images, "skipped": skipped, "decoded": decoded, "classes": classes}
     found |= {"parts": written, "data": census.plain()} | ({"bad_archives": bad.found} if bad.found else {})
     if boxes is not None:

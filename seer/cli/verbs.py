@@ -151,13 +151,18 @@ class Shard:
     quality: Whole | None = setting(
         None, "1 to 100: all images become JPEGs of this quality; null = as they are, or 90 where made smaller"
     )
+    check: Switch = setting(
+        False,
+        "decode each image that is copied, as training would, and leave out what cannot be; images that become smaller, or JPEGs, "
+        "are decoded anyway",
+    )
     ground: Level = setting(
         "black",
         "where images become JPEGs, what lies under transparent ones: black, white, gray, or a level from 0 to 255",
     )
     max_pixels: Whole = setting(
         MOST_PIXELS,
-        "of an image; with max_side a larger JPEG is decoded at 1/2 to 1/8 of its size, others are left out",
+        "of an image that is decoded; with max_side or check a larger JPEG is at 1/2 to 1/8 of its size, others are left out",
         least=64,
     )
     processes: Whole | None = setting(None, "that write; null = the cores this process may use")

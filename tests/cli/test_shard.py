@@ -21,6 +21,7 @@ from seer.data.shards.index import build_index
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import image_of
 from tests.data.image_files import encoded, jpeg, pixels, png, write_tar
+from tests.data.test_ground_and_limits import large
 from tests.messages import naming, says
 from tests.program import alive, seer, start
 
@@ -339,6 +340,59 @@ def test_shards_go_on_where_one_of_them_would_be_empty(tmp_path, capfd):
     assert ended.result["parts"]["all"]["shards"] == 4
     assert [s.path.name for s in open_shards(tmp_path / "o")] == [f"shard-00000{i}.tar" for i in (0, 1, 3, 4)]
     assert seer(capfd, *words, "per_shard=1", "shuffle=false").status == 0
+
+
+def test_what_is_copied_is_decoded_where_asked_for_and_what_cannot_be_is_left_out(tmp_path, capfd):
+    (tmp_path / "d").mkdir()
+    whole = {f"{i}.jpg": jpeg(i, 200, 200) for i in range(4)} | {"p.png": encoded(pixels(7, 90, 90), "PNG")}
+    cut, flipped = bytearray(jpeg(8, 200, 200)), bytearray(encoded(pixels(9, 90, 90), "PNG"))
+    flipped[len(flipped) // 2] ^= 255
+    bad = {
+        "cut.jpg": bytes(cut[: len(cut) // 2]),
+        "flipped.png": bytes(flipped),
+        "text.jpg": b"no image",
+        "none.png": b"",
+    }
+    for name, data in {**whole, **bad}.items():
+        (tmp_path / "d" / name).write_bytes(data)
+    words = ("shard", f"source={tmp_path / 'd'}", "processes=2", "per_shard=3")
+    plain = seer(capfd, *words, f"output={tmp_path / 'a'}")
+    assert plain.status == 0 and plain.result["pictures"] == 9 and plain.result["decoded"] is False
+    assert says(plain.words, "check=true")
+    ended = seer(capfd, *words, f"output={tmp_path / 'b'}", "check=true")
+    assert ended.status == 0 and ended.result["decoded"] is True and "check=true" not in ended.words, ended.words
+    assert (ended.result["pictures"], ended.result["skipped"]) == (5, 4)
+    lost = [json.loads(line) for line in (tmp_path / "b" / "skipped.jsonl").read_text().splitlines()]
+    kinds = {line["member"].rpartition("/")[2]: line["kind"] for line in lost}
+    assert kinds == {
+        "cut.jpg": "truncated",
+        "flipped.png": kinds["flipped.png"],
+        "text.jpg": "format",
+        "none.png": "empty",
+    }
+    stored = {
+        image_of(one)
+        for n, s in enumerate(open_shards(tmp_path / "b"))
+        for one in (s.read(n, r) for r in range(len(s)))
+    }
+    assert stored == set(whole.values())  # byte for byte
+    again = seer(capfd, *words, f"output={tmp_path / 'a'}", "check=true")  # another request
+    assert again.status == 78
+    assert seer(capfd, *words, f"output={tmp_path / 'a'}").result["pictures"] == 9
+    indexed = seer(
+        capfd, "shard", f"source={tmp_path / 'a'}", f"output={tmp_path / 'i'}", "index_only=true", "check=true"
+    )
+    assert indexed.status == 78 and says(indexed.result["error"], "check")
+
+
+def test_a_check_leaves_a_large_jpeg_in_as_training_does(tmp_path, capfd):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "large.jpg").write_bytes(large())
+    (tmp_path / "d" / "large.png").write_bytes(encoded(pixels(1, 640, 960), "PNG"))
+    (tmp_path / "d" / "small.jpg").write_bytes(jpeg(1))
+    words = ("shard", f"source={tmp_path / 'd'}", f"output={tmp_path / 'o'}", "processes=1", "max_pixels=500000")
+    ended = seer(capfd, *words, "check=true")
+    assert (ended.result["pictures"], ended.result["skipped"]) == (2, 1), ended.words
 
 
 def test_shards_of_no_image_at_all_are_bad_data(tmp_path, capfd):

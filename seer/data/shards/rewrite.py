@@ -3,7 +3,7 @@
 Piece n of the output is a function of the request alone: its images are looked up in a keyed permutation of the whole,
 so no list of millions is ever made, each process does its own pieces, and a run that was killed goes on to the same
 bytes. An image that cannot be read is left out, named in OUTPUT/skipped.jsonl and counted, and so is one that cannot be
-decoded where max_side or quality has it decoded: otherwise its bytes are copied, whatever they are. So is a loose
+decoded where max_side, quality or check has it decoded: otherwise its bytes are copied, whatever they are. So is a loose
 file that cannot be read while its folder can be listed, since taking it away would make another request. A shard of
 which no image is left is not written. Beside each shard lie the names that its images had (`original_names`).
 """
@@ -26,7 +26,7 @@ from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.log import log
 from seer.core.records import Skipped
 from seer.data.coco import Boxes
-from seer.data.decode import Undecodable
+from seer.data.decode import Undecodable, decode
 from seer.data.ledger import LEAST_SEEN, parse_fraction, shown
 from seer.data.order import permute
 from seer.data.pixels import USUAL, Pixels
@@ -60,7 +60,7 @@ class Part:
     """Holds rows first to first + total of the (shuffled) images of some shards, and how they are to be stored.
 
     max_side: longest side in pixels; larger images are made smaller, once, and what is told in their pixels. quality: of JPEG,
-    to which all images are then turned. pixels: what of an image is decoded. classes: names of those that images get as their
+    to which all images are then turned. check: decode what is copied as it is, too. pixels: what of an image is decoded. classes: names of those that images get as their
     `cls` member: the one of which labels[shard][row] is the number, none where that is negative; without labels, the folder
     that directly holds the image. boxes: what lies on each image; those of which it knows get a `boxes.json` member.
     """
@@ -76,6 +76,7 @@ class Part:
     boxes: Boxes | None = None
     max_side: int | None = None
     quality: int | None = None
+    check: bool = False
     pixels: Pixels = USUAL
     ends: np.ndarray = field(init=False, repr=False)  # int64 [shards], row behind each shard
     names: tuple[str, ...] | None = field(init=False, repr=False)  # of the classes in `cls`, for the manifest
@@ -97,6 +98,8 @@ class Part:
             words.append(self.names)
         if self.labels is not None:
             words.append(hashlib.sha256(b"".join(of.astype("<i4").tobytes() for of in self.labels)).hexdigest())
+        if self.check and self.max_side is None and self.quality is None:
+            words.append("check")  # those of earlier versions stay what they were
         if self.pixels != USUAL:
             words.append(asdict(self.pixels))
         if self.boxes is not None:
@@ -121,7 +124,7 @@ class Part:
     @property
     def decodes(self) -> bool:
         """Returns whether images are decoded, so that those that cannot be are left out."""
-        return self.max_side is not None or self.quality is not None
+        return self.max_side is not None or self.quality is not None or self.check
 
     @functools.cached_property
     def _origins(self) -> Origins:
@@ -158,9 +161,13 @@ class Part:
                 extension = image_ending(sample.fields)  # an older index may have another image in a row, as a member
                 fields = {e: data for e, data in sample.fields.items() if e == extension or e not in IMAGE_ENDINGS}
                 fields |= self._boxes_of(shard, name)
-                if self.decodes:
+                if self.max_side is not None or self.quality is not None:
                     where = f"{shown(name)} in {self.shards[shard].path}"
                     fields = stored(fields, self.max_side, self.quality, where, self.pixels)
+                elif self.check:
+                    decode(
+                        fields[extension], None, self.pixels, shorter=1
+                    )  # a JPEG that is too large at a reduced scale
                 origin = self._origins.of(shard, row)
             except (TarError, Undecodable) as error:
                 name = file_name(self.shards[shard], row) or name
