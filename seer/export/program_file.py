@@ -11,8 +11,12 @@ FILE.json, version 1:
     {"format": "seer-program", "version": 1, "target", "file", "bytes", "sha256",
      "input": {"name", "dtype", "shape": ["batch", C, S, S], "values": "0 to 255" | "0 to 1" | "normalized", "colors"},
      "preprocessing": {"inside", "mean", "std", "resize": {"shorter_side", "interpolation"}, "crop", "ground"},
-     "outputs": [{"name", "shape": ["batch", D], "dtype"}], "labels": null: features have none,
-     "batch": {"least", "most"}, "architecture", "cost", "parity": {batch: number}, "tolerance", "versions", "provenance"}
+     "outputs": [{"name", "shape": ["batch", …], "dtype", "parity" | "agreement"; of a head "head", "kind", "part", "values"}] in the
+         order in which the program gives them,
+     "labels": {head: class names} or null, "thresholds": {head of tags: a probability a class} or null, "boxes" of detectors: the
+         rule by which cells become boxes,
+     "batch": {"least", "most"}, "architecture", "cost", "parity": {batch: number}, the largest of all outputs, or null where
+         "agreement" is told instead, "tolerance", "precision", "versions", "provenance"}
 """
 
 from __future__ import annotations
@@ -29,14 +33,27 @@ from typing import Any
 import torch
 
 from seer.core.errors import RequestError
-from seer.export.program import INPUT, MOST_BATCH, OUTPUT, Program, shorter_side
-from seer.models import cost
+from seer.export.program import INPUT, MOST_BATCH, Output, Program, shorter_side
 from seer.models.bundle import PROVENANCE
 from seer.models.zoo import name_of
 
 FORMAT = "seer-program"
+BOXES = {
+    "least": 0.05,
+    "overlap": 0.6,
+    "most": 100,
+    "candidates": 1000,
+}  # the defaults of `models.heads.detect.boxes_of`
 VERSION = 1
 _VALUES = {"normalized": "normalized", "uint8": "0 to 255", "float": "0 to 1"}
+_MEANING = {  # of an output, by the kind of its head and its part
+    ("classify", None): "logits: their softmax is a probability a class",
+    ("tags", None): "logits: a class is there where the sigmoid reaches its threshold",
+    ("regress", None): "numbers",
+    ("map", None): "logits of each pixel: the class is the largest over axis 1",
+    ("detect", "scores"): "logits of each cell: the sigmoid is a probability a class",
+    ("detect", "edges"): "left, top, right, bottom of each cell's box, in pixels of the input",
+}
 
 
 def place(output: Path, name: str) -> Path:
@@ -62,16 +79,19 @@ def write(
     *,
     target: str,
     make: Callable[[Path], None],
-    check: Callable[[Path], dict[str, float]],
-    tolerance: float,
+    check: Callable[[Path], Mapping[str, Mapping[str, float]]],
+    tolerance: float | None,
     versions: Mapping[str, str],
+    told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the file and its description, which appear only once `check` has read the file back.
 
     Args:
         file: a file there is replaced.
         make: writes the program to a path.
-        check: reads it from there in the library it is for -> {batch: difference}; it raises where that is too large.
+        check: reads it from there in the library it is for -> {output: {batch: difference}}; it raises where one is too large. Where
+            `tolerance` is None, as of int8, it gives {output: {figure: value}} instead, that it agrees by.
+        told: more entries of the description.
 
     Returns the description.
     """
@@ -81,8 +101,9 @@ def write(
     try:
         made = unchecked / file.name
         make(made)
-        described = _describe(made, program, card, target) | {"parity": check(made), "tolerance": tolerance}
+        described = _describe(made, program, card, target) | _found(program, check(made), tolerance)
         described |= {
+            **(told or {}),
             "versions": {"torch": torch.__version__, **versions},
             "provenance": {key: card.get(key) for key in PROVENANCE},
         }
@@ -138,7 +159,7 @@ def sha256(file: Path) -> str:
 
 
 def _describe(made: Path, program: Program, card: Mapping[str, Any], target: str) -> dict[str, Any]:
-    architecture, side = program.backbone.architecture, program.side
+    architecture, side, cards = program.backbone.architecture, program.side, program.cards
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -160,9 +181,31 @@ def _describe(made: Path, program: Program, card: Mapping[str, Any], target: str
             "crop": {"center": side},
             "ground": card.get("ground") or 0,
         },
-        "outputs": [{"name": OUTPUT, "shape": ["batch", program.backbone.feature_dim], "dtype": "float32"}],
-        "labels": None,
+        "outputs": [_output(one, program) for one in program.outputs],
+        "labels": {name: list(card.classes) for name, card in cards.items() if card.classes} or None,
+        "thresholds": {name: list(card.thresholds) for name, card in cards.items() if card.thresholds} or None,
+        **({"boxes": BOXES} if any(card.kind == "detect" for card in cards.values()) else {}),
         "batch": {"least": 1, "most": MOST_BATCH},
         "architecture": {"name": name_of(architecture), **architecture},
-        "cost": cost.of(architecture, side),
+        "cost": program.cost,
+        "precision": "fp32",
     }
+
+
+def _output(one: Output, program: Program) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": one.name, "shape": ["batch", *one.shape], "dtype": "float32"}
+    if one.head is None:
+        return row
+    kind = program.cards[one.head].kind
+    return {**row, "head": one.head, "kind": kind, "part": one.part, "values": _MEANING[kind, one.part]}
+
+
+def _found(program: Program, found: Mapping[str, Mapping[str, float]], tolerance: float | None) -> dict[str, Any]:
+    """Returns what a description says of the comparison, of each output and of all."""
+    key, rows = "agreement" if tolerance is None else "parity", []
+    for one in program.outputs:
+        figures = dict(found[one.name])
+        rows.append({**_output(one, program), key: figures if tolerance is None else max(figures.values())})
+    batches = next(iter(found.values()))
+    parity = None if tolerance is None else {name: max(one[name] for one in found.values()) for name in batches}
+    return {"outputs": rows, "parity": parity, "tolerance": tolerance}

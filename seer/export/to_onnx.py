@@ -6,14 +6,14 @@ Surprising:
 - An ONNX file ends at 2 GB, since it is one protobuf message. Larger networks are refused: `to=torch_export` takes them.
 - onnx, onnxruntime and onnxscript (what torch writes ONNX with) are the extra `[onnx]`, imported here when asked for.
 
-Legend: N images, D features.
+Legend: N images, C channels, S side.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from torch import Tensor
 from seer.core.errors import RequestError
 from seer.export import parity, program_file
 from seer.export.optional import needs
-from seer.export.program import INPUT, OUTPUT, Given, Program, compared, traced
+from seer.export.program import INPUT, Given, Program, compared, traced, worst
 from seer.models import cost
 from seer.models.families.family import Network
+from seer.models.head_files import StoredHead
 
 FILE = "model.onnx"
 TOLERANCE = 3e-5
@@ -35,19 +36,26 @@ MODULES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def export(
-    backbone: Network, card: Mapping[str, Any], output: Path, pixels: Tensor, given: Given = "normalized"
+    backbone: Network,
+    card: Mapping[str, Any],
+    output: Path,
+    pixels: Tensor,
+    given: Given = "normalized",
+    *,
+    heads: Mapping[str, StoredHead] | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Writes `output` (an `.onnx` file, else a folder that gets `model.onnx`) and its description, checked in onnxruntime.
 
     Args:
         backbone: any device; read, not changed.
         card: see `seer.models.bundle.write_bundle`.
-        pixels: uint8 [N, C, S, S], for the comparison of features at batches of 1, 3 and 8.
-        given: what the program is fed with, see `Program`.
+        pixels: uint8 [N, C, S, S], for the comparison at batches of 1, 3 and 8.
+        given, heads, names: what the program is fed with and gives, see `Program`.
 
-    Returns `file`, `described` (its JSON), `opset`, `parity`, `tolerance`, `pictures`. Raises RequestError without the libraries or
-    for a network of 2 GB or more, ValueError where features differ from those in
-    float64 by more than 3e-5 of the largest.
+    Returns `file`, `described` (its JSON), `outputs`, `opset`, `parity`, `tolerance`, `pictures`. Raises RequestError without the
+    libraries or for a network of 2 GB or more, ValueError where an output differs from that in float64 by more than 3e-5 of its
+    largest value.
     """
     file = program_file.place(Path(output), FILE)
     size = cost.of(backbone.architecture, card.get("input_size") or 224)["weight_bytes"]
@@ -60,14 +68,14 @@ def export(
     import onnxruntime
     import onnxscript
 
-    program = Program(backbone, card, given)
+    program = Program(backbone, card, given, heads, names)
     opset: list[int] = []
 
-    def check(made: Path) -> dict[str, float]:
+    def check(made: Path) -> dict[str, dict[str, float]]:
         onnx.checker.check_model(str(made))
         opset.append(next(row.version for row in onnx.load(str(made)).opset_import if not row.domain))
-        found = compared(_runner(made), program, pixels, exact=True)
-        parity.require(max(found.values()), tolerance=TOLERANCE, what="the ONNX file in onnxruntime")
+        found = compared(_runner(made, program), program, pixels, exact=True)
+        parity.require(worst(found), tolerance=TOLERANCE, what="the ONNX file in onnxruntime")
         return found
 
     described = program_file.write(
@@ -83,6 +91,7 @@ def export(
     return {
         "file": str(file),
         "described": str(program_file.beside(file)),
+        "outputs": [one.name for one in program.outputs],
         "opset": opset[0],
         "parity": max(described["parity"].values()),
         "tolerance": TOLERANCE,
@@ -107,16 +116,26 @@ def _session(file: Path) -> Any:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def _runner(file: Path) -> Any:
-    loaded = _session(file)
-    return lambda images: torch.from_numpy(loaded.run([OUTPUT], {INPUT: images.contiguous().numpy()})[0])
+def _runner(file: Path, program: Program) -> Any:
+    loaded, names = _session(file), [one.name for one in program.outputs]
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        found = loaded.run(names, {INPUT: images.contiguous().numpy()})
+        return {name: torch.from_numpy(one) for name, one in zip(names, found, strict=True)}
+
+    return run
 
 
 def _write(program: Program, file: Path) -> None:
     """Translates the program and writes it in one file."""
     with _quiet():
         translated = torch.onnx.export(
-            traced(program), (), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
+            traced(program),
+            (),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[one.name for one in program.outputs],
         )
         assert translated is not None  # it is with dynamo=True
         translated.save(str(file), external_data=False)

@@ -1,12 +1,12 @@
 """Exports a `.pt2`, the program that `torch.export.load` reads: torch alone runs it, without this package.
 
 Surprising: the batch is free from 1 to 1024, the side of the image is not. `torch.export.load(file).module()(images)` gives
-{"features": [N, D]}. Legend: N images, D features.
+{name of an output: [N, …]}. Legend: N images, C channels, S side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,42 @@ import torch
 from torch import Tensor
 
 from seer.export import parity, program_file
-from seer.export.program import OUTPUT, Given, Program, compared, traced
+from seer.export.program import Given, Program, compared, traced, worst
 from seer.models.families.family import Network
+from seer.models.head_files import StoredHead
 
 FILE = "model.pt2"
 TOLERANCE = 1e-6
 
 
 def export(
-    backbone: Network, card: Mapping[str, Any], output: Path, pixels: Tensor, given: Given = "normalized"
+    backbone: Network,
+    card: Mapping[str, Any],
+    output: Path,
+    pixels: Tensor,
+    given: Given = "normalized",
+    *,
+    heads: Mapping[str, StoredHead] | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Writes `output` (a `.pt2` file, else a folder that gets `model.pt2`) and its description, checked by `torch.export.load`.
 
     Args:
         backbone: any device; read, not changed.
         card: see `seer.models.bundle.write_bundle`.
-        pixels: uint8 [N, C, S, S], for the comparison of features.
-        given: what the program is fed with, see `Program`.
+        pixels: uint8 [N, C, S, S], for the comparison.
+        given, heads, names: what the program is fed with and gives, see `Program`.
 
-    Returns `file`, `described` (its JSON), `parity`, `tolerance`, `pictures`. Raises ValueError where features differ by more than
-    1e-6 of the largest.
+    Returns `file`, `described` (its JSON), `outputs`, `parity`, `tolerance`, `pictures`. Raises ValueError where an output differs by
+    more than 1e-6 of its largest value.
     """
     file = program_file.place(Path(output), FILE)
-    program = Program(backbone, card, given)
+    program = Program(backbone, card, given, heads, names)
     exported = traced(program)
 
-    def check(made: Path) -> dict[str, float]:
-        loaded = torch.export.load(made).module()
-        found = compared(lambda images: loaded(images)[OUTPUT], program, pixels)
-        parity.require(max(found.values()), tolerance=TOLERANCE, what="the program that torch.export.load reads")
+    def check(made: Path) -> dict[str, dict[str, float]]:
+        found = compared(torch.export.load(made).module(), program, pixels)
+        parity.require(worst(found), tolerance=TOLERANCE, what="the program that torch.export.load reads")
         return found
 
     described = program_file.write(
@@ -58,6 +65,7 @@ def export(
     return {
         "file": str(file),
         "described": str(program_file.beside(file)),
+        "outputs": [one.name for one in program.outputs],
         "parity": max(described["parity"].values()),
         "tolerance": TOLERANCE,
         "pictures": len(pixels),
@@ -66,7 +74,7 @@ def export(
 
 
 def load(file: str | Path) -> Any:
-    """Returns the program of a file that `export` wrote, a module images -> {"features": [N, D]}. Raises as
+    """Returns the program of a file that `export` wrote, a module images -> {name of an output: [N, …]}. Raises as
     `program_file.read` does, before torch sees a byte."""
     program_file.read(file)
     return torch.export.load(Path(file)).module()

@@ -39,7 +39,7 @@ class MultiHead(nn.Module):
         x = as_weights_lie(x, self.backbone, self.channels_last)
         maps: dict[str, torch.Tensor] = self.backbone.forward_stages(x)  # type: ignore[operator]
         features = list(maps.values())[-1].mean((2, 3))  # what the backbone returns, in every network of the zoo
-        return answers(self, features, maps, (x.shape[2], x.shape[3]))
+        return answers(self.heads(), features, maps, (x.shape[2], x.shape[3]))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [B, C] of images [B, 3, S, S]."""
@@ -47,18 +47,21 @@ class MultiHead(nn.Module):
 
     def answer(self, features: torch.Tensor) -> dict[str, Any]:
         """Returns what heads that read features [B, C] alone say of them."""
-        return answers(self, features, {}, (0, 0))
+        return answers(self.heads(), features, {}, (0, 0))
+
+    def heads(self) -> dict[str, Head]:
+        """Returns the heads by name."""
+        return {name: getattr(self, name) for name in self.names}
 
 
 def answers(
-    model: MultiHead, features: torch.Tensor, maps: dict[str, torch.Tensor], side: tuple[int, int]
+    heads: Mapping[str, Head], features: torch.Tensor, maps: dict[str, torch.Tensor], side: tuple[int, int]
 ) -> dict[str, Any]:
     """Returns what each head says of features [B, C] and maps {stage: [B, c, h, w]} of images of `side`."""
-    found: dict[str, Any] = {}
-    for name in model.names:
-        head = getattr(model, name)
-        found[name] = head.read(features, maps) if isinstance(head, LinearHead) else head.read(features, maps, side)
-    return found
+    return {
+        name: head.read(features, maps) if isinstance(head, LinearHead) else head.read(features, maps, side)
+        for name, head in heads.items()
+    }
 
 
 @torch.no_grad()
