@@ -121,7 +121,7 @@ def chosen(verb: str, words: Sequence[str]) -> dict[str, str]:
     asked, found = _sorted(verb, words), {}
     own = asked.own.composed() if asked.own else {}
     recipe = next((w.partition("=")[2] for w in asked.choices if w.startswith("recipe=")), "none")
-    said = [yaml.safe_load((folder() / f"{_composes(verb)}.yaml").read_text(encoding="utf-8")), own]
+    said = [*_defaults(verb), own]
     if not own and "recipe" in groups_of(verb):
         said.append(yaml.safe_load((folder() / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8")))
     for entry in (one for node in said for one in node.get("defaults", ()) if isinstance(one, dict)):
@@ -137,12 +137,14 @@ def chosen(verb: str, words: Sequence[str]) -> dict[str, str]:
 @cache
 def groups_of(verb: str) -> list[str]:
     """Returns the groups that a verb has choices of."""
-    defaults = yaml.safe_load((folder() / f"{_composes(verb)}.yaml").read_text(encoding="utf-8")).get("defaults", ())
-    return sorted(group for entry in defaults if isinstance(entry, dict) for group in entry)
+    said = [entry for node in _defaults(verb) for entry in node.get("defaults", ())]
+    return sorted(group for entry in said if isinstance(entry, dict) for group in entry)
 
 
-def _composes(verb: str) -> str:
-    return "pretrain" if verb == "plan" else verb
+def _defaults(verb: str) -> list[dict[str, Any]]:
+    """Returns the YAML files that a verb begins with; `plan` with those of `pretrain` and its own."""
+    files = ["pretrain", "plan"] if verb == "plan" else [verb]
+    return [yaml.safe_load((folder() / f"{one}.yaml").read_text(encoding="utf-8")) for one in files]
 
 
 def _sorted(verb: str, words: Sequence[str]) -> Words:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from seer.core import schema
+from seer.core.budget import Budget
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data import synthetic as sample
@@ -20,7 +22,7 @@ from seer.data.decode import decode
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import image_of
 from seer.evals.features import center
-from seer.export import to_huggingface, to_onnx, to_safetensors, to_timm, to_torch_export, to_torchvision
+from seer.export import gate, to_huggingface, to_onnx, to_safetensors, to_timm, to_torch_export, to_torchvision
 from seer.export.optional import NotInstalledError
 from seer.export.program import Given
 from seer.models.families.family import Network
@@ -38,7 +40,7 @@ PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
     "torch_export": to_torch_export.export,
     "onnx": to_onnx.export,
 }
-_SHOWN = ("file", "bundle", "described", "timm", "opset", "parity", "tolerance", "block_params", "resnet")
+_SHOWN = ("file", "bundle", "described", "timm", "opset", "parity", "tolerance", "block_params", "resnet", "budget")
 
 
 class TargetsFailedError(RuntimeError):
@@ -62,10 +64,15 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     pixels = _pixels(settings["source"], settings["pictures"], backbone, card)
     normalized = normalize(pixels.float().div_(255), card["mean"], card["std"])
 
+    budget = schema.read(Budget, settings["budget"], "budget.")
+
     def write(target: str, place: Path) -> dict[str, Any]:
-        if target in PROGRAMS:
-            return PROGRAMS[target](backbone, card, place, pixels, given)
-        return TARGETS[target](backbone, card, place, normalized)
+        def export(made: Path) -> dict[str, Any]:
+            if target in PROGRAMS:
+                return PROGRAMS[target](backbone, card, made, pixels, given)
+            return TARGETS[target](backbone, card, made, normalized)
+
+        return gate.write_within(budget, place, export, backbone.architecture, card["input_size"])
 
     if to == "all":
         return _all(write, Path(settings["output"]), len(pixels), weights.origin)

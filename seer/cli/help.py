@@ -53,9 +53,10 @@ ESSENTIAL = {
         "parallel.remat",
         "precision",
         "parallel.device",
+        "budget",
     ),
     "evaluate": ("weights", "eval", "data.train", "data.test", "data.labels", "output", "device"),
-    "export": ("weights", "to", "output", "preprocessing", "licence"),
+    "export": ("weights", "to", "output", "preprocessing", "budget", "licence"),
     "shard": ("source", "output", "labels", "holdout", "max_side", "per_shard"),
 }
 USAGE = {
@@ -75,6 +76,7 @@ OF_A_GROUP = {
     "eval": "what is measured",
     "parallel": "where it runs",
     "log": "where numbers go",
+    "budget": "what a program may cost at most",
 }
 TARGET = "what is called; chosen by the group's choice"
 INDENT = 30

@@ -3,6 +3,7 @@
 from dataclasses import MISSING, dataclass
 from typing import Any
 
+from seer.core.budget import Budget
 from seer.core.schema import Duration, Level, Node, Number, Part, Path, Paths, Share, Switch, Whole, Word, setting
 from seer.data.pixels import MOST_PIXELS
 from seer.run.config import RunConfig
@@ -21,6 +22,7 @@ class Plan(Pretrain):
 
     gpus: Whole = setting(8, "how many share the batch")
     gpu_memory: Number = setting(80.0, "GB of each")
+    budget: Budget = setting(Budget(), "what a program of the backbone may cost; compared with what is predicted")
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Export:
     )
     source: Paths | None = setting(None, "images for the parity check; null = built-in ones")
     pictures: Whole = setting(8, "how many of them", least=1)
+    budget: Budget = setting(Budget(), "what the export may cost at most; above it nothing is written (exit 78)")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from seer.models import families
-from seer.models.bundle import BUNDLE_WEIGHTS, DESCRIPTION
+from seer.models import cost, families
+from seer.models.bundle import BUNDLE_WEIGHTS, DESCRIPTION, architecture_in
 
 FILE = "README.md"
 
@@ -34,6 +34,7 @@ def model_card(described: Mapping[str, Any], *, library: str = "seer", use: str 
         "features": f"{described['feature_dim']} numbers an image, the last stage averaged over its positions",
         "input": f"{_channels(shape)}, {described['input_size']} x {described['input_size']}, values in [0, 1] less mean "
         f"{_list(colors['mean'])}, over std {_list(colors['std'])}",
+        "cost": _cost(architecture_in(described, what="the description"), described["input_size"]),
         "data": _data(origin),
         "commit of the training code": origin.get("commit") or "unknown",
         "licence of imported weights": licence or "nothing imported is recorded",
@@ -77,6 +78,15 @@ backbone = load_backbone("this folder")  # [B, 3, H, W] -> [B, {described["featu
 `{BUNDLE_WEIGHTS}` holds the weights, `{DESCRIPTION}` this description. `seer export weights="this folder" to=torchvision` (or timm)
 writes it for other libraries and compares the features there.
 """
+
+
+def _cost(architecture: Mapping[str, Any], side: int) -> str:
+    found = cost.of(architecture, side)
+    return (
+        f"{found['parameters']:,} parameters, {found['macs'] / 1e6:,.1f} M multiply-adds an image; predicted: a program of "
+        f"{found['fp32_file_bytes'] / 1e6:.2f} MB, in int8 {found['int8_file_bytes'] / 1e6:.2f} MB, and "
+        f"{found['live_bytes'] / 1e6:.1f} MB of activations at once"
+    )
 
 
 def _data(origin: Mapping[str, Any]) -> str:

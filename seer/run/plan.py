@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from seer.core import budget as limits
+from seer.core.budget import Budget
 from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.log import log
@@ -25,6 +27,7 @@ from seer.data import augment
 from seer.data.loading.batch_buffer import BatchLayout
 from seer.data.loading.loader import HELD
 from seer.engine.precision import DTYPES, default_dtype
+from seer.export import gate
 from seer.models import cost
 from seer.parallel.allocator import LIBRARIES, wasted
 from seer.parallel.blocks import towers
@@ -36,11 +39,12 @@ from seer.run.resume import moments
 from seer.run.schedule import Durations
 
 HEADROOM = 0.1  # of the memory, for libraries and allocators
+UNLIMITED = Budget()
 IMAGES = 10**9  # durations are given meaning by these; they change no byte
 
 
-def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
-    """Returns the sum and its parts, in GB of each GPU. Raises RequestError."""
+def plan(config: RunConfig, gpus: int, gpu_memory: float, budget: Budget = UNLIMITED) -> dict[str, Any]:
+    """Returns the sum and its parts, in GB of each GPU, and what the backbone costs in use. Raises RequestError."""
     batch, options = config.batch, config.parallel
     if gpus < 1:
         raise RequestError(f"gpus={gpus}: at least one")
@@ -84,7 +88,7 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
         held["allocator"] = wasted(round(step), policy, at_once=at_once)
     total = _print_parts(held, gpu_memory)
     _print_units(units, dtype, sharded, policy)
-    used = _use(task, max(side for _, _, side, _ in shapes))
+    used = _use(task, max(side for _, _, side, _ in shapes), budget)
     parts = {name: round(size / 1e9, 2) for name, size in held.items()}
     fits = total <= gpu_memory * (1 - HEADROOM)
     return {
@@ -95,9 +99,9 @@ def plan(config: RunConfig, gpus: int, gpu_memory: float) -> dict[str, Any]:
     }
 
 
-def _use(task: Task, side: int) -> dict[str, int] | None:
-    """Tells and returns what the backbone will cost whoever uses it, on one image of `side` pixels; None of a stranger's
-    network, which tells no architecture."""
+def _use(task: Task, side: int, budget: Budget) -> dict[str, Any] | None:
+    """Tells and returns what the backbone will cost whoever uses it, on one image of `side` pixels, and how that keeps a budget as a
+    float program and in int8; None of a stranger's network, which tells no architecture."""
     architecture = getattr(task.modules().get("backbone"), "architecture", None)
     if not isinstance(architecture, Mapping):
         return None
@@ -106,7 +110,23 @@ def _use(task: Task, side: int) -> dict[str, int] | None:
         f"  the backbone in use: {found['parameters'] / 1e6:.2f} M parameters, {found['weight_bytes'] / 1e6:.1f} MB in float32, "
         f"{found['macs'] / 1e9:.3f} G multiply-adds an image of {side} pixels"
     )
-    return {"side": side, **found}
+    log.info(
+        f"  as a program (predicted): a file of {found['fp32_file_bytes'] / 1e6:.2f} MB, in int8 {found['int8_file_bytes'] / 1e6:.2f} MB; "
+        f"{found['live_bytes'] / 1e6:.1f} MB of activations live at once in float32"
+    )
+    kept: dict[str, Any] = {}
+    for form in gate.FORMS:
+        rows = limits.check(budget, gate.predicted(found, form))
+        for row in rows:
+            log.info(f"  budget, {form}: {limits.line(row)}")
+        kept |= {form: limits.plain(budget, rows)} if rows else {}
+    if any(one["pass"] is False for one in kept.values()):
+        nearest = gate.fitting(budget, architecture, side, "float32")
+        log.info(
+            f"  predicted to fit: {', '.join(f'{one.name} in {one.form}' for one in nearest) or 'no smaller row of the zoo'}"
+        )
+        kept["nearest"] = [vars(one) for one in nearest]
+    return {"side": side, **found, **({"budget": kept} if kept else {})}
 
 
 def _task(config: RunConfig) -> Task:

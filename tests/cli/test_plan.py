@@ -95,3 +95,17 @@ def test_adamw_takes_scratch_of_all_tensors_at_once_on_a_gpu(capfd):
     lars, adamw = (seer(capfd, *words, f"optim={name}").result for name in ("lars", "adamw"))
     assert adamw["step"] == pytest.approx(8 * adamw["parameters"] / 1e9, abs=0.01)
     assert lars["step"] < 0.8 * adamw["step"]
+
+
+@pytest.mark.slow
+def test_a_budget_is_compared_with_what_is_predicted_of_both_forms(capfd):
+    ended = seer(capfd, "plan", "model=regnety_800mf", "augment=small", "budget=phone_5mb")
+    assert ended.status == 0
+    found = ended.result["backbone"]["budget"]
+    assert found["float32"]["pass"] is found["int8"]["pass"] is False
+    assert [(one["name"], one["form"]) for one in found["nearest"]] == [("regnety_400mf", "int8")]
+    ended = seer(capfd, "plan", "model=regnety_400mf", "augment=small", "budget.file_mb=5")
+    found = ended.result["backbone"]["budget"]
+    assert found["float32"]["pass"] is False and found["int8"]["pass"] is True
+    assert (found["nearest"][0]["name"], found["nearest"][0]["form"]) == ("this network", "int8")
+    assert "budget" not in seer(capfd, "plan", "model=regnety_400mf", "augment=small").result["backbone"]

@@ -41,3 +41,21 @@ def test_multiplications_are_those_that_hooks_count(changes):
     with torch.no_grad():
         network.eval()(torch.empty(1, network.in_channels, 96, 96, device="meta"))
     assert cost.of(network.architecture, 96)["macs"] == sum(counted)
+
+
+@pytest.mark.parametrize(
+    ("name", "float_mb", "int8_mb"), [("regnety_200mf", 11.19, 3.05), ("regnety_400mf", 15.63, 4.23)]
+)
+def test_predicted_files_are_those_that_executorch_wrote(name, float_mb, int8_mb):
+    found = cost.of(build(name, device="meta").architecture, 224)
+    assert found["fp32_file_bytes"] / 1e6 == pytest.approx(float_mb, rel=0.01)
+    assert found["int8_file_bytes"] / 1e6 == pytest.approx(int8_mb, rel=0.01)
+
+
+@pytest.mark.parametrize(("side", "channels"), [(224, 3), (96, 1)])
+def test_what_lives_at_once_in_the_first_block_is_the_sum_of_its_maps(side, channels):
+    """The first block of a 200MF is its widest place: the image, the stem, the shortcut, and the block's first two maps."""
+    half, quarter = side // 2, side // 4
+    maps = channels * side**2 + 32 * half**2 + 24 * quarter**2 + 24 * half**2 + 24 * quarter**2
+    network = build("regnety_200mf", device="meta", in_channels=channels)
+    assert cost.of(network.architecture, side)["live_bytes"] == 4 * maps
