@@ -11,7 +11,7 @@ from tests.program import ROOT
 
 FILES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))]
 FILES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "launch").iterdir())
-VERBS = "pretrain|adapt|shard|evaluate|export|plan"
+VERBS = "pretrain|adapt|shard|evaluate|export|measure|plan"
 
 
 def commands(path: Path) -> list[tuple[str, list[str]]]:
@@ -47,6 +47,7 @@ def test_a_command_that_is_shown_is_understood(file, verb, words):
         "shard": ("source", "output"),
         "evaluate": ("weights", "data.train", "data.test"),
         "export": ("weights", "to", "output"),
+        "measure": ("file",),
     }
     config.read(
         verb, [*words, *("to=all" if key == "to" else f"{key}=x" for key in needed.get(verb, ()) if key not in given)]

@@ -256,6 +256,18 @@ EXPORT: dict[str, Entry] = {
     **_each("- to=onnx writes ONNX of torch's own opset, which the result tells", "opset", "opset_version", "onnx"),
 }
 
+MEASURE: dict[str, Entry] = {
+    **_each("file={}", "model", "weights", "program", "onnx", "path", "input", "i", "checkpoint"),
+    **_each("against={}", "reference", "baseline", "compare", "other"),
+    **_each("data.test={}", "test", "data", "images", "dataset", "val", "data.source", "source", "data_dir"),
+    **_each("data.labels={}", "labels"),
+    **_each("data.most={}", "most", "limit", "num_images", "max_images"),
+    **_each("runs={}", "iterations", "iters", "n", "repeat", "num_runs", "repetitions"),
+    **_each("threads={}", "num_threads", "intra_op_num_threads", "t", "nthreads", "cpu_threads"),
+    **_each("output={}", "out", "output_dir", "out_dir", "o"),
+    **_each("- one image at a time is measured, as a device sees them", "batch", "batch_size", "bs", "b"),
+}
+
 SHARDS: dict[str, Entry] = {
     **_each(
         "source={}",
@@ -303,7 +315,8 @@ ADAPTING: dict[str, Entry] = {
 }
 
 TABLES: dict[str, dict[str, Entry]] = {
-    "pretrain": TRAINING, "adapt": ADAPTING, "plan": TRAINING, "evaluate": EVALUATION, "export": EXPORT, "shard": SHARDS
+    "pretrain": TRAINING, "adapt": ADAPTING, "plan": TRAINING, "evaluate": EVALUATION, "export": EXPORT, "measure": MEASURE,
+    "shard": SHARDS,
 }  # fmt: skip
 # what other programs put before a dot: trainer.max_epochs, optimizer.lr, cfg.data.batch_size
 PREFIXES = ("trainer", "model", "data", "optim", "optimizer", "optimiser", "scheduler", "cfg", "args", "hparams", "train", "run",
@@ -332,6 +345,7 @@ VERBS = {
         "seer evaluate eval=alignment|head|knn|linear|lowshot|rankme|uniformity weights=RUN data.train=… data.test=…",
     ),
     **dict.fromkeys(("convert", "save", "onnx", "to"), "seer export to=torchvision|timm|huggingface|safetensors|onnx weights=RUN output=…"),
+    **dict.fromkeys(("latency", "bench", "speed", "timeit"), "seer measure file=PROGRAM [against=PROGRAM] [data.test=LABELLED]"),
     **dict.fromkeys(("prepare", "pack", "index", "preprocess", "shards", "tar", "dataset"), "seer shard source=… output=…"),
     **dict.fromkeys(("memory", "estimate", "dry-run", "profile", "summary"), "seer plan recipe=… gpus=… gpu_memory=…"),
 }  # fmt: skip

@@ -57,6 +57,7 @@ ESSENTIAL = {
     ),
     "evaluate": ("weights", "eval", "data.train", "data.test", "data.labels", "output", "device"),
     "export": ("weights", "to", "output", "preprocessing", "budget", "licence"),
+    "measure": ("file", "against", "data.test", "budget", "threads", "output"),
     "shard": ("source", "output", "labels", "holdout", "max_side", "per_shard"),
 }
 USAGE = {
@@ -66,6 +67,7 @@ USAGE = {
     "evaluate": "seer evaluate eval=alignment|head|knn|linear|lowshot|rankme|uniformity weights=RUN data.train=IMAGES "
     "data.test=LABELLED",
     "export": "seer export weights=RUN to=torchvision|timm|huggingface|safetensors|torch_export|onnx|all output=PATH",
+    "measure": "seer measure file=FILE [against=FILE] [data.test=LABELLED] [budget=NAME]",
     "shard": "seer shard source=IMAGES output=SHARDS",
 }
 OF_A_GROUP = {

@@ -29,6 +29,7 @@ VERBS = {
     "evaluate": "what the features are worth: kNN, linear, low-shot, RankMe",
     "plan": "what a training step needs of each GPU, before a job is queued",
     "export": "a backbone that loads elsewhere, with a parity check",
+    "measure": "an exported program: milliseconds, memory, accuracy of the file itself",
 }
 STORAGE = {
     errno.ENOSPC,

@@ -128,6 +128,32 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """Names the labelled images by which a program is judged; how they are cut stands beside the program."""
+
+    test: Paths | None = setting(None, "labelled images; null = none, and nothing is said of accuracy")
+    labels: Paths = setting("auto", "where labels come from, as of `seer evaluate`")
+    most: Whole = setting(0, "use so many at the most; 0 = all", least=0)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Holds what `seer measure` is asked for."""
+
+    file: Path = setting(
+        MISSING, "a program that `seer export` wrote (.onnx, .pt2, .pte), its JSON beside it; or its folder"
+    )
+    against: Path | None = setting(
+        None, "another one, timed in turn with it; with data.test= the float one of which `drop` is"
+    )
+    data: Tested = setting(Tested(), "by which images the file is judged")
+    budget: Budget = setting(Budget(), "what is compared with what was measured; a limit that is broken is told")
+    threads: Whole = setting(1, "of the runtime", least=1)
+    runs: Whole = setting(50, "that are timed, of one image each", least=1)
+    output: Path | None = setting(None, "folder for result.json; null = none is written")
+
+
+@dataclass(frozen=True)
 class Shard:
     """Holds what `seer shard` is asked for."""
 
@@ -180,5 +206,6 @@ SCHEMAS: dict[str, type] = {
     "plan": Plan,
     "evaluate": Evaluate,
     "export": Export,
+    "measure": Measure,
     "shard": Shard,
 }

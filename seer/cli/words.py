@@ -24,6 +24,7 @@ PLACES = {
     "shard": ("source", "output"),
     "evaluate": ("weights", None),
     "export": ("weights", "output"),
+    "measure": ("file", "against"),
 }
 KEY = re.compile(r"[A-Za-z_][\w.@:/-]*=")
 

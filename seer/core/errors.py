@@ -21,8 +21,8 @@ class RequestError(ValueError):
 
 
 class BadDataError(RuntimeError):
-    """Says that more images are bad than the limit allows: exit 65. skipped: records of those that no batch has
-    told of."""
+    """Says that more images are bad than the limit allows, or that a file is not what it was written as: exit 65. skipped: records
+    of those that no batch has told of."""
 
     exit_status = 65
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from seer.core.errors import RequestError
+from seer.core.errors import BadDataError, RequestError
 from seer.export.program import INPUT, MOST_BATCH, Output, Program, shorter_side
 from seer.models.bundle import PROVENANCE
 from seer.models.zoo import name_of
@@ -122,8 +122,8 @@ def write(
 def read(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the description of a program's file, whose bytes are those that it was written with.
 
-    Raises FileNotFoundError without either file, and RequestError for a description that is none of ours and for a file that is
-    not the one described.
+    Raises FileNotFoundError without either file, RequestError for a description that is none of ours, and BadDataError for a file
+    that is not the one described.
     """
     file = Path(file)
     if not file.is_file():
@@ -141,11 +141,11 @@ def read(file: str | os.PathLike[str]) -> dict[str, Any]:
             f"{beside(file)} has version {described.get('version')!r}; this program reads {VERSION}: upgrade it"
         )
     if (size := file.stat().st_size) != described.get("bytes"):
-        raise RequestError(
+        raise BadDataError(
             f"{file} has {size:,} bytes, its description says {described.get('bytes'):,}: it is cut or another; copy both again"
         )
     if (found := sha256(file)) != described.get("sha256"):
-        raise RequestError(
+        raise BadDataError(
             f"{file} has the sha256 {found[:12]}…, its description says {str(described.get('sha256'))[:12]}…: its bytes are not "
             "those that were written; copy both again"
         )

@@ -16,6 +16,7 @@ NEEDS = {
     "shard": ["source=a", "output=b"],
     "evaluate": ["weights=w", "data.train=a", "data.test=b"],
     "export": ["weights=w", "to=all", "output=o"],
+    "measure": ["file=f"],
 }
 
 
