@@ -260,13 +260,26 @@ def _store(own: Recipe | None) -> Iterator[None]:
 
 def _compose(verb: str, words: Words, settings: bool = False) -> dict[str, Any]:
     """Composes a verb's config from the choices of words, and from what they set besides."""
-    GlobalHydra.instance().clear()
-    overrides = [*words.choices, *(f"++{w}" for w in words.settings if settings)]
+    set_too = words.settings if settings else []
     try:
-        with _store(words.own), initialize_config_dir(str(folder()), version_base="1.3"):
-            config = compose(verb, overrides=overrides)
+        if words.own is None and not set_too:  # 50 to 100 ms of Hydra, and tests ask for the same few again and again
+            return copy.deepcopy(_of_choices(str(folder()), verb, tuple(words.choices)))
+        return _by_hydra(str(folder()), verb, [*words.choices, *(f"++{word}" for word in set_too)], words.own)
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_explained(error, words.settings if settings else words.choices)) from error
+
+
+@cache
+def _of_choices(files: str, verb: str, choices: tuple[str, ...]) -> dict[str, Any]:
+    """Returns what packaged choices alone make, which is the same each time that one process asks."""
+    return _by_hydra(files, verb, choices, None)
+
+
+def _by_hydra(files: str, verb: str, overrides: Sequence[str], own: Recipe | None) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    try:
+        with _store(own), initialize_config_dir(files, version_base="1.3"):
+            config = compose(verb, overrides=list(overrides))
     finally:
         GlobalHydra.instance().clear()
     assert isinstance(config, DictConfig)
