@@ -22,6 +22,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -75,13 +76,14 @@ def read(verb: str, words: Sequence[str], *, whole: bool = True) -> Settings:
     whole: a key that has no value is refused; else it stays "???".
     """
     asked = _sorted(verb, words)
-    base = _whole(verb, _compose(verb, asked))
+    composed = _compose(verb, asked.choices, asked.own)
+    base = _whole(verb, composed)
     known, groups = _known(base), groups_of(verb)
     for word in asked.settings:
         if word.partition("=")[0] not in known:
             raise RequestError(foreign.answer(verb, asked.formed, known, groups) or _unknown(word, [*known, *groups]))
     # every key is known by now, also where no YAML names it
-    full = _whole(verb, _compose(verb, asked, settings=True)) if asked.settings else copy.deepcopy(base)
+    full = _whole(verb, _with(composed, asked.settings)) if asked.settings else copy.deepcopy(base)
     if asked.own is not None:
         _check_own(verb, asked, full)
     typed = [w.split("=", 1)[0] for w in asked.settings]
@@ -190,7 +192,7 @@ def _check_own(verb: str, asked: Words, full: dict[str, Any]) -> None:
     """Raises RequestError for a key of a file that is none of the verb's, or whose value is of another kind."""
     assert asked.own is not None
     own = asked.own
-    bare = _whole(verb, _compose(verb, Words(asked.choices, [], own.bare())))
+    bare = _whole(verb, _compose(verb, asked.choices, own.bare()))
     known = _known(bare)
     given = {w.partition("=")[0] for w in asked.settings}
     replaced = {w.partition("=")[0] for w in asked.choices}
@@ -258,30 +260,45 @@ def _store(own: Recipe | None) -> Iterator[None]:
             del store.repo[group][f"{name}.yaml"]
 
 
-def _compose(verb: str, words: Words, settings: bool = False) -> dict[str, Any]:
-    """Composes a verb's config from the choices of words, and from what they set besides."""
-    set_too = words.settings if settings else []
+def _compose(verb: str, choices: Sequence[str], own: Recipe | None) -> dict[str, Any]:
+    """Returns what the choices of a verb make, without what words set besides. Raises RequestError."""
     try:
-        if words.own is None and not set_too:  # 50 to 100 ms of Hydra, and tests ask for the same few again and again
-            return copy.deepcopy(_of_choices(str(folder()), verb, tuple(words.choices)))
-        return _by_hydra(str(folder()), verb, [*words.choices, *(f"++{word}" for word in set_too)], words.own)
+        if own is None:
+            return copy.deepcopy(_of_choices(str(folder()), verb, tuple(choices)))
+        return _by_hydra(str(folder()), verb, choices, own)
     except (HydraException, OmegaConfBaseException) as error:
-        raise RequestError(_explained(error, words.settings if settings else words.choices)) from error
+        raise RequestError(_explained(error, choices)) from error
 
 
 @cache
 def _of_choices(files: str, verb: str, choices: tuple[str, ...]) -> dict[str, Any]:
-    """Returns what packaged choices alone make, which is the same each time that one process asks."""
+    """Returns what packaged choices alone make: the same each time, and Hydra takes 50 to 100 ms for it."""
     return _by_hydra(files, verb, choices, None)
 
 
-def _by_hydra(files: str, verb: str, overrides: Sequence[str], own: Recipe | None) -> dict[str, Any]:
+def _by_hydra(files: str, verb: str, choices: Sequence[str], own: Recipe | None) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with _store(own), initialize_config_dir(files, version_base="1.3"):
-            config = compose(verb, overrides=list(overrides))
+            config = compose(verb, overrides=list(choices))
     finally:
         GlobalHydra.instance().clear()
+    return _plain(config)
+
+
+def _with(composed: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Returns a composed config with what words set in it, by the grammar and the rules of Hydra, which does the same last of
+    all: to let it compose once more for this takes ten times as long. Raises RequestError."""
+    config = OmegaConf.create(dict(composed))
+    try:
+        for override in OverridesParser.create().parse_overrides([f"++{word}" for word in settings]):
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(_explained(error, settings)) from error
+    return _plain(config)
+
+
+def _plain(config: Any) -> dict[str, Any]:
     assert isinstance(config, DictConfig)
     plain = OmegaConf.to_container(config, resolve=False, throw_on_missing=False)
     assert isinstance(plain, dict)

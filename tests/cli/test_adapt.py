@@ -173,6 +173,7 @@ def test_from_scratch_and_as_published(labelled, tmp_path, capfd):
     assert read_description(tmp_path / "run" / "bundle")["lineage"]["parent"] is None
 
 
+@pytest.mark.slow
 def test_a_damaged_earlier_head_stops_a_run_before_it_has_a_folder(first, labelled, tmp_path, capfd):
     shutil.copytree(first / "bundle", tmp_path / "bundle")
     file = tmp_path / "bundle" / "heads" / "map.safetensors"

@@ -1,11 +1,15 @@
 """Words to config: typos answered with the nearest right key, real paths untouched, and YAML that lists every argument."""
 
 import inspect
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from seer.cli import config
 from seer.cli.verbs import SCHEMAS
@@ -129,6 +133,27 @@ def test_every_recipe_composes_and_its_keys_all_exist(recipe):
 def test_a_word_sets_its_key(word, key, expected):
     found = config.flat(config.read("pretrain", [word]))[key]
     assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("verb", "choices", "settings"),
+    [
+        ("pretrain", ["recipe=cifar"], ["batch=64", "schedule.peak='0.1@256'", "task.hidden=[64,32]", "weights=null"]),
+        ("pretrain", ["optim=adamw"], ["groups=[{pattern: '^head', frozen_steps: 3}]", "data.fields={views/24: 3, x: a}"]),
+        ("pretrain", [], ["output='a=b, c'", "parallel.remat='budget=8'", "seed=-1", "steps=10ep", "seed.deep=1"]),
+        ("adapt", ["heads=[map,detect]"], ["task.heads.map={classes: [a, b]}", "task.heads.detect.classes=[1, x y]"]),
+        ("evaluate", ["eval=knn"], ["weights=w", "data.train=[a,'b,c']", "data.test=???", "eval.k=1e3", "no.such.key=${seed}"]),
+    ],
+)  # fmt: skip
+def test_what_words_set_is_what_hydra_composes_of_them(verb, choices, settings):
+    composed, settings = config._compose(verb, choices, None), list(settings)
+    GlobalHydra.instance().clear()
+    with config._store(None), initialize_config_dir(str(FOLDER), version_base="1.3"):
+        whole = compose(verb, overrides=[*choices, *(f"++{word}" for word in settings)])
+    GlobalHydra.instance().clear()
+    expected = OmegaConf.to_container(whole, resolve=False, throw_on_missing=False)
+    assert json.dumps(config._with(composed, settings)) == json.dumps(expected)  # in the same order
+    assert config._compose(verb, choices, None) == composed  # which has stayed as it was
 
 
 def test_a_choice_and_a_key_of_it_may_come_in_any_order():

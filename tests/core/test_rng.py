@@ -48,6 +48,7 @@ def test_keys_differ_by_seed_name_number_and_order_of_parts():
     assert all(0 <= k < 2**64 for k in keys)
 
 
+@pytest.mark.slow
 def test_a_million_neighbouring_sub_keys_do_not_collide():
     row, shard = np.meshgrid(np.arange(1000), np.arange(1000))
     keys = rng.sub_keys(rng.key(0, "x"), shard.ravel(), row.ravel())

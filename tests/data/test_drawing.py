@@ -32,6 +32,7 @@ def alone(tmp_path):
     return files(tmp_path / "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 3])
 def test_the_bytes_are_those_of_one_process(tmp_path, alone, processes):
     draw_shards(tmp_path / "many", COUNTS, 3, processes)
@@ -39,6 +40,7 @@ def test_the_bytes_are_those_of_one_process(tmp_path, alone, processes):
     assert sum(map(len, open_shards(tmp_path / "many" / "train"))) == 50
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_is_gone_on_with(tmp_path, alone, monkeypatch):
     drawn = []
 
@@ -60,6 +62,7 @@ def test_what_a_kill_left_is_gone_on_with(tmp_path, alone, monkeypatch):
     assert files(tmp_path / "many") == alone
 
 
+@pytest.mark.slow
 def test_a_part_that_is_whole_stays(tmp_path, alone):
     draw_shards(tmp_path / "many", {"train": 50, "test": 0}, 3, 2)
     before = (tmp_path / "many" / "train" / "manifest.json").stat().st_mtime_ns

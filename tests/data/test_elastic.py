@@ -49,6 +49,7 @@ def steps(reader: Reader, consumed: int, count: int, ranks: int, threads: int) -
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_8_4_2_8_ranks_and_0_3_1_threads_at_random_steps_give_the_pixels_of_one_undisturbed_run(reader, seed):
     random = np.random.default_rng(seed)

@@ -141,6 +141,7 @@ def stand_ins(p, lane: int, position: int, last: int) -> list[tuple[int, int]]:
     return [(int(one.shard[0]), int(one.row[0])) for one in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 2, 5, 9, 40])
 def test_stand_ins_are_the_same_each_time_and_come_from_the_block_of_the_position_first(block):
     p, again = (plan([40, 60, 21], seed=0, lanes=8, block=block) for _ in range(2))
@@ -157,6 +158,7 @@ def test_stand_ins_are_the_same_each_time_and_come_from_the_block_of_the_positio
             assert set(found[:near]) <= inside - {due} and len(set(found[:near])) == near
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_stand_ins_of_a_position_are_all_other_rows_once_each(case):
     """A row neither stands in for itself nor comes again: with replacement, the only row of a block did so eight times."""
@@ -171,6 +173,7 @@ def test_the_stand_ins_of_a_position_are_all_other_rows_once_each(case):
                     p.stand_in(lane, position, attempt)
 
 
+@pytest.mark.slow
 def test_far_stand_ins_are_as_likely_from_anywhere():
     n, times = 12, 3000
     p = plan([n], seed=0, lanes=n)  # lanes of one row: all stand-ins are from elsewhere
@@ -232,6 +235,7 @@ def distinct_and_pairs(batches: list[np.ndarray]) -> tuple[float, float]:
     return float(np.mean([len(c) for c in counts])), float(np.mean([(c * (c - 1) // 2).sum() for c in counts]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shards", "rows", "batch"),
     [
@@ -315,6 +319,7 @@ def test_the_fingerprint_names_the_order():
     assert len(set(prints)) == 6 and plan([10, 20], **base).fingerprint == prints[0]
 
 
+@pytest.mark.slow
 def test_a_plan_asked_batch_after_batch_says_what_one_asked_once_says():
     """It locates batches ahead; a jump, another rank, another batch size and ends of epochs must not meet what was meant for others."""
     counts, lanes = [200, 7, 93, 501], 12

@@ -173,6 +173,7 @@ def test_the_program_runs_in_parts_and_goes_on_bit_for_bit(tmp_path, capfd):
     assert uneven.status == 78 and "accumulate=3" in uneven.result["error"] and not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_the_plan_counts_one_part_at_a_time_beside_the_gradients_of_those_before(mode, capfd):
     words = ("plan", "model=regnety_200mf", "augment=swav", "augment.sizes=[160,96]", "augment.counts=[2,4]", "gpus=2",

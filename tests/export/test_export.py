@@ -145,6 +145,7 @@ def test_exporting_leaves_the_backbone_and_the_generator_as_they_were(tmp_path, 
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("card", [{}, {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": 160}])
 def test_the_timm_folder_loads_strictly_in_timm_and_gives_the_same_features(tmp_path, images, card):
     timm = pytest.importorskip("timm")
@@ -306,6 +307,7 @@ def test_every_target_gives_the_features_of_photographs(tmp_path, shared_data, c
     print(name, f"spread {told_apart:.3f}", written)
 
 
+@pytest.mark.slow
 def test_a_failing_target_is_in_the_table_and_in_the_exit_status(tmp_path, capfd):
     folder = write_bundle(tmp_path / "bundle", small(), card={"input_size": 64})
     ended = seer(capfd, "export", f"weights={folder}", "to=all", f"output={tmp_path / 'out'}", "pictures=1")
@@ -320,6 +322,7 @@ def test_a_failing_target_is_in_the_table_and_in_the_exit_status(tmp_path, capfd
     assert set(os.listdir(tmp_path / "out")) == written >= {"safetensors", "torch_export", "torchvision"}
 
 
+@pytest.mark.slow
 def test_a_defect_in_one_target_does_not_keep_the_others_from_being_written(tmp_path, capfd, monkeypatch):
     def broken(*given):
         raise KeyError("gone")

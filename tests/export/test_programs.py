@@ -57,6 +57,7 @@ def pt2(tmp_path_factory):
     return backbone, to_torch_export.export(backbone, CARD, folder, levels(2), "uint8")
 
 
+@pytest.mark.slow
 def test_the_pt2_takes_any_batch_in_a_process_with_torch_alone(tmp_path, pt2):
     backbone, result = pt2
     pixels = levels(16)
@@ -70,6 +71,7 @@ def test_the_pt2_takes_any_batch_in_a_process_with_torch_alone(tmp_path, pt2):
     assert apart(wanted[:1].expand_as(wanted), wanted) > 0.05, "features of different images would agree anyhow"
 
 
+@pytest.mark.slow
 def test_the_description_beside_it_says_how_to_feed_it(pt2):
     backbone, result = pt2
     described = json.loads(Path(result["described"]).read_text())
@@ -90,6 +92,7 @@ def test_the_description_beside_it_says_how_to_feed_it(pt2):
     assert json.dumps(result)
 
 
+@pytest.mark.slow
 def test_no_path_of_this_machine_is_in_the_file(pt2):
     """torch keeps lines of the source that made each operation, with their place."""
     content = Path(pt2[1]["file"]).read_bytes()
@@ -123,6 +126,7 @@ def damaged(file: Path, how: str) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "altered"])
 def test_a_damaged_file_is_refused_before_torch_sees_it(tmp_path, pt2, monkeypatch, how):
     file = Path(pt2[1]["file"])
@@ -149,6 +153,7 @@ def test_a_description_that_is_none_of_ours_is_refused(tmp_path, text, words):
         program_file.read(tmp_path / "other.pt2")
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_its_parity_leaves_the_older_files(tmp_path, monkeypatch):
     for name in ("model.pt2", "model.pt2.json"):
         (tmp_path / name).write_bytes(b"older")
@@ -210,6 +215,7 @@ def test_weights_have_no_preprocessing_inside(tmp_path, capfd):
     assert ended.status == 78 and says(ended.result["error"], "preprocessing=inside", "to=torch_export", "to=onnx")
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_told_and_does_not_fail_the_others(tmp_path, capfd, monkeypatch):
     for name in ("timm", "transformers", "onnx"):
         monkeypatch.setitem(sys.modules, name, None)

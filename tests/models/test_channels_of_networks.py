@@ -52,6 +52,7 @@ def test_the_channels_are_told_by_the_tensors_of_a_file(name, tmp_path):
     assert load_backbone(tmp_path / "w.pth").architecture["in_channels"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_timm_and_safetensors_hold_other_channels_and_torchvision_refuses_them(name, tmp_path):
     model, x = network(name, 4), torch.randn(2, 4, 64, 64)

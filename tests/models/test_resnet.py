@@ -187,6 +187,7 @@ def widened(times: int) -> nn.Sequential:
     return nn.Sequential(stem | layers | OrderedDict(avgpool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [2])
 def test_a_widened_resnet_of_swav_gives_its_features_bit_for_bit_and_goes_to_a_bundle_alone(tmp_path, times):
     model = widened(times)

@@ -43,6 +43,7 @@ def test_what_is_kept_is_what_a_closed_form_says():
     assert map_bytes * 2 < found.peak <= map_bytes * 5 + 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["none", "block", "stage", "selective", ["stage1", "stage3.block1-2"]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_without_data_takes_what_a_real_one_takes(policy, dtype):
@@ -83,6 +84,7 @@ def test_what_stage_keeps_of_the_last_stage_but_one_costs_nothing_at_the_worst_m
     assert found.kept > 1.3 * whole.kept and found.peak <= whole.peak
 
 
+@pytest.mark.slow
 def test_the_block_that_keeps_most_goes_first():
     """Eight times as wide at the resolution of the stage before: its first convolution has the largest map of all."""
     model = MultiCropModel(RegNet((8, 64, 16), (1, 2, 1), (8, 8, 8)), SwAVHead(16, (16,), 8, 12))

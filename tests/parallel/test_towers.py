@@ -142,6 +142,7 @@ def test_a_tower_whose_blocks_stand_in_no_sequential_is_refused():
         remat(Loop(), "block")
 
 
+@pytest.mark.slow
 def test_memory_is_counted_of_both_and_a_budget_may_choose_blocks_of_both():
     model = plain()
     everything, by_block = step_memory(model, SHAPES), step_memory(model, SHAPES, policy="block")

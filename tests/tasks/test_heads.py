@@ -273,6 +273,7 @@ def test_a_mask_that_is_void_everywhere_teaches_nothing_and_is_no_nan():
     assert output.loss.item() == 0 and all(p.grad is None or p.grad.abs().max() == 0 for p in task.head.parameters())
 
 
+@pytest.mark.slow
 def test_a_detector_learns_two_images_by_heart():
     torch.manual_seed(0)
     body = RegNet(widths=[16, 24, 32], depths=[1, 1, 1], group_widths=[8, 8, 8], stem_stride=1)
