@@ -28,11 +28,20 @@ def _own_images(config: Config) -> bool:
     return bool(config["data"]["source"])
 
 
+def _stays(config: Config) -> bool:
+    return any(str(step.get("_target_", "")).endswith(".freeze") for step in config["surgery"]["steps"])
+
+
 # (how keys begin, when they have no effect, what the reason is and the remedy)
 IDLE: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("plateau.", _no_halving, "only schedule=constant_halving looks for a plateau; add it, or leave this out"),
     ("eval.", _no_probe, "there are no labelled images to ask; add eval.train=… eval.test=…, or leave this out"),
     ("task.queue_from", _no_queue, "there is no queue; add task.queue=…, or leave this out"),
+    (
+        "task.heads_first",
+        _stays,
+        "surgery=freeze keeps the backbone as it is all along; surgery=none trains it after that",
+    ),
     ("data.drawn", _own_images, "built-in images are drawn only where there is no data.source; leave one of them out"),
 )
 

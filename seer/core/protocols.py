@@ -51,6 +51,8 @@ class Task(Modules, Protocol):
     learns_classes: ClassVar[bool] = (
         False  # it takes `classes`, names that the program finds in the data where the config has none
     )
+    seed: int = 0  # of the run, given by the program: whatever is drawn in a loss comes from it and the step
+    mixes: bool = False  # it mixes neighbouring images of a batch, two and two
     targets: Sequence[str] = ()  # fields of a batch beside the views that its transform must give: label, labels
     model: nn.Module
     transform: "Transform"  # what makes a batch of its samples
@@ -90,6 +92,11 @@ class Task(Modules, Protocol):
         twin = copy.copy(self)
         twin.model = model
         return twin
+
+    @property
+    def resting(self) -> Mapping[str, int]:
+        """Returns modules that rest at first, and for so many steps: the optimizer leaves their parameters alone."""
+        return {}
 
     def parts(self) -> Mapping[str, Any]:
         """Returns what is saved, by name: the modules, and whatever else has a state."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -15,6 +15,7 @@ from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.clock import Clock
 from seer.engine.monitor import Monitor
 from seer.engine.stop_request import StopRequest
+from seer.engine.weight_average import WeightAverage
 from seer.parallel.batchnorm import averaged
 from seer.parallel.collectives import max_over_ranks
 from seer.parallel.consistency import replicated, same_weights
@@ -39,7 +40,7 @@ class Every:
 @dataclass
 class Control:
     """Decides what follows a step. save(step) begins to save the state of a run; checkpoints tells how that went. clock: of the
-    run; once its time is over, total_steps are those that are done."""
+    run; once its time is over, total_steps are those that are done. average: of the weights, which is what is evaluated."""
 
     task: Task
     every: Every
@@ -51,6 +52,7 @@ class Control:
     first_step: int
     total_steps: int
     clock: Clock = field(default_factory=Clock)
+    average: WeightAverage | None = None
     _saved_at: float = field(default_factory=time.monotonic)
     _enough: bool = False  # a sink has seen enough
 
@@ -130,7 +132,8 @@ class Control:
         same_weights(done, replicated(self.task.state_dict()), self.monitor.world.group)
 
     def _evaluated(self) -> dict[str, float]:
-        return evaluate(self.task, self.evaluators, self.monitor.world, self.checkpoints.statistics)
+        with nullcontext() if self.average is None else self.average.standing_in():
+            return evaluate(self.task, self.evaluators, self.monitor.world, self.checkpoints.statistics)
 
 
 def evaluate(task: Task, evaluators: Sequence[Evaluator], world: World, groups: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ from seer.engine.accumulate import in_parts
 from seer.engine.control import Control
 from seer.engine.monitor import Monitor
 from seer.engine.precision import Precision
+from seer.engine.weight_average import WeightAverage
 from seer.optim.groups import apply_schedules, drop_frozen_gradients
 from seer.optim.schedules import Schedule
 
@@ -27,11 +28,12 @@ def fit(
     control: Control,
     by_group: Mapping[str, Schedule] | None = None,
     accumulate: int = 1,
+    average: WeightAverage | None = None,
 ) -> None:
     """Trains from control.first_step to control.total_steps.
 
     by_group: schedules of parameter groups that have their own. accumulate: parts in which a step's batch is run, one after
-    the other.
+    the other. average: of the weights, moved after each step.
 
     batches(consumed) yields what comes after `consumed` images of the run. Raises Interrupted once a requested stop is
     saved, LostPeer when another rank is gone, NumericsError for a loss or a gradient that is not finite (a step late, with
@@ -55,5 +57,7 @@ def fit(
             drop_frozen_gradients(optimizer)
             norm = precision.step(optimizer, output.loss, world.group)
             task.after_step(step)
+            if average is not None:
+                average.update()
             monitor.end(step, output, norm, batch.skipped)
             control.after(step)

@@ -31,19 +31,22 @@ class MultiHead(nn.Module):
         self.names = tuple(heads)
         self.stages = tuple(dict.fromkeys(stage for head in heads.values() for stage in head.stages))
         self.channels_last: bool | None = None  # of the pixels; None: as the weights lie
+        self.backbone_rests = False  # no gradient is made in it
 
     def forward(self, x: torch.Tensor) -> dict[str, Any]:
         """Returns what each head says of images [B, 3, S, S]."""
         if not self.stages:
             return self.answer(self.features(x))
         x = as_weights_lie(x, self.backbone, self.channels_last)
-        maps: dict[str, torch.Tensor] = self.backbone.forward_stages(x)  # type: ignore[operator]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_rests):
+            maps: dict[str, torch.Tensor] = self.backbone.forward_stages(x)  # type: ignore[operator]
         features = list(maps.values())[-1].mean((2, 3))  # what the backbone returns, in every network of the zoo
         return answers(self.heads(), features, maps, (x.shape[2], x.shape[3]))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [B, C] of images [B, 3, S, S]."""
-        return self.backbone(as_weights_lie(x, self.backbone, self.channels_last))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_rests):
+            return self.backbone(as_weights_lie(x, self.backbone, self.channels_last))
 
     def answer(self, features: torch.Tensor) -> dict[str, Any]:
         """Returns what heads that read features [B, C] alone say of them."""

@@ -24,7 +24,7 @@ from torch import nn
 
 from seer.optim.schedules import Schedule
 
-__all__ = ["Rule", "apply_schedules", "build_groups", "drop_frozen_gradients"]
+__all__ = ["Place", "Rule", "apply_schedules", "build_groups", "drop_frozen_gradients", "split_groups"]
 
 WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
@@ -127,6 +127,39 @@ def build_groups(
     return groups
 
 
+@dataclass(frozen=True)
+class Place:
+    """Says where in the network a parameter lies, and what that does to its group. name: of the place, for people."""
+
+    name: str = ""
+    lr_scale: float = 1.0
+    frozen_steps: int = 0
+
+
+def split_groups(groups: Sequence[Mapping[str, Any]], places: Mapping[nn.Parameter, Place]) -> list[dict[str, Any]]:
+    """Splits groups by the places of their parameters, in the order in which these come; others keep their group.
+
+    A part is called GROUP/PLACE and keeps the group's name as `rule`, by which `apply_schedules` finds its schedule.
+    """
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        parts: dict[Place, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(places.get(parameter, Place()), []).append(parameter)
+        for place, parameters in parts.items():
+            frozen = max(group["frozen_steps"], place.frozen_steps)
+            name = f"{group['name']}/{place.name}" if place.name else group["name"]
+            own = {
+                "params": parameters,
+                "name": name,
+                "rule": group["name"],
+                "frozen_steps": frozen,
+                "frozen": frozen > 0,
+            }
+            found.append({**group, **own, "lr_scale": group["lr_scale"] * place.lr_scale})
+    return found
+
+
 def apply_schedules(
     optimizer: torch.optim.Optimizer,
     step: int,
@@ -145,16 +178,21 @@ def apply_schedules(
     group has lr 0 and frozen True. ValueError for a name in `by_group` that no group has.
     """
     by_group = by_group or {}
-    if unknown := set(by_group) - {group.get("name") for group in optimizer.param_groups}:
-        known = sorted(str(group.get("name")) for group in optimizer.param_groups)
+    if unknown := set(by_group) - {_rule_of(group) for group in optimizer.param_groups}:
+        known = sorted(str(_rule_of(group)) for group in optimizer.param_groups)
         raise ValueError(f"schedules for {sorted(unknown)}, but the groups are {known}; use those names")
     decay = None if weight_decay is None else weight_decay(step)
     for group in optimizer.param_groups:
-        rate = by_group.get(group.get("name", ""), lr)(step)
+        rate = by_group.get(_rule_of(group) or "", lr)(step)
         group["frozen"] = rate is None or step < group.get("frozen_steps", 0)
         group["lr"] = 0.0 if group["frozen"] else rate * group.get("lr_scale", 1.0)
         if decay is not None and (scale := group.get("weight_decay_scale", 1.0)) is not None:
             group["weight_decay"] = decay * scale
+
+
+def _rule_of(group: Mapping[str, Any]) -> str | None:
+    """Returns the name of the rule that made a group, whatever part of it this is."""
+    return group.get("rule", group.get("name"))
 
 
 def drop_frozen_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -28,7 +28,8 @@ from seer.data.shards.writer import SHARDS_MANIFEST
 from seer.engine.clock import Clock
 from seer.engine.control import Every
 from seer.engine.precision import Precision
-from seer.optim.groups import build_groups
+from seer.engine.weight_average import WeightAverage
+from seer.optim.groups import build_groups, split_groups
 from seer.optim.plateau import Plateau
 from seer.optim.schedules import Schedule
 from seer.parallel import fairscale_backend
@@ -38,6 +39,7 @@ from seer.parallel.memory import Loss, mean_square, recomputed_within, step_memo
 from seer.parallel.world import World
 from seer.parallel.wrap import parallelize
 from seer.run.config import RunConfig
+from seer.run.layer_rates import places_of
 from seer.run.lineage import Lineage
 from seer.run.network_input import backbone
 from seer.run.schedule import Durations, schedule
@@ -63,7 +65,8 @@ class Data:
 @dataclass
 class Training:
     """Holds what trains. keep_steps: checkpoints at its multiples stay for ever. by_group: schedules of groups that have
-    their own. licence: of the weights that the backbone started from, lineage: what heads came with them."""
+    their own. licence: of the weights that the backbone started from, lineage: what heads came with them. average: of the weights,
+    where one is kept."""
 
     task: Task
     optimizer: torch.optim.Optimizer
@@ -77,6 +80,7 @@ class Training:
     by_group: dict[str, Schedule]
     licence: str | None = None
     lineage: Lineage = field(default_factory=Lineage)
+    average: WeightAverage | None = None
 
 
 def task(config: RunConfig, transform: Transform, lengths: Durations, world: World) -> tuple[Task, str | None]:
@@ -90,7 +94,9 @@ def task(config: RunConfig, transform: Transform, lengths: Durations, world: Wor
         licence = start_from(config.weights, made, mean=transform.mean, std=transform.std, group=world.group)
     for step in config.surgery["steps"]:
         made = build("surgery", step, made)
-    return build("task", config.task, made, transform, world.group, **since), licence
+    task = build("task", config.task, made, transform, world.group, **since)
+    task.seed = config.seed
+    return task, licence
 
 
 def drawn(config: RunConfig, folder: Path, world: World) -> list[Shard]:
@@ -216,7 +222,9 @@ def groups(config: RunConfig, task: Task, lengths: Durations) -> list[dict[str, 
         for part, module in task.modules().items()
         for name, parameter in module.named_parameters()
     ]
-    return build_groups(names, rules, weight_decay=config.optim.get("weight_decay", 0.0))
+    made = build_groups(names, rules, weight_decay=config.optim.get("weight_decay", 0.0))
+    places = places_of(task, float(config.layer_decay))
+    return split_groups(made, places) if places else made
 
 
 def frozen_by_clock(config: RunConfig, lengths: Durations, clock: Clock, lr: Schedule) -> dict[str, Schedule]:
@@ -266,4 +274,6 @@ def training(config: RunConfig, task: Task, lengths: Durations, world: World, pr
     lr, plateau = schedule(config.schedule, config.plateau, lengths, clock)
     keep_steps = lengths.steps(config.every.keep_steps, "every.keep_steps")
     by_group = frozen_by_clock(config, lengths, clock, lr)
-    return Training(task, optimizer, precision, lr, plateau, every, lengths.total, keep_steps, clock, by_group)
+    average = WeightAverage(task, config.ema) if config.ema else None
+    made = (task, optimizer, precision, lr, plateau, every, lengths.total, keep_steps, clock, by_group)
+    return Training(*made, average=average)

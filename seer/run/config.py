@@ -180,6 +180,17 @@ class RunConfig:
         None,
         "rules for parameters, the first that matches a name wins; keys: seer.optim.groups.Rule; null = the task's own",
     )
+    layer_decay: Number = setting(
+        1.0,
+        "the rate of each stage of the backbone, down to the stem, is so much of that of what stands on it",
+        above=0,
+    )
+    ema: Number = setting(
+        0.0,
+        "weights averaged over steps are judged and written into the bundle; so much of the average stays at each step, "
+        "like 0.999; 0 = none",
+        least=0,
+    )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "RunConfig":
@@ -190,6 +201,10 @@ class RunConfig:
         config = schema.read(cls, values)
         if config.batch < 1:
             raise RequestError(f"batch={config.batch}: at least 1 image")
+        if config.layer_decay > 1:
+            raise RequestError(f"layer_decay={config.layer_decay}: above 0 and up to 1, where all stages learn alike")
+        if config.ema >= 1:
+            raise RequestError(f"ema={config.ema}: from 0 (no average) up to, but below 1, like 0.999")
         _ = config.data.pixels
         if config.eval.train and not config.eval.test:
             raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")

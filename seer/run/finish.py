@@ -20,6 +20,7 @@ from seer.core.errors import StorageError
 from seer.core.log import log
 from seer.engine.alarms import FlightRecorder
 from seer.engine.step_timer import peak_memory_gb
+from seer.engine.weight_average import bundled
 from seer.models.bundle import write_bundle
 from seer.parallel.batchnorm import mean_statistics
 from seer.parallel.collectives import gather_to_rank0
@@ -82,10 +83,9 @@ class Bundles:
         return write
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """Returns {"backbone.stem.0.weight": tensor, …} of all that a bundle holds."""
-        modules = self.training.task.modules()
-        parts = ["backbone", *self.training.task.head_cards()]
-        return {f"{part}.{name}": tensor for part in parts for name, tensor in modules[part].state_dict().items()}
+        """Returns {"backbone.stem.0.weight": tensor, …} of all that a bundle holds: averaged, where an average is kept."""
+        average = self.training.average
+        return bundled(self.training.task) if average is None else average.state_dict()
 
     def gathered(self) -> dict[str, torch.Tensor]:
         """Returns whole tensors on the first rank, as `write` takes them; {} on the others, which help to gather what is sharded."""

@@ -36,6 +36,7 @@ from seer.run.older import renewed
 
 CHECKPOINTS, BUNDLE = "checkpoints", "bundle"
 BACKBONE = "task/backbone."  # how names of its tensors begin in a checkpoint
+AVERAGED = "ema/backbone."  # and of their average, where the run keeps one
 MOST_TRIES = 20  # states of a run that were damaged, or gone by the time they were read
 
 
@@ -151,8 +152,8 @@ def _bundle(folder: Path) -> State:
 
 
 def _checkpoint(run: Path, folder: Path) -> State:
-    tensors, manifest = read_part(folder, BACKBONE)
     config = _config(run)
+    tensors, manifest = read_part(folder, AVERAGED if config.ema else BACKBONE)
     return State(_filled(config, tensors, folder), _card(config, manifest, run), manifest["step"], "checkpoint")
 
 

@@ -25,6 +25,7 @@ from seer.run.schedule import Durations
 from seer.run.source import open_source
 
 TASK = "task/"  # how names of its tensors begin in a checkpoint
+AVERAGED = "ema/"  # and of their average, where the run keeps one
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ def open_run(folder: str | Path) -> Run:
     steps = steps_in(folder / "checkpoints")
     for step in reversed(steps):
         try:
-            state, _ = read_part(folder / "checkpoints" / f"step-{step:08d}", TASK)
+            place = folder / "checkpoints" / f"step-{step:08d}"
+            state, _ = read_part(place, TASK)
+            if config.ema:  # what is judged and handed over
+                state |= read_part(place, AVERAGED)[0]
             return Run(folder, config, step, state)
         except StorageError as error:
             log.warning(f"checkpoint of step {step} is passed over: {error}")

@@ -16,11 +16,14 @@ from seer.run.assemble import Training
 from seer.run.config import RunConfig
 from seer.run.finish import Bundles
 
+AVERAGE = "ema"  # of the weights, as checkpoints name it
+
 
 def parts(training: Training) -> dict[str, Any]:
     """Returns what is saved together, by the names that stand in checkpoints."""
-    every = {"task": training.task, "optimizer": training.optimizer, "precision": training.precision}
-    return every if training.plateau is None else {**every, "plateau": training.plateau}
+    every: dict[str, Any] = {"task": training.task, "optimizer": training.optimizer, "precision": training.precision}
+    every |= {} if training.plateau is None else {"plateau": training.plateau}
+    return every if training.average is None else {**every, AVERAGE: training.average}
 
 
 def state(training: Training) -> dict[str, Any]:
@@ -31,6 +34,8 @@ def state(training: Training) -> dict[str, Any]:
 def sharded(training: Training) -> dict[str, torch.Tensor]:
     """Returns the tensors that are read into the same shards, by their names in a checkpoint."""
     named = {f"task/{name}": tensor for name, tensor in training.task.state_dict().items()}
+    if training.average is not None:
+        named |= {f"{AVERAGE}/{name}": tensor for name, tensor in training.average.tensors.items()}
     parameters = (p for group in training.optimizer.param_groups for p in group["params"])
     named |= {f"optimizer/state/{i}": parameter for i, parameter in enumerate(parameters)}
     return {name: tensor for name, tensor in named.items() if hasattr(tensor, "full_tensor")}
@@ -39,7 +44,8 @@ def sharded(training: Training) -> dict[str, torch.Tensor]:
 def size(training: Training) -> int:
     """Returns the bytes of one checkpoint, over all ranks."""
     parameters = sum(p.numel() for group in training.optimizer.param_groups for p in group["params"])
-    held = sum(t.numel() * t.element_size() for t in training.task.state_dict().values())
+    average = {} if training.average is None else training.average.tensors
+    held = sum(t.numel() * t.element_size() for t in (*training.task.state_dict().values(), *average.values()))
     return held + 4 * moments(training.optimizer.defaults) * parameters
 
 

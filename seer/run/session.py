@@ -265,6 +265,7 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
         first,
         training.total_steps,
         training.clock,
+        training.average,
     )
     try:
         result = _fit(session, monitor, control, lines, ending)
@@ -316,6 +317,7 @@ def _fit(session: Session, monitor: Monitor, control: Control, lines: SkippedLin
             control=control,
             by_group=training.by_group,
             accumulate=session.config.accumulate,
+            average=training.average,
         )
     except Interrupted as interrupted:
         monitor.metrics.close()

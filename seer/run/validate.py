@@ -76,6 +76,12 @@ def check_parts(
         raise RequestError("optim.differentiable=true: nothing here goes back through a step; leave it false")
     if config.optim.get("capturable") and world.device.type == "cpu":
         raise RequestError("optim.capturable=true is for GPUs, and this is a CPU; leave it false")
+    part = config.batch // world.size // config.accumulate
+    if task.mixes and part % 2:
+        raise RequestError(
+            f"task.mixup, task.cutmix: images are blended two and two, and a rank has {part} at a time (batch={config.batch}, "
+            f"{world.size} ranks, accumulate={config.accumulate}); give a batch of which each has an even number"
+        )
     lanes = config.data.lanes or choose_lanes(config.batch, images)
     Plan([images], seed=0, lanes=lanes, block=config.data.block).places(0, config.batch, world.rank, world.size)
     _check_parallel(config, task, precision, world)

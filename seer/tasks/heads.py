@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seer.core import rng
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
 from seer.core.records import FEATURES, Batch, StepOutput
@@ -28,6 +29,7 @@ from seer.models.heads.linear import LinearHead
 from seer.models.heads.map import MapHead
 from seer.models.multi_head import Head, MultiHead, channels
 from seer.parallel.collectives import Group
+from seer.tasks.mixing import mixing
 
 MOST_BOXES = 100  # of an image, where augment.boxes says nothing
 IGNORE = 255  # of a mask: pixels that teach nothing
@@ -76,8 +78,12 @@ class HeadsTask(Task):
     classes    of that one: names of the classes, in the order of the scores; [] = those of the data
     several    an image may have several classes or none (binary cross-entropy), else it has exactly one (cross-entropy)
     smoothing  share of the target that is spread over all classes, from 0 up to 1
+    heads_first  the backbone rests for so long, its statistics too, and heads learn alone; a duration
+    mixup      images are blended two and two, by shares of the beta distribution of this number; 0 = not
+    cutmix     a box of each image is replaced by that of another, its area by the same rule; 0 = not, with mixup either by chance
     """
 
+    durations = ("heads_first",)
     learns_classes = True
     judged = True  # by `evals.heads`, on held-out images
 
@@ -91,12 +97,20 @@ class HeadsTask(Task):
         classes: Sequence[str] = (),
         several: bool = False,
         smoothing: float = 0.0,
+        heads_first: int = 0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
     ):
         if not isinstance(transform, OneView):
             raise RequestError(
                 f"augment: a head learns from one view an image, not from {type(transform).__name__}'s; augment=one_view"
             )
+        if heads_first < 0:
+            raise RequestError(f"task.heads_first={heads_first}: at least 0")
         self.specs = specs(heads, classes, several, smoothing)
+        self._mixing = mixing(mixup, cutmix, {name: spec.kind for name, spec in self.specs.items()})
+        self.mixes = self._mixing is not None
+        self.heads_first, self._alone, self._step = heads_first, group is None, 0
         self.backbone, self.transform = backbone, transform
         known = (
             channels(backbone) if any(spec.kind != "classify" or spec.stages for spec in self.specs.values()) else {}
@@ -129,8 +143,22 @@ class HeadsTask(Task):
         return {"backbone": self.backbone, **self._heads}
 
     @property
+    def resting(self) -> dict[str, int]:
+        return {"backbone": self.heads_first}
+
+    def before_step(self, step: int) -> None:
+        self._step = step
+        if not self.heads_first:
+            return
+        rests = step < self.heads_first
+        if self.backbone.training == rests:  # the loop sets the mode of all after each evaluation
+            self.backbone.train(not rests)
+        # ranks that reduce gradients wait for those of every parameter, which are dropped then (`optim.groups`)
+        self._plain.backbone_rests = rests and self._alone
+
+    @property
     def reads_features(self) -> bool:
-        return all(isinstance(head, LinearHead) and not head.stages for head in self._heads.values())
+        return not self.mixes and all(isinstance(head, LinearHead) and not head.stages for head in self._heads.values())
 
     def features(self, batch: Batch) -> Tensor | None:
         return self._plain.features(self._view(batch)) if self.reads_features else None
@@ -139,14 +167,18 @@ class HeadsTask(Task):
         return {name: _card(self.specs[name], head) for name, head in self._heads.items()}
 
     def loss(self, batch: Batch) -> StepOutput:
-        if FEATURES in batch.fields:
-            answers = self._plain.answer(batch.fields[FEATURES])
+        fields: Mapping[str, Tensor] = batch.fields
+        if FEATURES in fields:
+            answers = self._plain.answer(fields[FEATURES])
         else:
-            answers = self.model(self._view(batch))
+            x = self._view(batch)
+            if self._mixing is not None:
+                x, fields = self._mixing(x, fields, len(self.classes), rng.key(self.seed, "mixing", self._step))
+            answers = self.model(x)
         total: Tensor | None = None
         metrics: dict[str, Tensor] = {}
         for name, spec in self.specs.items():
-            loss, found = KINDS[spec.kind].loss(answers[name], batch.fields, spec)
+            loss, found = KINDS[spec.kind].loss(answers[name], fields, spec)
             total = spec.weight * loss if total is None else total + spec.weight * loss
             metrics |= {f"{name}/{figure}": value.detach() for figure, value in found.items()}
             if len(self.specs) > 1:
@@ -246,9 +278,10 @@ def _chance(found: Mapping[str, Spec]) -> float | None:
 
 
 def _classify(scores: Tensor, batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:
-    scores = scores.float()  # [B, Y]
-    loss = F.cross_entropy(scores, batch["label"], label_smoothing=spec.smoothing)
-    return loss, {"train_right": (scores.argmax(1) == batch["label"]).float().mean()}
+    scores, target = scores.float(), batch["label"]  # [B, Y], and [B], or of mixed images [B, Y]
+    loss = F.cross_entropy(scores, target, label_smoothing=spec.smoothing)
+    most = target.argmax(1) if target.ndim == 2 else target
+    return loss, {"train_right": (scores.argmax(1) == most).float().mean()}
 
 
 def _tags(scores: Tensor, batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:

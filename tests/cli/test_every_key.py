@@ -46,7 +46,8 @@ CHANGED: dict[str, Any] = {
     "task.prototypes": 8, "task.hidden": [16], "task.embedding": 8, "task.heads": 2, "task.batch_norm": False,
     "task.last_batch_norm": True, "task.temperature": 0.2, "task.epsilon": 0.03, "task.iterations": 5, "task.assign": [0],
     "task.hard_until": 3, "task.queue": 16, "task.queue_from": 3, "task.kmeans": 20,
-    "task.classes": ["a", "b"], "task.several": True, "task.smoothing": 0.1,
+    "task.classes": ["a", "b"], "task.several": True, "task.smoothing": 0.1, "task.heads_first": 3, "task.mixup": 0.2,
+    "task.cutmix": 1.0, "layer_decay": 0.5,
     "augment.sizes": [40, 16], "augment.counts": [2, 1], "augment.scales": [[0.4, 1.0], [0.1, 0.4]], "augment.brightness": 0.3,
     "augment.contrast": 0.3, "augment.saturation": 0.3, "augment.hue": 0.2, "augment.blur": 0.5, "augment.aspect": [1.0, 1.0],
     "augment.flip": 0.2, "augment.jitter": 0.1, "augment.grayscale": 0.1, "augment.blur_sigma": [0.2, 1.0],
@@ -62,7 +63,7 @@ CHANGED: dict[str, Any] = {
 # used by the loop alone, or before anything is built
 RUNNING = {
     *("output", "weights", "data.max_bad", "data.check_crc", "data.image", "data.fields", "data.exclude", "data.drawn"),
-    *("accumulate", "data.labels", "data.max_bad_archives"),
+    *("accumulate", "data.labels", "data.max_bad_archives", "ema"),
     *("data.drawn_test", "every.keep", "every.keep_hours", "every.background", "parallel.device", "parallel.mode"),
     *(
         "parallel.batch_norm_group",
