@@ -9,6 +9,7 @@ Legend: B samples, S side, C classes, M boxes at the most, n boxes of one image,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from seer.data.decode import decode
 from seer.data.pixels import Pixels
 from seer.data.shards.shard import image_of
 from seer.data.transforms import targets
+from seer.data.transforms.file_things import FileThings
 from seer.data.transforms.multi_crop import Draw, Draws, MultiCrop
 from seer.data.transforms.multi_crop import resize as resized
 
@@ -69,6 +71,9 @@ class OneView:
     values        so many numbers of `value.json` beside an image: float32 [B, n]; 0 = none
     """
 
+    crops: ClassVar[type[MultiCrop]] = MultiCrop  # what draws boxes of the image
+    things: FileThings | None = None  # what lies on images, given by the program where a file says it and not their samples
+
     def __init__(
         self,
         size: int = 224,
@@ -97,7 +102,7 @@ class OneView:
     ):
         color = {"jitter": jitter, "brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         color |= {"grayscale": grayscale, "blur": blur}
-        self._crop = MultiCrop(
+        self._crop = self.crops(
             (size,),
             (1,),
             (scale,),
@@ -156,7 +161,9 @@ class OneView:
         if self.mask:
             found["mask"] = targets.mask(sample, *found["image"].shape[:2])
         if self.boxes:
-            found["boxes"], found["box_label"] = targets.boxes(sample)
+            found["boxes"], found["box_label"] = (
+                targets.boxes(sample) if self.things is None else self.things.boxes(sample, found["image"])
+            )
         return found
 
     def draws(self, keys: np.ndarray, *, painted: bool = False) -> "OneViewDraws":
@@ -183,6 +190,19 @@ class OneView:
             (self._crop.apply_color if painted else self._crop.store_params)(draw, arrays, row)
 
 
+    def write_targets(self, decoded: Decoded, draw: Draw | None, arrays: Mapping[str, np.ndarray], row: int) -> None:
+        """Writes what lies on an image: its mask, its boxes, cut as its view is."""
+        if not self.mask and not self.boxes:
+            return
+        height, width, _ = decoded["image"].shape
+        placed = self.placed(draw, height, width)
+        if self.mask:
+            arrays["mask"][row] = cut_mask(decoded["mask"], placed, self.size)
+        if self.boxes:
+            edges, kept = cut_boxes(decoded["boxes"], placed, self.size)
+            write_boxes(edges, decoded["box_label"][kept], arrays, row)
+
+
 class OneViewDraws:
     """Holds the random numbers of n samples."""
 
@@ -198,17 +218,15 @@ class OneViewDraws:
         for name in ("label", "labels", "values"):
             if name in decoded:
                 arrays[name][row] = decoded[name]
-        if not view.mask and not view.boxes:
-            return
-        placed = view.placed(draw, height, width)
-        if view.mask:
-            arrays["mask"][row] = cut_mask(decoded["mask"], placed, view.size)
-        if view.boxes:
-            edges, kept = cut_boxes(decoded["boxes"], placed, view.size)
-            labels, count = decoded["box_label"][kept], min(len(edges), view.boxes)
-            arrays["boxes"][row], arrays["box_label"][row] = 0, -1
-            arrays["boxes"][row, :count], arrays["box_label"][row, :count] = edges[:count], labels[:count]
-            arrays["box_count"][row], arrays["box_overflow"][row] = count, len(edges) - count
+        view.write_targets(decoded, draw, arrays, row)
+
+
+def write_boxes(edges: np.ndarray, labels: np.ndarray, arrays: Mapping[str, np.ndarray], row: int) -> None:
+    """Writes boxes [n, 4] and their labels [n] as sample `row` of a batch, as many as it has room for, and how many it has not."""
+    count = min(len(edges), arrays["boxes"].shape[1])
+    arrays["boxes"][row], arrays["box_label"][row] = 0, -1
+    arrays["boxes"][row, :count], arrays["box_label"][row, :count] = edges[:count], labels[:count]
+    arrays["box_count"][row], arrays["box_overflow"][row] = count, len(edges) - count
 
 
 def center_sides(height: int, width: int, short: int, size: int) -> tuple[int, int]:

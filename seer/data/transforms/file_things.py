@@ -1,0 +1,59 @@
+"""Gives what lies on an image by a file of COCO's form that lists it, where no member of its sample says it.
+
+An image that the file does not list, or lists with another size than the upright image has, is a bad one, and the ledger's.
+Crowds are no things to learn: they are left out here, as in COCO's own training, and stay in `scene` for who judges.
+
+Legend: n things of an image, h w of it.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from seer.core.records import ImageArray, Sample
+from seer.data.coco import Scene, Thing, Things
+from seer.data.decode import Undecodable
+from seer.data.shards.shard import Shard
+from seer.data.transforms.targets import Boxes
+
+
+def place_of(shard: Shard, key: str) -> str:
+    """Returns the whole path of an image, or the path of its tar and its key: what files name images by."""
+    return key if key.startswith("/") else f"{os.path.abspath(shard.path)}/{key}"
+
+
+class FileThings:
+    """Holds what lies on the images of shards, with the classes of a head. found: of these classes (`Things.among`)."""
+
+    def __init__(self, shards: Sequence[Shard], found: Things):
+        self.names, self._found, self._paths = found.names, found, list(shards)
+
+    def scene(self, sample: Sample, image: ImageArray) -> Scene:
+        """Returns all that is on an image [h, w, C], crowds as well. Raises Undecodable."""
+        scene = self._found.at(place_of(self._paths[sample.ref.shard], sample.key))
+        if scene is None:
+            raise Undecodable(f"{self._found.path} does not list it", "target")
+        height, width = image.shape[:2]
+        if scene.size is not None and scene.size != (width, height):
+            raise Undecodable(
+                f"{self._found.path} says that it has {scene.size[0]} x {scene.size[1]} pixels, and the upright image has "
+                f"{width} x {height}",
+                "target",
+            )
+        return scene
+
+    def things(self, sample: Sample, image: ImageArray) -> list[Thing]:
+        """Returns what can be learned of an image [h, w, C]: all but crowds. Raises Undecodable."""
+        return [one for one in self.scene(sample, image).things if not one.crowd]
+
+    def boxes(self, sample: Sample, image: ImageArray) -> Boxes:
+        """Returns the boxes of an image, cut at its edges. Raises Undecodable."""
+        return boxes_of(self.things(sample, image), image)
+
+
+def boxes_of(things: Sequence[Thing], image: ImageArray) -> Boxes:
+    """Returns the boxes of things, cut at the edges of their image: float32 [n, 4], int64 [n]."""
+    height, width = image.shape[:2]
+    edges = np.array([one.box for one in things], dtype=np.float64).reshape(-1, 4).clip(0, [width, height] * 2)
+    return Boxes(edges.astype(np.float32), np.array([one.label for one in things], dtype=np.int64))
