@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Polygons = list[np.ndarray]  # float32 [k, 2] each: x and y in pixels
+Polygons = list[np.ndarray]  # float64 [k, 2] each: x and y in pixels
 LEAST_POINTS = 3
 MOST_PIXELS = 2**28  # of a mask by run lengths: a stranger's number, and memory is made of it
 
@@ -57,7 +57,7 @@ def parsed(segmentation: Any) -> Outline:
 
 
 def _polygon(numbers: Any) -> np.ndarray:
-    """Returns float32 [k, 2]. Raises ValueError."""
+    """Returns float64 [k, 2]. Raises ValueError."""
     if not isinstance(numbers, list) or len(numbers) % 2:
         raise ValueError("a polygon is no list of x and y by turns")
     try:
@@ -66,7 +66,7 @@ def _polygon(numbers: Any) -> np.ndarray:
         raise ValueError("a polygon is no list of numbers") from error
     if not np.isfinite(points).all() or (np.abs(points) > 2**31).any():
         raise ValueError("a polygon has numbers that are not finite")
-    return points.astype(np.float32)
+    return points
 
 
 def unpacked(text: str) -> list[int]:
@@ -95,12 +95,11 @@ def filled(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarra
     """Returns bool [h, w]: the pixels whose middle lies in any of the polygons, of which parts may lie outside."""
     found = np.zeros((height, width), dtype=bool)
     for polygon in polygons:
-        points = polygon.astype(np.float64)
-        low, high = points.min(0), points.max(0)
+        low, high = polygon.min(0), polygon.max(0)
         left, top = (int(n) for n in np.clip(np.floor(low), 0, (width, height)))
         right, bottom = (int(n) for n in np.clip(np.ceil(high), 0, (width, height)))
         if right > left and bottom > top:
-            found[top:bottom, left:right] |= _even_odd(points - (left, top), bottom - top, right - left)
+            found[top:bottom, left:right] |= _even_odd(polygon - (left, top), bottom - top, right - left)
     return found
 
 

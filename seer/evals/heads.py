@@ -2,8 +2,9 @@
 
 classify: top1, top5, calibration (expected error of its confidence); tags: map (mean average precision) and f1 at thresholds;
 regress: error (mean absolute) and correlation (Pearson); map: pixel, class and miou, without what is void (255); detect: ap50 and
-ap by COCO's rule (`evals.detection`). Shares of independent images have Wilson's interval, all else the bootstrap's over images.
-Surprising: images are judged as the network sees them, by the center cut. A threshold of tags is chosen where F1 is best on
+ap by COCO's rule (`evals.detection`); mask_rcnn: pycocotools' own of boxes and masks (`evals.coco_metrics`). Shares of independent images have Wilson's interval, all else the bootstrap's over images.
+Surprising: images are judged as the network sees them, by the center cut, but for mask_rcnn, which sees them whole and is judged in
+their own pixels. A threshold of tags is chosen where F1 is best on
 images that are known (`data.train`) and not on those that are asked for; without such it is 0.5 for each class.
 
 Legend: Q images, B of a batch, Y classes or numbers, S side, d draws, m known boxes.
@@ -19,7 +20,8 @@ import torch
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
 from seer.data.augment import normalize
-from seer.evals import detection, resampling
+from seer.data.transforms.whole_image import fitted
+from seer.evals import coco_metrics, detection, resampling
 from seer.evals.detection import Answer
 from seer.evals.figures import calibration_error, confusion, iou, mean_average_precision, per_class, segmentation
 from seer.evals.judged import Judged, class_tables, table
@@ -114,6 +116,9 @@ class Heads:
             for name, spec in specs.items():
                 found[name]["image"] += [None] * len(x)
                 TAKEN[spec.kind](found[name], said[name], fields, spec, len(images))
+                if spec.kind == "mask_rcnn":
+                    places = fields["place"].tolist()
+                    found[name].setdefault("scene", []).extend(images.scenes[shard, row] for shard, row in places)
         if not any(parts["image"] for parts in found.values()):
             raise RequestError("none of the images for evaluation could be read, with targets")
         return found
@@ -169,6 +174,16 @@ def _take_boxes(parts: Parts, said: Cells, fields: Mapping[str, torch.Tensor], s
                 (labels < 0).numpy(),  # of no class: what is found there is neither right nor wrong
             )
         )
+
+
+def _take_things(
+    parts: Parts, said: list[dict[str, torch.Tensor]], fields: Mapping[str, torch.Tensor], spec: Spec, images: int
+) -> None:
+    side = fields["pixels"].shape[2]
+    for one, (height, width) in zip(said, fields["image_size"].tolist(), strict=True):
+        rows, columns = fitted(height, width, side)
+        found = coco_metrics.in_image(one, (height, width), (width / columns, height / rows))
+        parts.setdefault("found", []).append(found)
 
 
 def _scores(parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
@@ -293,21 +308,37 @@ def _map(judged: Judged, name: str, parts: Parts, classes: list[str], how: How) 
 def _detect(judged: Judged, name: str, parts: Parts, classes: list[str], how: How) -> None:
     answers = parts["answers"]
     each = [detection.matched(answers, y) for y in range(len(classes))]
-    one = np.ones((1, len(answers)))
-    own = np.stack([detection.precision(found, one)[0] for found in each])  # [Y, T]
+    own = _precisions(judged, f"{name}/", each, len(answers), how)
     judged.figures[f"{name}/ap50"] = float(resampling.nan_mean(own[:, 0]))
     judged.figures[f"{name}/ap"] = float(resampling.nan_mean(own.reshape(-1)))
     rows = zip(classes, [int(f.there.sum()) for f in each], own[:, 0].tolist(), own.mean(1).tolist(), strict=True)
     judged.tables[f"{name}-per-class.csv"] = table(["class", "boxes", "ap50", "ap"], rows)
+
+
+def _mask_rcnn(judged: Judged, name: str, parts: Parts, classes: list[str], how: How) -> None:
+    columns: list[list[Any]] = []
+    for kind, first in (("bbox", f"{name}/"), ("segm", f"{name}/mask_")):
+        found = coco_metrics.measured(parts["found"], parts["scene"], len(classes), kind)
+        judged.figures |= {f"{first}{figure}": value for figure, value in found.figures.items()}
+        own = _precisions(judged, first, found.matched, len(parts["found"]), how)
+        columns += [[int(one.there.sum()) for one in found.matched], own[:, 0].tolist(), own.mean(1).tolist()]
+    header = ["class", "boxes", "ap50", "ap", "masks", "mask_ap50", "mask_ap"]
+    judged.tables[f"{name}-per-class.csv"] = table(header, zip(classes, *columns, strict=True))
+
+
+def _precisions(judged: Judged, first: str, each: list[detection.Matched], images: int, how: How) -> np.ndarray:
+    """Returns the average precision of each class at each threshold, [Y, T], and adds the intervals of ap50 and ap."""
+    one = np.ones((1, images))
     drawn = [
         np.stack([detection.precision(found, weights) for found in each], 1)  # [d, Y, T]
-        for weights in resampling.draws(len(answers), how.draws, how.seed)
+        for weights in resampling.draws(images, how.draws, how.seed)
     ]
     if drawn:
         all_ = np.concatenate(drawn)
         for figure, values in (("ap50", all_[:, :, 0]), ("ap", all_.reshape(len(all_), -1))):
             if (bounds := resampling.bounds(resampling.nan_mean(values))) is not None:
-                judged.intervals[f"{name}/{figure}"] = bounds
+                judged.intervals[f"{first}{figure}"] = bounds
+    return np.stack([detection.precision(found, one)[0] for found in each])
 
 
 TAKEN: dict[str, Callable[..., None]] = {
@@ -316,11 +347,13 @@ TAKEN: dict[str, Callable[..., None]] = {
     "regress": _take_scores("values"),
     "map": _take_map,
     "detect": _take_boxes,
+    "mask_rcnn": _take_things,
 }
 OF_KIND: dict[str, Callable[[Judged, str, Parts, list[str], How], None]] = {
     "classify": _classify,
     "regress": _regress,
     "map": _map,
     "detect": _detect,
+    "mask_rcnn": _mask_rcnn,
 }
 assert set(TAKEN) == set(KINDS) == {*OF_KIND, "tags"}

@@ -4,10 +4,13 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from seer.core.errors import RequestError
+from seer.data.coco import is_annotations
 from seer.data.label_words import check_word
 from seer.data.pixels import Pixels
 from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.open import open_shards
+from seer.data.transforms.whole_image import WholeImage
+from seer.evals import coco_metrics
 from seer.evals.features import LabelledImages, PlainImages
 from seer.evals.target_images import TargetImages
 
@@ -54,7 +57,8 @@ def words_of(labels: str | list[str]) -> list[str]:
     if len(words) != 2:
         raise RequestError(f"labels={words}: one word, or two: for train images and for test images")
     for word in words:
-        check_word(word)
+        if not is_annotations(word):
+            check_word(word)
     return words
 
 
@@ -73,12 +77,16 @@ def held_out(
     RequestError where the first of them all lack it."""
     source = getattr(images, side)
     assert source is not None
+    if "instances" in task.fields:
+        coco_metrics.require()
     found = TargetImages(
         open_shards(source, bad=bad or _bad(images)),
         task.targets,
         word=words_of(images.labels)[side == "test"],
         classes=task.classes,
         values=task.transform.values,
+        box_classes=task.box_classes,
+        whole=isinstance(task.transform, WholeImage),
         **_options(images, task.transform.input_size, pixels),
     )
     found.check(f"{side}={source}")

@@ -8,6 +8,7 @@ Legend: B images of a batch, S side, M boxes at the most.
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ import torch
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.core.records import Sample
+from seer.data.coco import Scene, is_annotations, read_things
 from seer.data.decode import Undecodable
 from seer.data.pixels import Pixels
 from seer.data.shards.shard import Shard
 from seer.data.shards.tar import TarError
+from seer.data.transforms.file_things import FileThings
 from seer.data.transforms.one_view import OneView
 from seer.data.transforms.targets import ClassLabels
+from seer.data.transforms.whole_image import WholeImage
 from seer.evals import labels
 from seer.evals.features import chosen_rows, short_side
 from seer.evals.labels import Labels
@@ -32,8 +36,9 @@ MOST_BOXES = 1000  # of an image; more are counted and left out
 class TargetImages:
     """Holds images with targets: those of `targets`, fields of a batch. classes: of the head, in the order of its scores.
 
-    size, resize, most, pixels: as `LabelledImages`. word: where labels come from, for `label`. values: so many numbers an
-    image. left_out: by reason, of what was read so far. Raises RequestError where there are no labels.
+    size, resize, most, pixels: as `LabelledImages`. word: where labels come from, for `label`, or a file of COCO's form, for boxes
+    of `box_classes`. values: so many numbers an image. whole: images are shown whole (`whole_image`), and not cut. scenes: all that
+    the file says of an image that was read, by (shard, row). left_out: by reason, of what was read so far. Raises RequestError where there are no labels.
     """
 
     def __init__(
@@ -47,27 +52,22 @@ class TargetImages:
         most: int = 0,
         classes: Sequence[str] = (),
         values: int = 0,
+        box_classes: Sequence[str] = (),
+        whole: bool = False,
         pixels: Pixels | None = None,
     ):
         self.shards, self.targets, self.size, self.classes = shards, tuple(targets), size, tuple(classes)
         self.rows, self.left_out = chosen_rows(shards, most), dict[str, int]()
         self.labels = _labels(shards, self.rows, word, classes) if "label" in targets else None
-        short = resize or short_side(size)
-        self.view = OneView(
-            size,
-            train=False,
-            resize=resize,
-            scale=(
-                min(1.0, (size / short) ** 2 * (1 + 1e-9)),
-                1.0,
-            ),  # what is decoded is as large as the shorter side, and no larger
-            mask="mask" in targets,
-            boxes=MOST_BOXES if "boxes" in targets else 0,
-            values=values if "values" in targets else 0,
-            label=self._label if "label" in targets else None,
-            labels=ClassLabels(shards, classes) if "labels" in targets else None,
-            pixels=pixels,
-        )
+        boxed = any(name in targets for name in ("boxes", "instances"))
+        given: dict[str, Any] = {"mask": "mask" in targets, "boxes": MOST_BOXES if boxed else 0, "pixels": pixels}
+        given["values"] = values if "values" in targets else 0
+        self.view = WholeImage(size, train=False, **given) if whole else _center(size, resize, given)
+        self.view.label = self._label if "label" in targets else None
+        self.view.labels = ClassLabels(shards, classes) if "labels" in targets else None
+        if is_annotations(word):
+            self.view.things = FileThings(shards, read_things(word).among(box_classes))
+        self.scenes = dict[tuple[int, int], Scene]()
         self._told: set[tuple[int, int]] = set()
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class TargetImages:
             )
 
     def batches(self, batch: int = 256, threads: int = 2) -> Iterator[dict[str, torch.Tensor]]:
-        """Yields `pixels` uint8 [B, C, S, S] and the targets, in the order of the rows."""
+        """Yields `pixels` uint8 [B, C, S, S], `place` (shard and row) [B, 2] and the targets, in the order of the rows."""
         with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
             for first in range(0, len(self.rows), batch):
                 found = [one for one in pool.map(self._one, self.rows[first : first + batch]) if one is not None]
@@ -108,7 +108,9 @@ class TargetImages:
                 self.left_out[kind] = self.left_out.get(kind, 0) + 1
                 log.warning(f"{shard.path} row {place[1]} is left out: {error}")
             return None
-        made: dict[str, np.ndarray] = {}
+        made: dict[str, np.ndarray] = {"place": np.array([place])}
+        if "scene" in decoded:
+            self.scenes[place] = decoded["scene"].item()
         for name, (kind, shape) in self.view.layout(1, painted=True).items():
             shape = (shape[0], *shape[2:], shape[1]) if name.startswith("views/") else shape
             made[name] = torch.zeros(shape, dtype=kind).numpy()
@@ -122,6 +124,12 @@ class TargetImages:
         if found < 0:
             raise Undecodable("it has no label", "target")
         return found
+
+
+def _center(size: int, resize: int | None, given: Mapping[str, Any]) -> OneView:
+    """Returns the view that cuts the center. What is decoded is as large as the shorter side, and no larger."""
+    short = resize or short_side(size)
+    return OneView(size, train=False, resize=resize, scale=(min(1.0, (size / short) ** 2 * (1 + 1e-9)), 1.0), **given)
 
 
 def _labels(shards: Sequence[Shard], rows: Sequence[tuple[int, int]], word: str, classes: Sequence[str]) -> Labels:

@@ -11,6 +11,7 @@ NAME.json, version 1:
     {"format": "seer-head", "version": 1, "kind", "stages": [those it reads; none = averaged features],
      "features": channels of each of these, or [those of the averaged features], "classes": names or null,
      "thresholds": a probability a class, of tags, or null, "outputs", "width": channels inside, or null,
+     of mask_rcnn alone "anchors": sides in pixels, one more than stages, and "batch_norm": whether it has any,
      "sha256": of NAME.safetensors, "backbone": hash of the tensors of its backbone, "step": of the training that made it}
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ from torch import Tensor
 from seer.models.heads.detect import DetectHead
 from seer.models.heads.linear import LinearHead
 from seer.models.heads.map import MapHead
+from seer.models.heads.mask_rcnn import MaskRCNNHead
 from seer.models.multi_head import Head
 
 HEADS = "heads"  # the folder in a bundle
 HEAD_FORMAT, HEAD_VERSION = "seer-head", 1
-VECTOR_KINDS = ("classify", "tags", "regress")  # a linear layer; map and detect have a file of their own
+VECTOR_KINDS = ("classify", "tags", "regress")  # a linear layer; the others have a file of their own
+PYRAMIDS = ("detect", "mask_rcnn")  # that read several stages
+OWN = ("anchors", "batch_norm")  # entries that mask_rcnn alone has: others keep the bytes that they always had
 MOST = 1_000_000  # outputs and channels that a description may name: it is a stranger's word, and memory is made of it
 
 
@@ -50,9 +54,15 @@ class HeadCard:
     classes: tuple[str, ...] | None = None
     thresholds: tuple[float, ...] | None = None
     width: int | None = None
+    anchors: tuple[float, ...] | None = None
+    batch_norm: bool | None = None
 
     def build(self) -> Head:
         """Makes the head, freshly initialized."""
+        if self.kind == "mask_rcnn":
+            read = dict(zip(self.stages, self.features, strict=True))
+            own: dict[str, Any] = {"anchors": self.anchors or (), "batch_norm": bool(self.batch_norm)}
+            return MaskRCNNHead(read, self.outputs, self.width or 0, **own)
         if self.kind == "detect":
             return DetectHead(dict(zip(self.stages, self.features, strict=True)), self.outputs, self.width or 0)
         if self.kind == "map":
@@ -100,7 +110,8 @@ def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 def stored(card: HeadCard, tensors: Mapping[str, Tensor], *, backbone: str, step: int | None = None) -> StoredHead:
     """Returns a head as files. tensors: as `bundle.plain` makes them. backbone: `hash_of_tensors` of what it stands on."""
     weights = save(dict(tensors), {"format": "pt"})  # one entry: the order of several is another one each time
-    described = {"format": HEAD_FORMAT, "version": HEAD_VERSION, **asdict(card)}
+    own = {key: value for key, value in asdict(card).items() if key not in OWN or value is not None}
+    described = {"format": HEAD_FORMAT, "version": HEAD_VERSION, **own}
     described |= {"sha256": digest(weights), "backbone": backbone, "step": step}
     text = json.dumps(described, indent=2, allow_nan=False) + "\n"  # escaped: a name may be no text
     return StoredHead(card, weights, text.encode(), backbone)
@@ -132,13 +143,13 @@ def card_in(described: Mapping[str, Any], *, what: str) -> HeadCard:
     """Returns the card that a description holds. Raises ValueError for one that makes no head."""
     kind, stages, features = described.get("kind"), described.get("stages"), described.get("features")
     classes, thresholds = described.get("classes"), described.get("thresholds")
-    outputs, width = described.get("outputs"), described.get("width")
+    outputs, width, anchors = described.get("outputs"), described.get("width"), described.get("anchors")
 
     def listed(value: Any, one: Callable[[Any], bool]) -> bool:
         return isinstance(value, list) and all(map(one, value))
 
     wrong = {
-        "kind": kind not in (*VECTOR_KINDS, "map", "detect"),
+        "kind": kind not in (*VECTOR_KINDS, "map", *PYRAMIDS),
         "stages": not listed(stages, lambda s: isinstance(s, str) and s.isidentifier()),
         "features": not listed(features, _counts) or not features or len(features) != max(1, len(stages or ())),
         "outputs": not _counts(outputs),
@@ -148,16 +159,24 @@ def card_in(described: Mapping[str, Any], *, what: str) -> HeadCard:
         and not (
             listed(thresholds, lambda t: isinstance(t, int | float) and 0 <= t <= 1) and len(thresholds) == outputs
         ),
-        "width": kind in ("map", "detect") and not _counts(width),
+        "width": kind in ("map", *PYRAMIDS) and not _counts(width),
+        "anchors": kind == "mask_rcnn"
+        and not (
+            listed(anchors, lambda a: isinstance(a, int | float) and 0 < a <= MOST)
+            and len(anchors) == len(stages or ()) + 1
+        ),
+        "batch_norm": kind == "mask_rcnn" and not isinstance(described.get("batch_norm"), bool),
     }
-    wrong["stages"] |= (kind in ("map", "detect") and not stages) or (kind != "detect" and len(stages or ()) > 1)
+    wrong["stages"] |= (kind in ("map", *PYRAMIDS) and not stages) or (kind not in PYRAMIDS and len(stages or ()) > 1)
     if found := [key for key, one in wrong.items() if one]:
         raise ValueError(f"{what}: {found[0]}={described.get(found[0])!r} describes no head of this program")
     assert isinstance(kind, str) and stages is not None and features is not None and outputs is not None
     names = None if classes is None else tuple(classes)
-    return HeadCard(
-        kind, tuple(stages), tuple(features), outputs, names, None if thresholds is None else tuple(thresholds), width
-    )
+    cuts = None if thresholds is None else tuple(thresholds)
+    card = HeadCard(kind, tuple(stages), tuple(features), outputs, names, cuts, width)
+    if kind != "mask_rcnn":
+        return card
+    return replace(card, anchors=tuple(anchors or ()), batch_norm=described["batch_norm"])
 
 
 def _counts(value: Any) -> bool:

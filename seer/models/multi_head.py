@@ -13,9 +13,10 @@ from seer.core.errors import RequestError
 from seer.models.heads.detect import DetectHead
 from seer.models.heads.linear import LinearHead
 from seer.models.heads.map import MapHead
+from seer.models.heads.mask_rcnn import MaskRCNNHead
 from seer.models.multicrop import as_weights_lie
 
-Head = LinearHead | MapHead | DetectHead
+Head = LinearHead | MapHead | DetectHead | MaskRCNNHead
 
 
 class MultiHead(nn.Module):
@@ -33,15 +34,15 @@ class MultiHead(nn.Module):
         self.channels_last: bool | None = None  # of the pixels; None: as the weights lie
         self.backbone_rests = False  # no gradient is made in it
 
-    def forward(self, x: torch.Tensor) -> dict[str, Any]:
-        """Returns what each head says of images [B, 3, S, S]."""
+    def forward(self, x: torch.Tensor, targets: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+        """Returns what each head says of images [B, 3, S, S]; losses, of a head in training that learns inside, by targets."""
         if not self.stages:
             return self.answer(self.features(x))
         x = as_weights_lie(x, self.backbone, self.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_rests):
             maps: dict[str, torch.Tensor] = self.backbone.forward_stages(x)  # type: ignore[operator]
         features = list(maps.values())[-1].mean((2, 3))  # what the backbone returns, in every network of the zoo
-        return answers(self.heads(), features, maps, (x.shape[2], x.shape[3]))
+        return answers(self.heads(), features, maps, (x.shape[2], x.shape[3]), targets)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [B, C] of images [B, 3, S, S]."""
@@ -58,18 +59,32 @@ class MultiHead(nn.Module):
 
 
 def answers(
-    heads: Mapping[str, Head], features: torch.Tensor, maps: dict[str, torch.Tensor], side: tuple[int, int]
+    heads: Mapping[str, Head],
+    features: torch.Tensor,
+    maps: dict[str, torch.Tensor],
+    side: tuple[int, int],
+    targets: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Returns what each head says of features [B, C] and maps {stage: [B, c, h, w]} of images of `side`."""
-    return {
-        name: head.read(features, maps) if isinstance(head, LinearHead) else head.read(features, maps, side)
-        for name, head in heads.items()
-    }
+    found: dict[str, Any] = {}
+    for name, head in heads.items():
+        if isinstance(head, LinearHead):
+            found[name] = head.read(features, maps)
+        elif isinstance(head, MaskRCNNHead):
+            found[name] = head.read(features, maps, side, targets)
+        else:
+            found[name] = head.read(features, maps, side)
+    return found
+
+
+def channels(backbone: nn.Module) -> dict[str, int]:
+    """Returns the channels of each stage of a backbone: {"stem": 32, "stage1": 48, …}."""
+    return {name: width for name, (width, _) in stages(backbone).items()}
 
 
 @torch.no_grad()
-def channels(backbone: nn.Module, side: int = 64) -> dict[str, int]:
-    """Returns the channels of each stage of a backbone, by one image in evaluation mode: {"stem": 32, "stage1": 48, …}."""
+def stages(backbone: nn.Module, side: int = 64) -> dict[str, tuple[int, float]]:
+    """Returns channels and stride in pixels of each stage of a backbone, by one image in evaluation mode."""
     device, dtype = next((p.device, p.dtype) for p in backbone.parameters())
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
@@ -78,4 +93,4 @@ def channels(backbone: nn.Module, side: int = 64) -> dict[str, int]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return {name: found.shape[1] for name, found in maps.items()}
+    return {name: (found.shape[1], side / found.shape[2]) for name, found in maps.items()}

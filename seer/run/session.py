@@ -43,7 +43,7 @@ from seer.parallel.world import World, open_world, statistics_groups
 from seer.run import assemble, ended, environment, fresh, network_input, resume, validate
 from seer.run.assemble import Data, Training
 from seer.run.cached_features import with_cached_features
-from seer.run.classes import give_targets, with_classes
+from seer.run.classes import Listed, give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.finish import Bundles, Ending
 from seer.run.folder import begun_with, check_same_on_ranks, claim
@@ -164,17 +164,21 @@ def _train(
         training = assemble.training(config, task, lengths, world, precision)
         training.licence, training.lineage = licence, origin
         data = with_cached_features(config, data, training, world)
-        known = learned(shards, probed[1]) if labels is not None and probed is not None else None
+        known = learned(shards, probed[1]) if isinstance(labels, Labels) and probed is not None else None
         passed_over = bad.found | probe_bad.found
         given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, passed_over, judged)
         result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)
         return {**result, **_counts(labels, probed, known)} if result else result
 
 
-def _counts(labels: Labels | None, probed: Probed | None, known: int | None) -> dict[str, Any]:
+def _counts(labels: Labels | Listed | None, probed: Probed | None, known: int | None) -> dict[str, Any]:
     """Returns what the result says of labels: of the classes that were learned, and of the images of the probe. known: how many
     test images are learned from, where any are learned from."""
-    found = {} if labels is None else {"classes": len(labels.per_class()), **sizes(labels.per_class())}
+    found: dict[str, Any] = {}
+    if isinstance(labels, Labels):
+        found = {"classes": len(labels.per_class()), **sizes(labels.per_class())}
+    elif labels is not None:
+        found = {"classes": len(labels.things.names), "labels_left_out": labels.things.left_out}
     probe = {} if probed is None else used(*probed)
     if probe.get("test"):
         found["probe"] = probe if known is None else {**probe, "learned": known}

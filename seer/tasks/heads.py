@@ -22,28 +22,33 @@ from seer.core.protocols import Task
 from seer.core.records import FEATURES, Batch, StepOutput
 from seer.data.augment import augment_batch
 from seer.data.transforms.one_view import OneView
+from seer.data.transforms.whole_image import WholeImage
 from seer.losses.boxes import detection_loss
 from seer.models.head_files import HeadCard
 from seer.models.heads.detect import Cells, DetectHead
 from seer.models.heads.linear import LinearHead
 from seer.models.heads.map import MapHead
-from seer.models.multi_head import Head, MultiHead, channels
+from seer.models.heads.mask_rcnn import MaskRCNNHead, anchors_of
+from seer.models.multi_head import Head, MultiHead, stages
 from seer.parallel.collectives import Group
 from seer.tasks.mixing import mixing
 
 MOST_BOXES = 100  # of an image, where augment.boxes says nothing
 IGNORE = 255  # of a mask: pixels that teach nothing
+BOXED = ("detect", "mask_rcnn")  # kinds of heads that learn boxes
 
 
 @dataclass(frozen=True)
 class Spec:
     """Says what a head is. kind: classify (one class an image), tags (any number of classes), regress (numbers), map (a class
-    a pixel), detect (boxes).
+    a pixel), detect (boxes), mask_rcnn (boxes, and a mask each).
 
     classes: their names in the order of the scores; null = those of the data, for classify and tags. outputs: how many
     numbers, for regress. stages: of the backbone, from fine to coarse; null = its features, or of map the third from the end
-    and of detect the last three. width: channels inside map and detect. weight: of its loss beside the others'. smoothing:
-    share of the target that is spread over all classes.
+    and of detect the last three, of mask_rcnn the last four. width: channels inside these. weight: of its loss beside the
+    others'. smoothing: share of the target that is spread over all classes. anchors: of mask_rcnn, sides in pixels, one for each
+    stage and one more; null = 8 cells of each. batch_norm: of mask_rcnn, whether its pyramid and heads have any. regions: of
+    mask_rcnn, of an image, from which it learns.
     """
 
     kind: str
@@ -53,6 +58,9 @@ class Spec:
     width: int = 64
     weight: float = 1.0
     smoothing: float = 0.0
+    anchors: Sequence[float] | None = None
+    batch_norm: bool = False
+    regions: int = 512
 
     @property
     def count(self) -> int:
@@ -113,17 +121,23 @@ class HeadsTask(Task):
         self.heads_first, self._alone, self._step = heads_first, group is None, 0
         self.backbone, self.transform = backbone, transform
         known = (
-            channels(backbone) if any(spec.kind != "classify" or spec.stages for spec in self.specs.values()) else {}
+            stages(backbone) if any(spec.kind != "classify" or spec.stages for spec in self.specs.values()) else {}
         )
         made = {name: _head(name, spec, backbone, known) for name, spec in self.specs.items()}
         self._plain = MultiHead(backbone, made)
         self.model: nn.Module = self._plain
         self._heads = made
         self.targets = tuple(dict.fromkeys(KINDS[spec.kind].targets[0] for spec in self.specs.values()))
+        self.fields = {name for spec in self.specs.values() for name in KINDS[spec.kind].targets}  # of a batch, all of them
         for spec in self.specs.values():  # what the transform must lay out, where the config does not say it
             transform.mask |= spec.kind == "map"
-            transform.boxes = transform.boxes or (MOST_BOXES if spec.kind == "detect" else 0)
+            transform.boxes = transform.boxes or (MOST_BOXES if spec.kind in BOXED else 0)
             transform.values = transform.values or (spec.outputs if spec.kind == "regress" else 0)
+        self._inside = [head for head in made.values() if isinstance(head, MaskRCNNHead)]  # that learn in their forward pass
+        if self._inside:
+            if not isinstance(transform, WholeImage):
+                raise RequestError("heads=mask_rcnn finds things on whole images; augment=whole_image shows them")
+            transform.instances = transform.boxes
         self.classes = next((tuple(s.classes or ()) for s in self.specs.values() if s.kind in ("classify", "tags")), ())
         self.chance_loss = _chance(self.specs)
 
@@ -138,6 +152,11 @@ class HeadsTask(Task):
         rows = arguments.get("heads") or {"classify": {"kind": "tags" if arguments.get("several") else "classify"}}
         kinds = [row.get("kind") for row in rows.values() if isinstance(row, Mapping)]
         return "labels" if "tags" in kinds else "label" if "classify" in kinds else None
+
+    @property
+    def box_classes(self) -> tuple[str, ...]:
+        """Returns the classes of heads that learn boxes, () where there is none."""
+        return next((tuple(map(str, s.classes or ())) for s in self.specs.values() if s.kind in BOXED), ())
 
     def modules(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, **self._heads}
@@ -174,7 +193,7 @@ class HeadsTask(Task):
             x = self._view(batch)
             if self._mixing is not None:
                 x, fields = self._mixing(x, fields, len(self.classes), rng.key(self.seed, "mixing", self._step))
-            answers = self.model(x)
+            answers = self.model(x, self._learned(batch)) if self._inside else self.model(x)
         total: Tensor | None = None
         metrics: dict[str, Tensor] = {}
         for name, spec in self.specs.items():
@@ -185,6 +204,22 @@ class HeadsTask(Task):
                 metrics[f"{name}/loss"] = loss.detach()
         assert total is not None
         return StepOutput(total, metrics)
+
+    def before_step(self, step: int) -> None:
+        for head in self._inside:
+            head.begin(step)
+
+    def counted(self, model: nn.Module, ranks: int) -> Task:
+        if any(spec.kind in BOXED for spec in self.specs.values()):
+            raise RequestError(
+                "the memory of a head for boxes depends on what lies on the images and cannot be counted before; name the blocks "
+                "of parallel.remat in place of budget=GB"
+            )
+        return super().counted(model, ranks)
+
+    def _learned(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns what heads need in their forward pass."""
+        return {name: batch.fields[name] for name in KINDS["mask_rcnn"].targets}
 
     def _view(self, batch: Batch) -> Tensor:
         """Returns the images of a batch as the network takes them: float [B, 3, S, S]."""
@@ -232,41 +267,60 @@ def _check(where: str, spec: Spec) -> None:
         )
     if not 0 <= spec.smoothing < 1:
         raise RequestError(f"{where}.smoothing={spec.smoothing}: a share from 0 up to 1")
-    if spec.outputs < 1 or spec.width < 1 or not 0 < spec.weight < math.inf:
+    sides = spec.anchors if spec.anchors is not None else (1,)
+    if spec.kind != "mask_rcnn" and (spec.anchors is not None or spec.batch_norm):
+        raise RequestError(f"{where}: anchors and batch_norm are of mask_rcnn, and its kind is {spec.kind}")
+    if isinstance(sides, str) or not all(isinstance(side, int | float) and 0 < side < math.inf for side in sides):
+        raise RequestError(f"{where}.anchors={spec.anchors}: sides in pixels, above 0")
+    if min(spec.outputs, spec.width, spec.regions) < 1 or not 0 < spec.weight < math.inf:
         raise RequestError(
-            f"{where}: outputs={spec.outputs} and width={spec.width} are at least 1, weight={spec.weight} above 0"
+            f"{where}: outputs={spec.outputs}, width={spec.width} and regions={spec.regions} are at least 1, "
+            f"weight={spec.weight} above 0"
         )
 
 
-def _head(name: str, spec: Spec, backbone: nn.Module, known: Mapping[str, int]) -> Head:
-    """Makes the network of a head. known: channels of the stages of the backbone, none where no head reads a stage."""
-    default = {"map": list(known)[-3:-2], "detect": list(known)[-3:]}.get(spec.kind, [])
-    stages = list(spec.stages if spec.stages is not None else default)
-    if unknown := [stage for stage in stages if stage not in known]:
+def _head(name: str, spec: Spec, backbone: nn.Module, known: Mapping[str, tuple[int, float]]) -> Head:
+    """Makes the network of a head. known: channels and stride of the stages of the backbone, none where no head reads a stage."""
+    names = list(known)
+    default = {"map": names[-3:-2], "detect": names[-3:], "mask_rcnn": names[-4:]}.get(spec.kind, [])
+    read = list(spec.stages if spec.stages is not None else default)
+    if unknown := [stage for stage in read if stage not in known]:
         raise RequestError(f"task.heads.{name}.stages={unknown[0]}: the backbone has {', '.join(known)}")
+    if spec.kind in BOXED and not read:
+        raise RequestError(f"task.heads.{name}.stages=[]: at least one stage")
+    width = {stage: known[stage][0] for stage in read}
     if spec.kind == "detect":
-        if not stages:
-            raise RequestError(f"task.heads.{name}.stages=[]: at least one stage")
-        return DetectHead({stage: known[stage] for stage in stages}, spec.count, spec.width)
-    if len(stages) > 1 or (spec.kind == "map" and not stages):
-        raise RequestError(f"task.heads.{name}.stages={stages}: one stage")
+        return DetectHead(width, spec.count, spec.width)
+    if spec.kind == "mask_rcnn":
+        sides = spec.anchors or anchors_of([known[stage][1] for stage in read])
+        if len(sides) != len(read) + 1:
+            raise RequestError(
+                f"task.heads.{name}.anchors={spec.anchors}: {len(read) + 1} sides for {len(read)} stages, one more for the "
+                "level beyond them"
+            )
+        return MaskRCNNHead(width, spec.count, spec.width, anchors=sides, batch_norm=spec.batch_norm, regions=spec.regions)
+    if len(read) > 1 or (spec.kind == "map" and not read):
+        raise RequestError(f"task.heads.{name}.stages={read}: one stage")
     if spec.kind == "map":
-        return MapHead(known[stages[0]], spec.count, stages[0], spec.width)
-    width = known[stages[0]] if stages else int(backbone.feature_dim)  # type: ignore[arg-type]
-    return LinearHead(width, spec.count, stages[0] if stages else None)
+        return MapHead(width[read[0]], spec.count, read[0], spec.width)
+    features = width[read[0]] if read else int(backbone.feature_dim)  # type: ignore[arg-type]
+    return LinearHead(features, spec.count, read[0] if read else None)
 
 
 def _card(spec: Spec, head: Head) -> HeadCard:
     """Returns what a bundle says of a head. A class of tags is there from a probability of one half, the loss's own threshold."""
     if isinstance(head, DetectHead):
         read: Iterable[nn.Module] = (head.lateral[stage] for stage in head.stages)
+    elif isinstance(head, MaskRCNNHead):
+        read = (block[0] for block in head.fpn.inner_blocks)
     else:
         read = [head if isinstance(head, LinearHead) else head.inner[0]]
     features = tuple(int(getattr(one, "in_features", 0) or one.in_channels) for one in read)  # type: ignore[arg-type]
     classes = None if spec.classes is None or spec.kind == "regress" else tuple(map(str, spec.classes))
     thresholds = (0.5,) * spec.count if spec.kind == "tags" else None
-    width = spec.width if spec.kind in ("map", "detect") else None
-    return HeadCard(spec.kind, tuple(head.stages), features, spec.count, classes, thresholds, width)
+    width = spec.width if spec.kind in ("map", *BOXED) else None
+    card = HeadCard(spec.kind, tuple(head.stages), features, spec.count, classes, thresholds, width)
+    return replace(card, anchors=head.anchors, batch_norm=head.batch_norm) if isinstance(head, MaskRCNNHead) else card
 
 
 def _chance(found: Mapping[str, Spec]) -> float | None:
@@ -312,10 +366,16 @@ def _detect(cells: Cells, batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tens
     return loss, {"box_overflow": batch["box_overflow"].sum().float()}
 
 
+def _mask_rcnn(losses: Mapping[str, Tensor], batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:
+    found = {name.removeprefix("loss_"): loss for name, loss in losses.items()}
+    return torch.stack(list(found.values())).sum(), {**found, "box_overflow": batch["box_overflow"].sum().float()}
+
+
 KINDS: dict[str, Kind] = {
     "classify": Kind(("label",), _classify),
     "tags": Kind(("labels",), _tags),
     "regress": Kind(("values",), _regress),
     "map": Kind(("mask",), _map),
     "detect": Kind(("boxes", "box_label", "box_count", "box_overflow"), _detect),
+    "mask_rcnn": Kind(("boxes", "box_label", "box_count", "box_overflow", "instances"), _mask_rcnn),
 }

@@ -27,11 +27,12 @@ class FileThings:
     """Holds what lies on the images of shards, with the classes of a head. found: of these classes (`Things.among`)."""
 
     def __init__(self, shards: Sequence[Shard], found: Things):
-        self.names, self._found, self._paths = found.names, found, list(shards)
+        self.names, self.left_out = found.names, dict(found.left_out)
+        self._found, self._shards = found, list(shards)
 
     def scene(self, sample: Sample, image: ImageArray) -> Scene:
         """Returns all that is on an image [h, w, C], crowds as well. Raises Undecodable."""
-        scene = self._found.at(place_of(self._paths[sample.ref.shard], sample.key))
+        scene = self._found.at(place_of(self._shards[sample.ref.shard], sample.key))
         if scene is None:
             raise Undecodable(f"{self._found.path} does not list it", "target")
         height, width = image.shape[:2]

@@ -112,11 +112,12 @@ class WholeImage(OneView):
         self.ground = np.round(np.array(self.mean) * 255).clip(0, 255).astype(np.uint8)
 
     def layout(self, batch_size: int, *, painted: bool = False) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Returns those of OneView; `image_size` [B, 2], height and width of the image that was shown; and `instances`, packed."""
+        """Returns those of OneView; `image_size` [B, 2], height and width of the image that was shown; and
+        `instances`, masks packed line after line."""
         found = super().layout(batch_size, painted=painted)
         found["image_size"] = torch.int64, (batch_size, 2)
         if self.instances:
-            found["instances"] = torch.uint8, (batch_size, self.instances, self.size, -(-self.size // 8))
+            found["instances"] = torch.uint8, (batch_size, self.instances, self.size * -(-self.size // 8))
         return found
 
     def decode(self, sample: Sample, scratch: np.ndarray | None = None) -> Decoded:
@@ -172,7 +173,7 @@ class WholeImage(OneView):
             seen = np.array([mask.any() for mask in masks], dtype=bool)  # else it is smaller than a pixel, or behind an edge
             masks = [mask for mask in masks if mask.any()][: self.instances]
             edges, labels = edges[seen], labels[seen]
-            packed = arrays["instances"][row]
+            packed = arrays["instances"][row].reshape(self.instances, self.size, -1)
             packed[:] = 0
             for i, mask in enumerate(masks):
                 bits = np.packbits(mask, axis=1)
@@ -184,12 +185,6 @@ def fitted(height: int, width: int, size: int) -> tuple[int, int]:
     """Returns rows and columns of an image whose longest side is resized to `size`."""
     scale = size / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def unpacked(packed: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns masks of things, uint8 [n, S, S / 8] -> [n, S, S] of 0 and 1."""
-    shifts = torch.arange(7, -1, -1, device=packed.device, dtype=torch.uint8)
-    return ((packed[..., None] >> shifts) & 1).flatten(2)[..., :size]
 
 
 def shown_mask(mask: np.ndarray, at: Placed) -> np.ndarray:
