@@ -1,7 +1,7 @@
 """Runs `seer evaluate`: what the features of a backbone, or the heads of a run, are worth.
 
-Ranks have no part in it: each of several would do the whole, and the first one tells. The result says what it is of: weights and
-images by their hashes, the evaluation with every argument, the command, and the code (`seer.run.environment`).
+Ranks share the images of features out, each would do the rest by itself, and the first one tells. The result says what it is
+of: weights and images by their hashes, the evaluation with every argument, the command, and the code (`seer.run.environment`).
 """
 
 import os
@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from seer.cli.verbs import images_of
 from seer.core.build import build
 from seer.core.errors import RequestError
+from seer.core.evaluations import images_of
 from seer.core.log import log
 from seer.data.pixels import Pixels
 from seer.data.shards.bad_archives import BadArchives
@@ -61,6 +61,9 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     for name, one in images.items():
         log.info(f"data.{name}: {census_of(one.shards).line()}")
     with open_world(settings["device"]) as world:
+        for one in images.values():
+            if isinstance(one, LabelledImages):
+                one.group = world.group
         evaluator = build(
             "eval",
             settings["eval"],

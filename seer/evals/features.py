@@ -1,11 +1,15 @@
 """Extracts features of labelled images: the shorter side resized, the center cut out, one forward each.
 
-Legend: M images in all, B in one forward, S side, C features.
+Ranks share the images out (`LabelledImages.group`): blocks of B rows go to them in turn, so a forward has the same images
+whatever the number of ranks is, and its bits are the same. Surprising: each rank has all features in the end, and a rank whose
+turn has no image runs the network on a blank one, since a sharded network (FSDP) runs on all ranks or on none.
+
+Legend: M images in all, B in one forward, S side, C features, R ranks.
 """
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -26,6 +30,7 @@ from seer.data.shards.shard import Shard, image_of
 from seer.data.shards.tar import TarError
 from seer.data.transforms.one_view import center
 from seer.evals.labels import UNLABELLED, Labels, find, match
+from seer.parallel.collectives import Group, gather_rows, max_over_ranks
 
 # Bytes of cut images that stay in memory for the next time: those of 7,000 images of 48 px take 48 MB, and a third of the
 # time of a probe with a small network
@@ -41,8 +46,11 @@ class LabelledImages:
     itself below 64 pixels. most: use so many images at the most, spread evenly over the whole (0 = all). like: those
     whose classes these are matched with by name (`labels.match`). Those without a label are left out.
     content: of each row that was read and could be used, a hash of the bytes of its image; 0 for others. pixels: what images
-    are decoded to, as in training. Raises RequestError when there are no labels.
+    are decoded to, as in training. group: of the ranks that share the images; None = this process reads all. Raises
+    RequestError when there are no labels.
     """
+
+    group: Group | None = None
 
     def __init__(
         self,
@@ -96,6 +104,64 @@ class LabelledImages:
                 if found:
                     yield Labelled(torch.stack([p for p, _ in found]), torch.tensor([label for _, label in found]))
 
+    def made(
+        self, make: Callable[[torch.Tensor], torch.Tensor], batch: int = 256, threads: int = 2
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what `make` makes of the images, uint8 [B, C, S, S] -> float32 [B, N], as [M, N] on the host, and int64 [M].
+
+        The same on all ranks of the group, each of which calls this and reads its share. Raises RequestError where none of the
+        images can be read.
+        """
+        rank, ranks = (0, 1) if self.group is None else (self.group.rank(), self.group.size())
+        rows = [self.rows[first : first + batch] for first in range(0, len(self.rows), batch)]
+        turns, parts, labels, good = -(-len(rows) // ranks), [], [], []
+        with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
+            for mine in (rows[i] if i < len(rows) else [] for i in range(rank, turns * ranks, ranks)):
+                read = list(pool.map(self._one, mine))
+                found = [one for one in read if one is not None]
+                good += [one is not None for one in read]
+                if found:
+                    parts.append(make(torch.stack([pixels for pixels, _ in found])))
+                    labels += [label for _, label in found]
+                elif self.group is not None:
+                    blank = torch.zeros(1, self.pixels.channels, self.size, self.size, dtype=torch.uint8)
+                    parts.append(make(blank)[:0])
+        if not max_over_ranks(len(labels), self.group):
+            raise RequestError("none of the images for evaluation could be read")
+        return self._gathered(torch.cat(parts), torch.tensor(labels, dtype=torch.int64), good, batch)
+
+    def _gathered(
+        self, made: torch.Tensor, labels: torch.Tensor, good: list[bool], batch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what all ranks made, in the order of the rows, with what they found unreadable noted on each."""
+        if self.group is None:
+            return made, labels
+        ranks, blocks = self.group.size(), -(-len(self.rows) // batch)
+        places = [
+            [place for i in range(rank, blocks, ranks) for place in self.rows[i * batch : (i + 1) * batch]]
+            for rank in range(ranks)
+        ]
+        mine = places[self.group.rank()]
+        content = np.array([self.content[s][r] for s, r in mine], dtype=np.uint64).view(np.int64)
+        notes = torch.stack([torch.tensor(good, dtype=torch.int64), torch.from_numpy(content)], dim=1)  # [m, 2]
+        each = zip(gather_rows(made, self.group), gather_rows(labels, self.group), strict=True)
+        position = {place: i for i, place in enumerate(self.rows)}
+        where, known = [], [*zip(*each, strict=True)]
+        for own, told in zip(places, gather_rows(notes, self.group), strict=True):
+            for place, (readable, digest) in zip(own, told.tolist(), strict=True):
+                if readable:
+                    where.append(position[place])
+                    self.content[place[0]][place[1]] = np.array(digest, dtype=np.int64).view(np.uint64)
+                else:
+                    self._note_broken(place, "another rank could not read it")
+        order = torch.tensor(where).argsort()
+        return torch.cat(known[0])[order], torch.cat(known[1])[order]
+
+    def _note_broken(self, place: tuple[int, int], why: object) -> None:
+        if place not in self.broken:
+            log.warning(f"{place_of(self.shards[place[0]], place[1])} is left out: {why}")
+        self.broken.add(place)
+
     def _one(self, place: tuple[int, int]) -> tuple[torch.Tensor, int] | None:
         label = int(self.labels.of[place[0]][place[1]])
         if place in self._cut:
@@ -105,9 +171,7 @@ class LabelledImages:
             data = image_of(sample)
             image = decode(data, None, self.pixels, shorter=self.short)
         except (Undecodable, TarError) as error:
-            if place not in self.broken:
-                log.warning(f"{place_of(self.shards[place[0]], place[1])} is left out: {error}")
-            self.broken.add(place)
+            self._note_broken(place, error)
             return None
         if not self.content[place[0]][place[1]]:
             digest = int.from_bytes(hashlib.sha256(data).digest()[:8])
@@ -186,12 +250,10 @@ def extract(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns float32 [M, C] and int64 [M], on the host. The model must be in evaluation mode."""
     device = next(p.device for _, p in model.named_parameters())
-    features, labels = [], []
-    for one in images.batches(batch, threads):
-        x = one.pixels.to(device).to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        x = pixels.to(device).to(torch.float32, memory_format=torch.channels_last).div_(255)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            features.append(model(normalize(x, mean, std)).float().cpu())
-        labels.append(one.labels)
-    if not features:
-        raise RequestError("none of the images for evaluation could be read")
-    return torch.cat(features), torch.cat(labels)
+            return model(normalize(x, mean, std)).float().cpu()
+
+    return images.made(features, batch, threads)

@@ -117,22 +117,20 @@ def baselines(
 ) -> dict[str, float]:
     """Returns kNN on centered raw pixels (side x side) and on color histograms (8 x 8 x 8 bins, of three channels): features
     without a network."""
-    sets = {}
-    for name, images in (("train", train), ("test", test)):
-        pixels, colors, labels = [], [], []
-        for one in images.batches(256, threads):
-            small = F.interpolate(one.pixels.float(), size=(side, side), mode="bilinear", antialias=True)
-            pixels.append(small.flatten(1) - small.flatten(1).mean(1, keepdim=True))
-            last = one.pixels.shape[1] - 1
-            bins = one.pixels[:, [0, min(1, last), min(2, last)]].long() // 32  # [B, 3, S, S], 0..7
-            index = (bins[:, 0] * 64 + bins[:, 1] * 8 + bins[:, 2]).flatten(1)  # [B, S*S]
-            counts = torch.zeros(len(index), 512).scatter_add_(1, index, torch.ones(index.shape))
-            colors.append(counts.sqrt())  # the cosine of square roots is the Bhattacharyya coefficient
-            labels.append(one.labels)
-        sets[name] = torch.cat(pixels), torch.cat(colors), torch.cat(labels)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        """Returns both kinds side by side: [B, C, S, S] -> [B, C * side * side + 512]."""
+        small = F.interpolate(x.float(), size=(side, side), mode="bilinear", antialias=True).flatten(1)
+        last = x.shape[1] - 1
+        bins = x[:, [0, min(1, last), min(2, last)]].long() // 32  # [B, 3, S, S], 0..7
+        index = (bins[:, 0] * 64 + bins[:, 1] * 8 + bins[:, 2]).flatten(1)  # [B, S*S]
+        counts = torch.zeros(len(index), 512).scatter_add_(1, index, torch.ones(index.shape))
+        # the cosine of square roots is the Bhattacharyya coefficient
+        return torch.cat([small - small.mean(1, keepdim=True), counts.sqrt()], dim=1)
+
+    known, known_labels = train.made(plain, threads=threads)
+    asked, labels = test.made(plain, threads=threads)
     return {
-        figure: knn_top1(
-            sets["train"][i], sets["train"][2], sets["test"][i], sets["test"][2], k=k, temperature=temperature
-        )
-        for i, figure in enumerate(("knn_pixels", "knn_colours"))
+        figure: knn_top1(known[:, columns], known_labels, asked[:, columns], labels, k=k, temperature=temperature)
+        for figure, columns in (("knn_pixels", slice(None, -512)), ("knn_colours", slice(-512, None)))
     }

@@ -26,7 +26,16 @@ Group = dist.ProcessGroup
 
 __all__ = [
     *("Group", "all_gather_stack", "all_reduce_max", "all_reduce_mean", "all_reduce_sum", "any_rank", "broadcast"),
-    *("copy_full_tensor_", "first_ranks", "gather_text", "highest", "broadcast_text", "waited", "gather_to_rank0"),
+    *(
+        "copy_full_tensor_",
+        "first_ranks",
+        "gather_rows",
+        "gather_text",
+        "highest",
+        "broadcast_text",
+        "waited",
+        "gather_to_rank0",
+    ),
 ]
 
 
@@ -188,6 +197,19 @@ def first_ranks(value: float, group: Group | None) -> float:
     if group is None:
         return value
     return float(broadcast(torch.tensor(value, dtype=torch.float64, device=_device(group)), group).item())
+
+
+@torch.no_grad()
+def gather_rows(rows: Tensor, group: Group | None) -> list[Tensor]:
+    """Returns every rank's rows [m, ..] on the host, in rank order, on every rank; m may differ from rank to rank, the
+    other axes and the dtype not. Waits for the answer."""
+    if group is None:
+        return [rows]
+    counts = [int(text) for text in gather_text(str(len(rows)), group)]
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    stacked = all_gather_stack(padded.to(_device(group)), group).cpu()  # [R, most, ..]
+    return [one[:count] for one, count in zip(stacked, counts, strict=True)]
 
 
 def gather_text(text: str, group: Group | None) -> list[str]:
