@@ -30,12 +30,13 @@ from omegaconf.errors import OmegaConfBaseException
 from seer.cli import foreign, recipes
 from seer.cli.idle import check_effect
 from seer.cli.recipes import OWN, Recipe
-from seer.cli.verbs import SCHEMAS, images_of
+from seer.cli.verbs import SCHEMAS
 from seer.cli.words import check_no_sweep, check_once, in_form, like_path, prepared, readable
 from seer.core import schema
 from seer.core.build import check_targets
 from seer.core.config import filled, flat, hint_of
 from seer.core.errors import RequestError
+from seer.core.evaluations import images_of
 from seer.core.log import log
 
 SEVERAL = "heads"  # the group of which several are chosen, in brackets
@@ -184,6 +185,8 @@ def _placed(verb: str, word: str) -> str:
         return word if value[:1] == "[" else f"{SEVERAL}=[{value}]"
     if verb == "adapt" and group.startswith(f"{SEVERAL}."):
         return f"task.{word}"
+    if group == "probe" and verb in ("pretrain", "plan", "adapt"):
+        return f"probe.run={value if value[:1] == '[' or value == 'null' else f'[{value}]'}"
     path = group == "data" and value not in choices_of(verb, group) and (like_path(value) or value[:1] == "[")
     return f"data.source={value}" if path and "data" in groups_of(verb) else word
 

@@ -20,6 +20,7 @@ from seer.core import schema
 from seer.core.build import PLACES
 from seer.core.config import flat, hint_of
 from seer.core.errors import RequestError
+from seer.core.evaluations import PROBES
 from seer.core.signature import signature
 
 ESSENTIAL = {
@@ -126,6 +127,9 @@ def meanings(verb: str, full: Mapping[str, Any], chosen: Mapping[str, str]) -> d
             said = {**_remarks(group, chosen.get(group, "")), **(known.meanings if known else {})}
             found |= {f"{group}.{name}": said.get(name, "") for name in node}
             found[f"{group}._target_"] = TARGET
+    for name, target in PROBES.items() if "probe" in full else ():
+        known = signature(target)
+        found |= {f"probe.{name}.{key}": known.meanings.get(key, "") for key in full["probe"][name]} if known else {}
     found["surgery.steps"] = found.get("surgery", "")
     for head in (full.get("task", {}).get(config.SEVERAL) or {}) if config.SEVERAL in chosen else ():
         said = _remarks(config.SEVERAL, head)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from seer.core.errors import RequestError
+from seer.core.evaluations import PROBES
 
 Config = Mapping[str, Any]
 
@@ -18,6 +19,14 @@ def _no_halving(config: Config) -> bool:
 def _no_probe(config: Config) -> bool:
     drawn = not config["data"]["source"] and config["data"]["drawn_test"]
     return not (config["eval"]["train"] or config["eval"]["test"] or drawn)
+
+
+def _own_knn(config: Config) -> bool:
+    return config["probe"]["run"] is not None
+
+
+def _not_probed(name: str) -> Callable[[Config], bool]:
+    return lambda config: name not in (config["probe"]["run"] or ())
 
 
 def _no_queue(config: Config) -> bool:
@@ -36,6 +45,17 @@ def _stays(config: Config) -> bool:
 IDLE: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("plateau.", _no_halving, "only schedule=constant_halving looks for a plateau; add it, or leave this out"),
     ("eval.", _no_probe, "there are no labelled images to ask; add eval.train=… eval.test=…, or leave this out"),
+    ("eval.k", _own_knn, "with probe=[…] kNN has its own settings; give probe.knn.k=…, or leave this out"),
+    (
+        "eval.temperature",
+        _own_knn,
+        "with probe=[…] kNN has its own settings; give probe.knn.temperature=…, or leave this out",
+    ),
+    *(
+        (f"probe.{name}.", _not_probed(name), f"{name} is not among the probes; add it to probe=[…], or leave this out")
+        for name in PROBES
+    ),
+    ("probe.", _no_probe, "there are no images to measure on; add eval.train=… eval.test=…, or leave this out"),
     ("task.queue_from", _no_queue, "there is no queue; add task.queue=…, or leave this out"),
     (
         "task.heads_first",

@@ -1,7 +1,6 @@
 """Says what each verb is asked for: every key with its default, type, limits and sentence. Imports nothing heavy."""
 
 from dataclasses import MISSING, dataclass
-from typing import Any
 
 from seer.core.budget import Budget
 from seer.core.schema import Duration, Level, Node, Number, Part, Path, Paths, Share, Switch, Whole, Word, setting
@@ -63,21 +62,6 @@ class Labelled:
         least=64,
     )
     max_bad_archives: Whole = setting(0, "so many archives that cannot be read are passed over, and named", least=0)
-
-
-# the images that an evaluation needs, where these are not both
-IMAGES_OF: dict[str, tuple[str, ...]] = {
-    "seer.evals.rankme.RankMe": ("train",),
-    "seer.evals.uniformity.Uniformity": ("train",),
-    "seer.evals.uniformity.Alignment": ("train",),
-    "seer.evals.heads.Heads": ("test",),
-}
-
-
-def images_of(node: Any) -> tuple[str, ...]:
-    """Returns which images an evaluation needs, of train and test; one that needs train alone takes images without labels, one
-    that needs test alone judges heads."""
-    return IMAGES_OF.get(node.get("_target_", ""), ("train", "test")) if isinstance(node, dict) else ("train", "test")
 
 
 @dataclass(frozen=True)

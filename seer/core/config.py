@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seer.core import schema
+from seer.core.evaluations import PROBES
 from seer.core.schema import Duration, Rate
 from seer.core.signature import MISSING, signature
 
@@ -45,19 +46,31 @@ def filled(config: Mapping[str, Any], kind: type, missing: Any = dataclasses.MIS
     Signatures of other libraries are left alone: a key that a new version brings is not one of ours.
     """
     whole = _joined(schema.defaults(kind, missing), config)
-    for group, given in GIVEN.items():
+    for group in GIVEN:
         node = whole.get(group)
         if isinstance(node, dict) and str(node.get("_target_", "")).startswith("seer."):
-            known = signature(node["_target_"])
-            own = {} if known is None else {n: d for n, (_, d) in known.parameters.items() if d is not MISSING}
-            rest = {name: value for name, value in own.items() if name not in given and name not in node}
-            whole[group] = {**node, **rest}
+            own = _arguments(node["_target_"], group)
+            whole[group] = {**node, **{name: value for name, value in own.items() if name not in node}}
+    if isinstance(probe := whole.get("probe"), dict):
+        own = {name: {**_arguments(PROBES[name], "eval"), **probe[name]} for name in PROBES if name in probe}
+        whole["probe"] = {**probe, **own}
     return whole
+
+
+def _arguments(target: str, group: str) -> dict[str, Any]:
+    """Returns the arguments of a target of ours that have a default, without those that the program gives."""
+    known = signature(target)
+    found = {} if known is None else {n: d for n, (_, d) in known.parameters.items() if d is not MISSING}
+    return {name: value for name, value in found.items() if name not in GIVEN[group]}
 
 
 def hint_of(key: str, config: Mapping[str, Any], kind: type) -> Any:
     """Returns the type of what a key takes; Any where neither the schema nor a signature tells."""
     group, _, name = key.partition(".")
+    if group == "probe" and "." in name:
+        probe, _, name = name.partition(".")
+        known = signature(PROBES[probe]) if probe in PROBES else None
+        return known.parameters[name][0] if known is not None and name in known.parameters else Any
     node = config.get(group)
     if not (isinstance(node, Mapping) and "_target_" in node and name):
         return schema.hint_of(kind, key)

@@ -186,9 +186,7 @@ def _annotations(path: str) -> tuple[tuple[str, ...], dict[int, Mapping[str, Any
             )
     different = len({row["file_name"] for row in images.values()})
     if different < len(images):
-        raise RequestError(
-            f"labels={path}: {len(images)} images, and {different} different file names; each once"
-        )
+        raise RequestError(f"labels={path}: {len(images)} images, and {different} different file names; each once")
 
     def each() -> Iterator[Annotation]:
         for row in _rows(path, content, "annotations"):

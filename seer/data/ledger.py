@@ -23,15 +23,15 @@ LEAST_SEEN = 100
 LEAST_IN_SHARD = 10
 
 
-def parse_fraction(value: float | str) -> float:
-    """Returns 0.01 for 0.01 or "1%". Raises RequestError for what is no share of a whole."""
+def parse_fraction(value: float | str, key: str = "data.max_bad") -> float:
+    """Returns 0.01 for 0.01 or "1%". key: the word that it is of. Raises RequestError for what is no share of a whole."""
     text = str(value).strip()
     try:
         number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         number = -1.0
     if not 0 <= number <= 1:
-        raise RequestError(f"data.max_bad={value}: a share like 1% or 0.01, from 0 to 100%")
+        raise RequestError(f"{key}={value}: a share like 1% or 0.01, from 0 to 100%")
     return number
 
 

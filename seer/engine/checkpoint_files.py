@@ -47,7 +47,7 @@ from seer.engine.manifest import (
     with_checksum,
     write_json,
 )
-from seer.engine.retention import Keep, expired
+from seer.engine.retention import BEST, Keep, best_in, expired
 from seer.engine.state_tree import flatten, names, unflatten
 from seer.parallel.batchnorm import STATISTICS, mean_of_sets
 from seer.parallel.collectives import Group, broadcast_text, gather_text
@@ -152,9 +152,23 @@ class CheckpointFiles:
         replace_symlink(self.folder / "last", final.name)
         flush_folder(self.folder)
         self.broken.discard(facts["step"])
+        self.name_best(facts.get("best"), facts["step"])
         may_go = expired(self.folder, facts["step"], self.keep.newest, self.broken)
         for path in [*may_go, *self.folder.glob("*.old.writing")]:
             shutil.rmtree(path, ignore_errors=True)
+
+    def name_best(self, best: Mapping[str, Any] | None, step: int) -> None:
+        """Points `best` to the checkpoint that one of `step`, written or gone on from, says is the best so far.
+
+        A kill may fall between that checkpoint and the link: each save and each start sees to it again. A link ahead of `step` is
+        of steps that are no part of the run any more. Called by the first rank alone.
+        """
+        link, now = self.folder / BEST, best_in(self.folder)
+        if best and best["step"] != now and self.path(best["step"]).is_dir():
+            replace_symlink(link, self.path(best["step"]).name)
+            flush_folder(self.folder)
+        elif link.is_symlink() and (now is None or now > step):
+            link.unlink()
 
     def _of_this_rank(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the tensors that this rank writes: its shards, its part of what every rank holds whole, and

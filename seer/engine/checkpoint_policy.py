@@ -64,7 +64,7 @@ class Checkpoints:
 
         def problem() -> str:
             free = shutil.disk_usage(self.folder).free
-            missing = max(1, self.keep.newest + 1 - len(steps_in(self.folder)))
+            missing = max(1, self.keep.newest + 1 + self.keep.best - len(steps_in(self.folder)))
             if free >= size * missing:
                 return ""
             return (
@@ -141,7 +141,10 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 manifest = self.files.verified(step)
-                return self.files.read(manifest, like or {}), manifest
+                state = self.files.read(manifest, like or {})
+                if self.world.rank == 0:
+                    self.files.name_best(manifest.get("best"), step)
+                return state, manifest
             except StorageError as error:
                 log.warning(f"checkpoint {self.files.path(step).name} is passed over: {error}")
                 self.files.broken.add(step)

@@ -1,25 +1,22 @@
 """Decides what comes after a step: log, evaluate, save or stop, in one place, agreed between the ranks once."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import torch
-from torch import nn
-
 from seer.core.errors import Interrupted
-from seer.core.protocols import Evaluator, Task
+from seer.core.protocols import Task
+from seer.engine.best import Best
 from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.clock import Clock
 from seer.engine.monitor import Monitor
+from seer.engine.probes import Probes
 from seer.engine.stop_request import StopRequest
 from seer.engine.weight_average import WeightAverage
-from seer.parallel.batchnorm import averaged
 from seer.parallel.collectives import max_over_ranks
 from seer.parallel.consistency import replicated, same_weights
-from seer.parallel.world import World
 
 SAVE, GIVE_UP, STOP = 1, 2, 3  # what a rank may ask for at the end of a step; the highest counts
 
@@ -40,19 +37,21 @@ class Every:
 @dataclass
 class Control:
     """Decides what follows a step. save(step) begins to save the state of a run; checkpoints tells how that went. clock: of the
-    run; once its time is over, total_steps are those that are done. average: of the weights, which is what is evaluated."""
+    run; once its time is over, total_steps are those that are done. average: of the weights, which is what is evaluated. best: of
+    a figure, whose checkpoint is saved at once."""
 
     task: Task
     every: Every
     monitor: Monitor
     save: Callable[[int], None]
     checkpoints: Checkpoints
-    evaluators: Sequence[Evaluator]
+    probes: Probes
     stop: StopRequest
     first_step: int
     total_steps: int
     clock: Clock = field(default_factory=Clock)
     average: WeightAverage | None = None
+    best: Best | None = None
     _saved_at: float = field(default_factory=time.monotonic)
     _enough: bool = False  # a sink has seen enough
 
@@ -77,9 +76,8 @@ class Control:
 
     def before(self) -> None:
         """Evaluates what has not been trained yet."""
-        if self.first_step == 0 and self.evaluators:
-            with self.monitor.phase(0, "evaluating"):
-                self.monitor.metrics.add(0, {**self._evaluated(), "images": 0})
+        if self.first_step == 0 and self.probes:
+            self._probe(0, free=True)
             self._enough = self.monitor.flush()  # people wait for it
 
     def after(self, step: int) -> None:
@@ -91,16 +89,16 @@ class Control:
         end = done == self.total_steps
         if self._due(done, self.every.log):
             enough = self.monitor.log(step) or enough
-        if self.evaluators and self._due(done, self.every.evaluate):
-            with self.monitor.phase(step, "evaluating"):
-                self.monitor.metrics.add(step, {**self._evaluated(), "images": done * self.monitor.batch})
+        better = False
+        if self.probes and self._due(done, self.every.evaluate):
+            better = self._probe(done, free=end)
             enough = self.monitor.flush() or enough
         asked = max_over_ranks(self._wish(enough), self.monitor.world.group)  # what any rank asks for
         if asked == GIVE_UP and not end:
             self.checkpoints.wait()
         if self._comes(done, self.every.compare):
             self._compare(done)
-        if asked or self._due(done, self.every.checkpoint):
+        if asked or better or self._due(done, self.every.checkpoint):
             with self.monitor.phase(done, "saving"):
                 self._compare(done)
                 self.save(done)
@@ -114,6 +112,18 @@ class Control:
                 done,
             )
         self.monitor.ready(done)
+
+    def _probe(self, done: int, free: bool) -> bool:
+        """Evaluates, and returns whether what was measured is the best so far. free: whatever it costs."""
+        step = max(0, done - 1)
+        averaged = nullcontext() if self.average is None else self.average.standing_in()
+        with self.monitor.phase(step, "evaluating"), averaged:
+            found = self.probes.run(self.task, self.checkpoints.statistics, free)
+        if not found:
+            return False
+        row = {**found, "probe_share": self.probes.taken, "images": done * self.monitor.batch}
+        self.monitor.metrics.add(step, row)
+        return self.best is not None and self.best.observe(done, found, self.monitor.world.group, self.probes.complete)
 
     def _due(self, done: int, interval: int | Fraction) -> bool:
         return done == self.total_steps or self._comes(done, interval)
@@ -130,20 +140,3 @@ class Control:
 
     def _compare(self, done: int) -> None:
         same_weights(done, replicated(self.task.state_dict()), self.monitor.world.group)
-
-    def _evaluated(self) -> dict[str, float]:
-        with nullcontext() if self.average is None else self.average.standing_in():
-            return evaluate(self.task, self.evaluators, self.monitor.world, self.checkpoints.statistics)
-
-
-def evaluate(task: Task, evaluators: Sequence[Evaluator], world: World, groups: int) -> dict[str, float]:
-    """Runs every evaluator on the plain networks, in evaluation mode with the mean of all groups' statistics; back to
-    training with their own afterwards. groups: how many groups of ranks have batch statistics of their own."""
-    task.model.eval()
-    try:
-        # images of any size and number come here: nothing is compiled for them
-        stance = torch.compiler.set_stance("force_eager")
-        with torch.no_grad(), stance, averaged(nn.ModuleDict(task.modules()), world.group, groups):
-            return {name: value for one in evaluators for name, value in one.run(task).items()}
-    finally:
-        task.model.train()

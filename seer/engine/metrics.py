@@ -84,7 +84,7 @@ class TensorBoard:
         **dict.fromkeys(("loss", "lr", "weight_decay", "grad_norm", "loss_scale"), "training"),
         **dict.fromkeys(("images_per_s", "data_wait", "step_ms", "peak_memory_gb"), "speed"),
         **dict.fromkeys(("epoch", "images", "skipped"), "data"),
-        **dict.fromkeys(("knn_top1", "knn_pixels", "knn_colours", "rankme"), "probe"),
+        **dict.fromkeys(("knn_top1", "knn_pixels", "knn_colours", "rankme", "linear_top1", "probe_share"), "probe"),
     }
 
     def __init__(self, folder: Path, first_step: int = 0):

@@ -1,4 +1,4 @@
-"""Decides which checkpoints stay: the newest few, and for ever one every so many steps and one every so many hours.
+"""Decides which checkpoints stay: the newest few, the best one, and for ever one every so many steps and one every so many hours.
 
 Order is that of the steps in the folders' names, never of times, which jump.
 """
@@ -13,17 +13,20 @@ from seer.core.errors import RequestError, StorageError
 from seer.engine.manifest import CHECKPOINT_MANIFEST, read_manifest
 
 NAME = re.compile(r"step-(\d{8,})$")
+BEST = "best"  # a link to the checkpoint at which a figure was best
 
 
 @dataclass(frozen=True)
 class Keep:
     """Says which checkpoints stay. newest: how many stay in any case; with 1 there is none to fall back to when
     that one is damaged. steps, hours: those at multiples of so many steps, and the first after so many hours
-    since the last that stayed for ever, are never deleted; 0 = none."""
+    since the last that stayed for ever, are never deleted; 0 = none. best: the one that a figure was best at stays as long as
+    it is that."""
 
     newest: int = 2
     steps: int = 0
     hours: float = 0.0
+    best: bool = False
 
     def __post_init__(self) -> None:
         if self.newest < 1:
@@ -41,6 +44,12 @@ class Keep:
         return not before or now - max(before) >= self.hours * 3600
 
 
+def best_in(folder: Path) -> int | None:
+    """Returns the step of the checkpoint that `best` points to; None where there is none."""
+    found = NAME.match((folder / BEST).resolve().name) if (folder / BEST).is_dir() else None
+    return None if found is None else int(found[1])
+
+
 def steps_in(folder: Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder, whole or not, in order."""
     found = [NAME.match(path.name) for path in folder.glob("step-*")]
@@ -54,7 +63,8 @@ def expired(folder: Path, step: int, newest: int, broken: Collection[int] = ()) 
     """
     behind = [s for s in steps_in(folder) if s <= step]
     whole = [s for s in behind if s not in broken]
-    paths = [folder / f"step-{s:08d}" for s in behind if s not in whole[-newest:]]
+    stay = {*whole[-newest:], best_in(folder)}
+    paths = [folder / f"step-{s:08d}" for s in behind if s not in stay]
     return [path for path in paths if _may_go(path)]
 
 

@@ -48,7 +48,9 @@ class Measured(NamedTuple):
 def require() -> None:
     """Raises RequestError where pycocotools is not installed."""
     if importlib.util.find_spec("pycocotools") is None:
-        raise RequestError("COCO's figures are those of pycocotools, which is not installed: pip install 'seer-pretrain[coco]'")
+        raise RequestError(
+            "COCO's figures are those of pycocotools, which is not installed: pip install 'seer-pretrain[coco]'"
+        )
 
 
 def in_image(said: Mapping[str, Tensor], size: tuple[int, int], scale: tuple[float, float]) -> FoundThings:
@@ -106,7 +108,9 @@ def _indexed(annotations: Sequence[Sequence[dict[str, Any]]], classes: int) -> A
     rows = [{**row, "image_id": image} for image, each in enumerate(annotations) for row in each]
     made = COCO()
     made.dataset = {
-        "images": [{"id": image, "height": 0, "width": 0} for image in range(len(annotations))],  # looked up, never used
+        "images": [
+            {"id": image, "height": 0, "width": 0} for image in range(len(annotations))
+        ],  # looked up, never used
         "categories": [{"id": number} for number in range(classes)],
         "annotations": [{**row, "id": number + 1} for number, row in enumerate(rows)],
     }

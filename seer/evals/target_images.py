@@ -38,7 +38,8 @@ class TargetImages:
 
     size, resize, most, pixels: as `LabelledImages`. word: where labels come from, for `label`, or a file of COCO's form, for boxes
     of `box_classes`. values: so many numbers an image. whole: images are shown whole (`whole_image`), and not cut. scenes: all that
-    the file says of an image that was read, by (shard, row). left_out: by reason, of what was read so far. Raises RequestError where there are no labels.
+    the file says of an image that was read, by (shard, row). left_out: by reason, of what was read so far. Raises RequestError
+    where there are no labels.
     """
 
     def __init__(

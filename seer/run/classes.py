@@ -90,11 +90,15 @@ def _with_things(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[Run
     assert isinstance(heads, Mapping)
     heads = {name: {**row, "classes": list(row.get("classes") or found.names)} for name, row in heads.items()}
     if any(heads[name]["classes"] != heads[names[0]]["classes"] for name in names):
-        raise RequestError(f"data.labels={word}: heads {', '.join(names)} learn from it together; give them the same classes")
+        raise RequestError(
+            f"data.labels={word}: heads {', '.join(names)} learn from it together; give them the same classes"
+        )
     found = found.among(heads[names[0]]["classes"])
     log.info(f"data.labels={word}: {found.line()}")
     if _boxed(config, "mask_rcnn") and not found.outlined:
-        raise RequestError(f"data.labels={word} has boxes and no outlines (segmentation); heads=detect learns boxes alone")
+        raise RequestError(
+            f"data.labels={word} has boxes and no outlines (segmentation); heads=detect learns boxes alone"
+        )
     things = FileThings(shards, found)
     unlisted = [
         (s, row)
@@ -104,7 +108,9 @@ def _with_things(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[Run
     ]
     total = sum(map(len, shards))
     if len(unlisted) == total:
-        raise RequestError(f"data.labels={word}: none of the {total} images is listed in it, like {next(iter(found.of), '')!r}")
+        raise RequestError(
+            f"data.labels={word}: none of the {total} images is listed in it, like {next(iter(found.of), '')!r}"
+        )
     if unlisted:
         log.warning(f"{len(unlisted)} of the {total} images are not listed in {word}, and are not learned from")
     return config.replace(task={"heads": heads}), Listed(things, unlisted)

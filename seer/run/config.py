@@ -6,12 +6,14 @@ as people write them; `run.schedule` turns them into steps and numbers once the 
 """
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from seer.core import schema
 from seer.core.errors import RequestError
+from seer.core.evaluations import PROBES, images_of
 from seer.core.schema import (
     Duration,
     Level,
@@ -91,6 +93,10 @@ class IntervalsConfig:
     keep_hours: Number = setting(
         0, "the first after so many hours since the last that stayed for ever stays, too; 0 = none"
     )
+    keep_best: Word | None = setting(
+        None,
+        "a figure of the probes, like knn or linear_top1: the checkpoint at which it was best stays, as checkpoints/best",
+    )
     background: Switch = setting(True, "checkpoints are written while training goes on; costs a copy of the state")
 
 
@@ -145,6 +151,35 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
+class ProbesConfig:
+    """Says what is measured while training, each with the settings that it has in `seer evaluate`."""
+
+    run: Annotated[list[str], "a list of names"] | None = setting(
+        None,
+        f"any of {', '.join(PROBES)}, also as probe=[knn,linear]; null = what the images of eval.* allow: knn, rankme and heads",
+    )
+    share: Share | None = setting(
+        None,
+        "of the run's time, like 10%: a probe that would take more waits, but before training and at the end; null = any",
+    )
+    knn: Node = setting({}, "settings of probe=knn")
+    linear: Node = setting({}, "settings of probe=linear")
+    lowshot: Node = setting({}, "settings of probe=lowshot")
+    rankme: Node = setting({}, "settings of probe=rankme")
+    uniformity: Node = setting({}, "settings of probe=uniformity")
+    alignment: Node = setting({}, "settings of probe=alignment")
+    head: Node = setting({}, "settings of probe=head")
+
+    def node(self, name: str) -> dict[str, Any]:
+        """Returns what builds a probe: its settings, with its `_target_`."""
+        return {**getattr(self, name), "_target_": PROBES[name]}
+
+    def needs(self, *sides: str) -> list[str]:
+        """Returns the probes that were asked for and need exactly these images, of train and test."""
+        return [name for name in self.run or () if images_of({"_target_": PROBES[name]}) == sides]
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """Says where numbers go besides metrics.jsonl."""
 
@@ -174,7 +209,8 @@ class RunConfig:
     every: IntervalsConfig = setting(IntervalsConfig(), "how often")
     plateau: PlateauConfig = setting(PlateauConfig(), "when the loss has stopped falling")
     parallel: ParallelConfig = setting(ParallelConfig(), "where it runs")
-    eval: ProbeConfig = setting(ProbeConfig(), "the kNN probe, and the images on which heads are judged")
+    eval: ProbeConfig = setting(ProbeConfig(), "the images of the probes, and of the kNN that comes without probe=")
+    probe: ProbesConfig = setting(ProbesConfig(), "what is measured while training")
     log: LogConfig = setting(LogConfig(), "where numbers go")
     groups: Nodes | None = setting(
         None,
@@ -206,8 +242,7 @@ class RunConfig:
         if config.ema >= 1:
             raise RequestError(f"ema={config.ema}: from 0 (no average) up to, but below 1, like 0.999")
         _ = config.data.pixels
-        if config.eval.train and not config.eval.test:
-            raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
+        _check_probes(config)
         return config
 
     def plain(self) -> dict[str, Any]:
@@ -225,3 +260,25 @@ class RunConfig:
             else:
                 new[name] = {**node, **value} if isinstance(value, Mapping) else value
         return dataclasses.replace(self, **new)
+
+
+def _check_probes(config: RunConfig) -> None:
+    """Raises RequestError for a probe that there is not, and for one without its images."""
+    probe, images = config.probe, config.eval
+    for name in probe.run or ():
+        if name not in PROBES:
+            near = difflib.get_close_matches(name, PROBES, n=1)
+            asked = f"; did you mean {near[0]!r}?" if near else ""
+            raise RequestError(f"probe=[{name}]: no such probe{asked}; there are {', '.join(PROBES)}")
+    if probe.run is not None and len(set(probe.run)) < len(probe.run):
+        raise RequestError(f"probe=[{','.join(probe.run)}]: each once")
+    drawn = bool(not config.data.source and config.data.drawn_test)
+    train, test = bool(images.train) or drawn, bool(images.test) or drawn
+    both, plain = probe.needs("train", "test"), probe.needs("train")
+    if (both or (probe.run is None and train)) and not (train and test):
+        name = both[0] if both else "kNN"
+        raise RequestError(f"the {name} probe needs both eval.train=… and eval.test=…")
+    if plain and not train:
+        raise RequestError(f"probe={plain[0]} needs eval.train=…, images whose labels are not looked at")
+    if probe.needs("test") and not test:
+        raise RequestError("probe=head needs eval.test=…, images with what the heads are to find")

@@ -39,12 +39,15 @@ def lines(
     what = f"{result['steps']:,} steps, {seen:,} images ({seen / images:.1f} epochs of {images:,})"
     parts = sorted(((s, name) for name, s in spent.items() if s >= 0.5), reverse=True)
     split = ", ".join(f"{name} {readable.duration(s)}" for s, name in parts)
+    probes = f"; probes took {result['probe_share']:.0%} of the run" if "probe_share" in result else ""
+    best = result.get("best") or {}
+    kept = f", {best['checkpoint']} (best {best['metric']} {best['value']:.3f})" if best.get("checkpoint") else ""
     where = result.get("bundle", result["checkpoint"])
     return [
         f"done:  {what}",
-        f"time:  {readable.duration(sum(spent.values()))}{f' ({split})' if len(parts) > 1 else ''}",
+        f"time:  {readable.duration(sum(spent.values()))}{f' ({split})' if len(parts) > 1 else ''}{probes}",
         f"good:  {good(result, probe)}",
-        f"where: {where} (backbone), {Path(result['output']) / 'train.log'}, metrics.jsonl, result.json beside it",
+        f"where: {where} (backbone), {Path(result['output']) / 'train.log'}, metrics.jsonl, result.json beside it{kept}",
         f"next:  {following(result, config, targets)}",
     ]
 

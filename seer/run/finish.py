@@ -132,7 +132,7 @@ def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Ten
 class Ending:
     """Makes the result of a run. Made when training begins; `seconds` of the result count from here. batch:
     images a step over all ranks. data: counts of what was found where the images lie. bad_archives: what is wrong with each
-    that was passed over, by path."""
+    that was passed over, by path. told: what else the result says, once the last save is over."""
 
     folder: Path
     bundles: Bundles
@@ -142,6 +142,7 @@ class Ending:
     data: dict[str, Any] = field(default_factory=dict)
     start: float = field(default_factory=time.monotonic)
     bad_archives: Mapping[str, str] = field(default_factory=dict)
+    told: Callable[[], Mapping[str, Any]] = dict
 
     def result(self, steps: int, bundle: bool = True) -> dict[str, Any]:
         """Returns the result on the first rank, with the bundle written; the others help to gather what is
@@ -154,6 +155,7 @@ class Ending:
         result["peak_memory_gb"] = round(peak_memory_gb(self.world.device), 3)
         result["alarms"] = self.recorder.raised
         result["data"] = self.data
+        result |= self.told()
         result |= {"bad_archives": dict(self.bad_archives)} if self.bad_archives else {}
         last = (self.folder / "checkpoints" / "last").resolve()
         result |= {"output": str(self.folder), "checkpoint": str(last)}

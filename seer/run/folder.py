@@ -30,7 +30,7 @@ CONFIG = "config.yaml"
 # Keys that may differ when a run goes on: how it is watched, how fast it goes, where its data lies; never what it learns.
 # data.exclude moves no image but those it names (`data.ledger`); data.lanes is held against the checkpoint's plan.
 FREE = (
-    *("output", "every.", "log.", "eval.", "parallel.", "augment.device"),
+    *("output", "every.", "log.", "eval.", "probe.", "parallel.", "augment.device"),
     *(
         "data.lanes",
         "data.threads",

@@ -24,7 +24,7 @@ from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.engine.checkpoint_files import read_part
 from seer.engine.manifest import CHECKPOINT_MANIFEST
-from seer.engine.retention import NAME, steps_in
+from seer.engine.retention import BEST, NAME, steps_in
 from seer.models import zoo
 from seer.models.bundle import BUNDLE_WEIGHTS, PROVENANCE, card_of, fill, read_bundle, read_description, step_of
 from seer.models.families.family import Network
@@ -63,10 +63,11 @@ def of(path: Path) -> State | None:
 
     Raises RequestError for a step that is not there and for a config that is refused, StorageError where nothing is whole.
     """
+    path = _named_best(path)
     if path.is_file() and (path.parent / CHECKPOINT_MANIFEST).is_file() and NAME.match(path.parent.resolve().name):
         path = path.parent
     among = path.absolute().parent.name == CHECKPOINTS
-    if (among and path.name == "last") or (
+    if (among and path.name in ("last", BEST)) or (
         NAME.match(path.resolve().name) and (among or (path / CHECKPOINT_MANIFEST).is_file())
     ):
         return _one(path)
@@ -74,6 +75,30 @@ def of(path: Path) -> State | None:
     if (run / CHECKPOINTS).is_dir() or ((run / CONFIG).is_file() and not (run / BUNDLE_WEIGHTS).is_file()):
         return _newest(run)
     return None
+
+
+def _named_best(path: Path) -> Path:
+    """Returns RUN/checkpoints/best for RUN@best, where nothing has that name itself."""
+    if not path.name.endswith(f"@{BEST}") or path.exists():
+        return path
+    return path.with_name(path.name.removesuffix(f"@{BEST}")) / CHECKPOINTS / BEST
+
+
+def asked_step(path: Path) -> tuple[Path, int | None]:
+    """Returns the run folder and the step of a checkpoint that is asked for by name; of any other path itself, and None. Raises
+    RequestError where there is no such checkpoint."""
+    path = _named_best(path)
+    if path.absolute().parent.name != CHECKPOINTS or not (path.name in ("last", BEST) or NAME.match(path.name)):
+        return path, None
+    if not path.is_dir():
+        raise _no_checkpoint(path)
+    return path.absolute().parent.parent, int(NAME.match(path.resolve().name)[1])  # type: ignore[index]
+
+
+def _no_checkpoint(path: Path) -> RequestError:
+    there = ", ".join(map(str, steps_in(path.absolute().parent))) or "none"
+    keep = "; a run keeps its best one with every.keep_best=" if path.name == BEST else ""
+    return RequestError(f"weights={path}: there is no such checkpoint; there are those of steps {there}{keep}")
 
 
 def _newest(run: Path) -> State:
@@ -128,8 +153,7 @@ def _one(path: Path) -> State:
         if not folder.is_dir():
             if left and path.resolve() != folder:
                 continue
-            there = ", ".join(map(str, steps_in(path.absolute().parent))) or "none"
-            raise RequestError(f"weights={path}: there is no such checkpoint; there are those of steps {there}")
+            raise _no_checkpoint(path)
         try:
             state = _checkpoint(folder.parent.parent, folder)
         except StorageError as error:

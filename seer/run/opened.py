@@ -20,6 +20,7 @@ from seer.run import assemble, network_input
 from seer.run.classes import give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.folder import read_config
+from seer.run.newest import asked_step
 from seer.run.older import renewed
 from seer.run.schedule import Durations
 from seer.run.source import open_source
@@ -65,17 +66,17 @@ class Run:
 def open_run(folder: str | Path) -> Run:
     """Opens a run folder. Takes no lock and writes nothing, so the run may be going.
 
-    Raises RequestError for a folder that holds no run, or one whose config may not be built, and StorageError where it has
-    checkpoints and none is whole.
+    A path of one checkpoint, RUN/checkpoints/step-… or RUN@best, opens the run at that step. Raises RequestError for a folder
+    that holds no run, or one whose config may not be built, and StorageError where it has checkpoints and none is whole.
     """
-    folder = Path(folder)
+    folder, step = asked_step(Path(folder))
     try:
         values = read_config(folder)
     except (OSError, ValueError) as error:
         raise RequestError(f"{folder} holds no run that can be read ({error}); give the output= of one") from error
     check_targets(values)
     config = RunConfig.of(renewed(values))
-    steps = steps_in(folder / "checkpoints")
+    steps = steps_in(folder / "checkpoints") if step is None else [step]
     for step in reversed(steps):
         try:
             place = folder / "checkpoints" / f"step-{step:08d}"

@@ -12,6 +12,8 @@ from seer.run.skipped import SKIPPED, counted, parts_of
 
 # how the name of the figure ends that stands for a head
 OF_HEADS = ("/top1", "/map", "/miou", "/ap", "/correlation")
+# how names of the figures begin that probes measure besides kNN
+OF_PROBES = ("linear_", "lowshot_", "rankme", "uniformity", "alignment")
 
 
 def describe_lost_peer(folder: Path, lost: LostPeer) -> LostPeer:
@@ -47,7 +49,8 @@ def summary(folder: Path) -> dict[str, Any]:
     if probed:
         values |= {"knn_top1": probed[-1], "knn_top1_untrained": probed[0], "knn_curve": probed}
     for row in rows:
-        values |= {k: v for k, v in row.items() if k in ("knn_pixels", "knn_colours") or k.endswith(OF_HEADS)}
+        pixels = ("knn_pixels", "knn_colours")
+        values |= {k: v for k, v in row.items() if k in pixels or k.endswith(OF_HEADS) or k.startswith(OF_PROBES)}
     parts = (folder / SKIPPED, *parts_of(folder))
     reasons = Counter(row["kind"] for part in parts for row in counted(part))
     values |= {"skipped": reasons.total(), "skipped_by_reason": dict(reasons.most_common())}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,6 +17,12 @@ from seer.run.config import RunConfig
 from seer.run.finish import Bundles
 
 AVERAGE = "ema"  # of the weights, as checkpoints name it
+
+
+class Account(Protocol):
+    """Keeps numbers of a run in its checkpoints' manifests."""
+
+    def go_on(self, told: Mapping[str, Any]) -> None: ...
 
 
 def parts(training: Training) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def checkpoints(config: RunConfig, folder: Path, training: Training, world: Worl
     made = Checkpoints(
         folder / "checkpoints",
         world,
-        Keep(every.keep, training.keep_steps, every.keep_hours),
+        Keep(every.keep, training.keep_steps, every.keep_hours, best=every.keep_best is not None),
         statistics=bundles.statistics,
         background=every.background,
         beside=bundles.beside,
@@ -70,10 +76,15 @@ def checkpoints(config: RunConfig, folder: Path, training: Training, world: Worl
 
 
 def resume(
-    saved: Checkpoints, training: Training, facts: Mapping[str, Any], world: World, batch_norm_group: int
+    saved: Checkpoints,
+    training: Training,
+    facts: Mapping[str, Any],
+    world: World,
+    batch_norm_group: int,
+    accounts: Mapping[str, Account] | None = None,
 ) -> int:
-    """Loads the newest checkpoint into every part; returns the step to go on from. Raises RequestError for other data, and for
-    batch statistics of another number of images."""
+    """Loads the newest checkpoint into every part; returns the step to go on from. accounts: what takes facts of its manifest, by
+    their names. Raises RequestError for other data, and for batch statistics of another number of images."""
     found = saved.load_newest(sharded(training))
     if found is None:
         return 0
@@ -97,6 +108,8 @@ def resume(
     for name, part in parts(training).items():
         part.load_state_dict(before[name])
     training.clock.start(float(manifest.get("seconds", 0.0)))
+    for name, account in (accounts or {}).items():
+        account.go_on(manifest.get(name) or {})
     log.info(f"going on from step {manifest['step']}")
     return int(manifest["step"])
 

@@ -3,21 +3,24 @@ in Python."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from seer.core import rng
 from seer.core.build import build, find
-from seer.core.errors import BadDataError, Interrupted, LostPeer, RequestError, StorageError
+from seer.core.errors import BadDataError, Interrupted, LostPeer, StorageError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.core.signals import listener
-from seer.data.ledger import Ledger
+from seer.data.ledger import Ledger, parse_fraction
 from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.open import census_of
 from seer.data.shards.shard import content_fingerprint, fingerprint
 from seer.engine.alarms import FlightRecorder
+from seer.engine.best import Best
+from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.control import Control
 from seer.engine.determinism import cost, use_deterministic
 from seer.engine.loop import fit
@@ -25,22 +28,18 @@ from seer.engine.metrics import JsonLines, Metrics, TensorBoard
 from seer.engine.monitor import Monitor
 from seer.engine.nan_guard import NaNGuard
 from seer.engine.precision import default_dtype
+from seer.engine.probes import Probes
 from seer.engine.progress import ProgressBar
 from seer.engine.retention import steps_in
 from seer.engine.spent import Spent
 from seer.engine.stop_request import StopRequest
-from seer.evals.features import LabelledImages
-from seer.evals.heads import Heads
 from seer.evals.knn import KNN, baselines
 from seer.evals.labels import UNLABELLED, Labels
-from seer.evals.probe import held_out, labelled
-from seer.evals.rankme import RankMe
-from seer.evals.target_images import TargetImages
 from seer.evals.used import learned, sizes, tell_overlap, used
 from seer.export.targets import possible
 from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
-from seer.run import assemble, ended, environment, fresh, network_input, resume, validate
+from seer.run import assemble, ended, environment, fresh, network_input, probes, resume, validate
 from seer.run.assemble import Data, Training
 from seer.run.cached_features import with_cached_features
 from seer.run.classes import Listed, give_targets, with_classes
@@ -55,14 +54,12 @@ from seer.run.schedule import Durations
 from seer.run.skipped import SkippedLines, over_ranks
 from seer.run.source import open_source
 
-Probed = tuple[LabelledImages, LabelledImages]  # labelled images that are known, and that are asked for
-
 
 @dataclass
 class Session:
     """Holds a run whose folder is claimed. asked: the config before machine and data decided what it left open. sinks,
-    evaluators: given by a caller, beside the run's own. length_before: what `steps` was when it ran last. held_out: images on
-    which heads are judged."""
+    evaluators: given by a caller, beside the run's own. length_before: what `steps` was when it ran last. images: of
+    the probes."""
 
     asked: RunConfig
     config: RunConfig
@@ -71,13 +68,12 @@ class Session:
     stop: StopRequest
     data: Data
     training: Training
-    probed: Probed | None
+    images: probes.Images
     spent: Spent
     sinks: Sequence[MetricSink] = ()
     evaluators: Sequence[Evaluator] = ()
     length_before: Any = None
     bad_archives: Mapping[str, str] = field(default_factory=dict)
-    held_out: TargetImages | None = None
 
 
 def train(
@@ -140,14 +136,13 @@ def _train(
         shards = open_source(config, folder, bad=bad) if source else None  # a wrong path must leave no folder
         config, labels = with_classes(config, shards)
     draws_probe = shards is None and config.eval.train == str(folder / "pictures" / "train")
-    probed = None if draws_probe else _probed(config, transform, probe_bad)
     images = sum(map(len, shards)) if shards is not None else config.data.drawn
     lengths = Durations(config.steps, config.batch, images)
     network_input.tell(config, shards)
     task, licence = assemble.task(config, transform, lengths, world)
     origin = lineage(config, task)
     validate.check_parts(config, task, lengths, precision, world, images)
-    judged = None if draws_probe else _held_out(config, task, probe_bad)
+    probed = None if draws_probe else probes.opened(config, task, transform, world.group, probe_bad)
     length_before = begun_with(folder, "steps")
     with claim(folder, config.plain(), world, lengths):
         output.append(folder)
@@ -155,8 +150,8 @@ def _train(
             environment.record(folder, world)
         with spent.on("drawing"):
             shards = assemble.drawn(config, folder, world) if shards is None else shards
-        if draws_probe:
-            probed, judged = _probed(config, transform, probe_bad), _held_out(config, task, probe_bad)
+        if probed is None:
+            probed = probes.opened(config, task, transform, world.group, probe_bad)
         give_targets(task, shards, labels)
         check_same_on_ranks(config.plain(), fingerprint(shards), world)
         unlabelled = () if labels is None else labels.places(UNLABELLED)
@@ -164,14 +159,14 @@ def _train(
         training = assemble.training(config, task, lengths, world, precision)
         training.licence, training.lineage = licence, origin
         data = with_cached_features(config, data, training, world)
-        known = learned(shards, probed[1]) if isinstance(labels, Labels) and probed is not None else None
+        known = learned(shards, probed.asked) if isinstance(labels, Labels) and probed.asked is not None else None
         passed_over = bad.found | probe_bad.found
-        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, passed_over, judged)
+        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, passed_over)
         result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)
         return {**result, **_counts(labels, probed, known)} if result else result
 
 
-def _counts(labels: Labels | Listed | None, probed: Probed | None, known: int | None) -> dict[str, Any]:
+def _counts(labels: Labels | Listed | None, probed: probes.Images, known: int | None) -> dict[str, Any]:
     """Returns what the result says of labels: of the classes that were learned, and of the images of the probe. known: how many
     test images are learned from, where any are learned from."""
     found: dict[str, Any] = {}
@@ -179,7 +174,8 @@ def _counts(labels: Labels | Listed | None, probed: Probed | None, known: int | 
         found = {"classes": len(labels.per_class()), **sizes(labels.per_class())}
     elif labels is not None:
         found = {"classes": len(labels.things.names), "labels_left_out": labels.things.left_out}
-    probe = {} if probed is None else used(*probed)
+    both = probed.known is not None and probed.asked is not None
+    probe = used(probed.known, probed.asked) if both else {}  # type: ignore[arg-type]
     if probe.get("test"):
         found["probe"] = probe if known is None else {**probe, "learned": known}
     return found
@@ -199,27 +195,6 @@ def resolved(config: RunConfig, folder: Path, world: World) -> RunConfig:
     return config
 
 
-def _probed(config: RunConfig, transform: Any, bad: BadArchives) -> Probed | None:
-    """Opens the labelled images of the kNN probe, where there are any. Raises RequestError."""
-    return labelled(config.eval, transform.input_size, config.data.pixels, bad) if config.eval.train else None
-
-
-def _held_out(config: RunConfig, task: Any, bad: BadArchives) -> TargetImages | None:
-    """Opens the images on which the heads of a task are judged, where there are any. Raises RequestError.
-
-    Where the images of the kNN probe lack what a head is to find, as folders of classes lack tags, kNN alone is measured.
-    """
-    if not config.eval.test or not validate.has_heads(config):
-        return None
-    try:
-        return held_out(config.eval, task, config.data.pixels, bad=bad)
-    except RequestError as error:
-        if not config.eval.train:
-            raise
-        log.warning(f"the heads are not judged: {error}")
-        return None
-
-
 def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     config, folder, world, training = session.config, session.folder, session.world, session.training
     group = config.parallel.batch_norm_group
@@ -228,15 +203,18 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
         config, folder / "bundle", training, world, facts["data"], config.batch, statistics_groups(world, group)
     )
     checkpoints = resume.checkpoints(config, folder, training, world, bundles)
-    first = resume.resume(checkpoints, training, facts, world, group)
+    probe, judges, best = _probes(session)
+    accounts: dict[str, resume.Account] = {"probes": judges, **({} if best is None else {"best": best})}
+    first = resume.resume(checkpoints, training, facts, world, group, accounts)
+    _check_best(best, checkpoints, world)
     if (first >= training.total_steps or training.clock.over) and (done := finished(folder)):
         log.info(f"{folder} is complete; give more steps= to go on, or another output=")
         return done
-    probe = _probe(session)
     _begin(session, first, lengths)
-    metrics, recorder, progress = _watched(session, first, probe)
+    metrics, recorder, progress = _watched(session, first, probe, judges)
     counts = census_of(session.data.shards).plain()
     ending = Ending(folder, bundles, world, config.batch, recorder, counts, bad_archives=session.bad_archives)
+    ending = replace(ending, told=partial(_of_probes, judges, best, checkpoints))
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
     lines = SkippedLines(folder, world, first, limits, config.batch, session.data.excluded)
     monitor = Monitor(
@@ -255,21 +233,22 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
 
     def save(step: int) -> None:
         spent = {"images": step * config.batch, "seconds": training.clock.seconds}
-        checkpoints.save(step, resume.state(training), {**facts, **spent})
+        told = {"probes": judges.plain(), **({} if best is None else {"best": best.plain()})}
+        checkpoints.save(step, resume.state(training), {**facts, **spent, **told})
 
-    evaluators = [*_evaluators(session, probe), *session.evaluators]
     control = Control(
         training.task,
         training.every,
         monitor,
         save,
         checkpoints,
-        evaluators,
+        judges,
         session.stop,
         first,
         training.total_steps,
         training.clock,
         training.average,
+        best,
     )
     try:
         result = _fit(session, monitor, control, lines, ending)
@@ -279,7 +258,9 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     return _with_times(session, result, len(probe.test) if probe else 0)
 
 
-def _watched(session: Session, first: int, probe: KNN | None) -> tuple[Metrics, FlightRecorder, ProgressBar | None]:
+def _watched(
+    session: Session, first: int, probe: KNN | None, judges: Probes
+) -> tuple[Metrics, FlightRecorder, ProgressBar | None]:
     """Returns the metrics with all their sinks, the one that raises alarms, and the first rank's bar. Measures, at the start of
     a run, what the probe comes to without a network."""
     training, main = session.training, session.world.rank == 0
@@ -290,7 +271,7 @@ def _watched(session: Session, first: int, probe: KNN | None) -> tuple[Metrics, 
     own = [*_sinks(session, first), *([progress] if progress else ())]
     metrics = Metrics([*own, *(session.sinks if main else ()), recorder])
     if probe and first == 0:
-        with session.spent.on("evaluating"):
+        with session.spent.on("evaluating"), judges.counted():
             options = {"k": probe.k, "temperature": probe.temperature, "threads": max(1, session.data.threads)}
             metrics.add(0, {**baselines(probe.train, probe.test, **options), "images": 0})  # type: ignore[arg-type]
         tell_overlap(probe.train, probe.test)
@@ -406,38 +387,40 @@ def _warm_start(session: Session) -> None:
             task.warm_start(batches, rng.key(session.config.seed, "prototypes") & 0x7FFFFFFFFFFFFFFF)
 
 
-def _probe(session: Session) -> KNN | None:
-    if session.probed is None:
-        return None
-    training = session.training
-    return KNN(
-        *session.probed,
-        mean=tuple(training.task.transform.mean),
-        std=tuple(training.task.transform.std),
-        k=session.config.eval.k,
-        temperature=session.config.eval.temperature,
-        threads=max(1, session.data.threads),
-        dtype=training.precision.dtype,
-    )
-
-
-def _evaluators(session: Session, probe: KNN | None) -> list[Evaluator]:
-    """Returns the probe, the figures of heads on held-out images, and RankMe where the probe has so many images that a tenth
-    of them more is worth a figure."""
-    task = session.training.task
-    found: list[Evaluator] = [] if probe is None else [probe]
-    options: Mapping[str, Any] = {
-        "mean": tuple(task.transform.mean),
-        "std": tuple(task.transform.std),
+def _probes(session: Session) -> tuple[KNN | None, Probes, Best | None]:
+    """Returns kNN, where it is among the probes, all of them, and what keeps the best of a figure in mind, where that is asked."""
+    config, training = session.config, session.training
+    options = {
+        "mean": tuple(training.task.transform.mean),
+        "std": tuple(training.task.transform.std),
         "threads": max(1, session.data.threads),
-        "dtype": session.training.precision.dtype,
+        "dtype": training.precision.dtype,
     }
-    if session.held_out is not None:
-        found.append(Heads(session.held_out, None, **options))
-    if probe is None:
-        return found
-    most = min(1024, (len(probe.train) + len(probe.test)) // 10)
-    return [*found, RankMe(probe.train, probe.test, most=most, **options)] if most >= 256 else found
+    made = probes.evaluators(config, session.images, options)
+    given = {f"given {i}": one for i, one in enumerate(session.evaluators)}
+    share = None if config.probe.share is None else parse_fraction(config.probe.share, "probe.share")
+    knn = made.get("knn")
+    best = Best(config.every.keep_best) if config.every.keep_best else None
+    return knn if isinstance(knn, KNN) else None, Probes({**made, **given}, session.world, share), best
+
+
+def _of_probes(judges: Probes, best: Best | None, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Returns what a result says of the probes: the share of the time that they took, and where a figure was best."""
+    found: dict[str, Any] = {"probe_share": round(judges.taken, 4)} if judges else {}
+    if best is not None and (told := best.plain()):
+        place = checkpoints.files.path(told["step"])
+        found["best"] = {**told, "checkpoint": str(place.resolve()) if place.is_dir() else None}
+    return found
+
+
+def _check_best(best: Best | None, checkpoints: Checkpoints, world: World) -> None:
+    """Forgets a best step whose checkpoint is gone, as where the run goes on from an older checkpoint than its newest."""
+    if best is None or best.step is None:
+        return
+    place = checkpoints.files.path(best.step)
+    if any_rank(world.rank == 0 and not place.is_dir(), world.group):
+        log.warning(f"{place.name}, at which {best.metric} was best, is gone: the best from here on is kept")
+        best.forget()
 
 
 def _sinks(session: Session, first: int) -> list[MetricSink]:

@@ -33,8 +33,22 @@ def check_config(config: RunConfig) -> None:
         raise RequestError(
             f"data.channels={config.data.channels}: the built-in images are RGB; give data.source=…, or 1 or 3"
         )
-    if config.eval.test and not config.eval.train and not has_heads(config):
+    probe = config.probe
+    if probe.run is None and config.eval.test and not config.eval.train and not has_heads(config):
         raise RequestError("the kNN probe needs both eval.train=… and eval.test=…")
+    if probe.needs("test") and not has_heads(config):
+        raise RequestError(
+            "probe=head: the task has no heads to judge; leave it out, or take `seer adapt` or task=heads"
+        )
+    if probe.share is not None and not parse_fraction(probe.share, "probe.share"):
+        raise RequestError(
+            f"probe.share={probe.share}: above 0; to measure nothing leave eval.train= and eval.test= out"
+        )
+    drawn = not config.data.source and config.data.drawn_test
+    if config.every.keep_best and not (config.eval.train or config.eval.test or drawn):
+        raise RequestError(
+            f"every.keep_best={config.every.keep_best}: nothing is measured while training; add eval.train=… eval.test=…"
+        )
     parse_fraction(config.data.max_bad)
     for file in exclude_files(config.data.exclude):
         if not Path(file).is_file():

@@ -120,20 +120,22 @@ class HeadsTask(Task):
         self.mixes = self._mixing is not None
         self.heads_first, self._alone, self._step = heads_first, group is None, 0
         self.backbone, self.transform = backbone, transform
-        known = (
-            stages(backbone) if any(spec.kind != "classify" or spec.stages for spec in self.specs.values()) else {}
-        )
+        known = stages(backbone) if any(spec.kind != "classify" or spec.stages for spec in self.specs.values()) else {}
         made = {name: _head(name, spec, backbone, known) for name, spec in self.specs.items()}
         self._plain = MultiHead(backbone, made)
         self.model: nn.Module = self._plain
         self._heads = made
         self.targets = tuple(dict.fromkeys(KINDS[spec.kind].targets[0] for spec in self.specs.values()))
-        self.fields = {name for spec in self.specs.values() for name in KINDS[spec.kind].targets}  # of a batch, all of them
+        self.fields = {
+            name for spec in self.specs.values() for name in KINDS[spec.kind].targets
+        }  # of a batch, all of them
         for spec in self.specs.values():  # what the transform must lay out, where the config does not say it
             transform.mask |= spec.kind == "map"
             transform.boxes = transform.boxes or (MOST_BOXES if spec.kind in BOXED else 0)
             transform.values = transform.values or (spec.outputs if spec.kind == "regress" else 0)
-        self._inside = [head for head in made.values() if isinstance(head, MaskRCNNHead)]  # that learn in their forward pass
+        self._inside = [
+            head for head in made.values() if isinstance(head, MaskRCNNHead)
+        ]  # that learn in their forward pass
         if self._inside:
             if not isinstance(transform, WholeImage):
                 raise RequestError("heads=mask_rcnn finds things on whole images; augment=whole_image shows them")
@@ -167,6 +169,8 @@ class HeadsTask(Task):
 
     def before_step(self, step: int) -> None:
         self._step = step
+        for head in self._inside:
+            head.begin(step)
         if not self.heads_first:
             return
         rests = step < self.heads_first
@@ -204,10 +208,6 @@ class HeadsTask(Task):
                 metrics[f"{name}/loss"] = loss.detach()
         assert total is not None
         return StepOutput(total, metrics)
-
-    def before_step(self, step: int) -> None:
-        for head in self._inside:
-            head.begin(step)
 
     def counted(self, model: nn.Module, ranks: int) -> Task:
         if any(spec.kind in BOXED for spec in self.specs.values()):
@@ -298,7 +298,9 @@ def _head(name: str, spec: Spec, backbone: nn.Module, known: Mapping[str, tuple[
                 f"task.heads.{name}.anchors={spec.anchors}: {len(read) + 1} sides for {len(read)} stages, one more for the "
                 "level beyond them"
             )
-        return MaskRCNNHead(width, spec.count, spec.width, anchors=sides, batch_norm=spec.batch_norm, regions=spec.regions)
+        return MaskRCNNHead(
+            width, spec.count, spec.width, anchors=sides, batch_norm=spec.batch_norm, regions=spec.regions
+        )
     if len(read) > 1 or (spec.kind == "map" and not read):
         raise RequestError(f"task.heads.{name}.stages={read}: one stage")
     if spec.kind == "map":
@@ -366,7 +368,9 @@ def _detect(cells: Cells, batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tens
     return loss, {"box_overflow": batch["box_overflow"].sum().float()}
 
 
-def _mask_rcnn(losses: Mapping[str, Tensor], batch: Mapping[str, Tensor], spec: Spec) -> tuple[Tensor, dict[str, Tensor]]:
+def _mask_rcnn(
+    losses: Mapping[str, Tensor], batch: Mapping[str, Tensor], spec: Spec
+) -> tuple[Tensor, dict[str, Tensor]]:
     found = {name.removeprefix("loss_"): loss for name, loss in losses.items()}
     return torch.stack(list(found.values())).sum(), {**found, "box_overflow": batch["box_overflow"].sum().float()}
 

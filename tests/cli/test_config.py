@@ -17,6 +17,7 @@ from seer.core import schema
 from seer.core.build import PLACES, find
 from seer.core.config import GIVEN
 from seer.core.errors import RequestError
+from seer.core.evaluations import PROBES
 from seer.core.signature import MISSING, signature
 from seer.models.zoo import names
 from tests.messages import says
@@ -109,6 +110,7 @@ def test_every_recipe_composes_and_its_keys_all_exist(recipe):
         if "_target_" in full[group]:
             parameters = signature(full[group]["_target_"]).parameters
             known |= {f"{group}.{name}" for name in parameters} | {f"{group}._target_"}
+    known |= {f"probe.{name}.{key}" for name, target in PROBES.items() for key in signature(target).parameters}
     assert set(config.flat(full)) <= known
 
 

@@ -57,9 +57,7 @@ def learned(capfd, folder: Path, images: Path, boxes: Path, size: int, *words: s
 @pytest.mark.slow
 def test_eight_drawn_images_are_learned_by_heart(tmp_path, capfd):
     shape = ("model.widths=[16,32,64]", "model.depths=[1,1,1]", "model.group_widths=[8,8,8]", "heads.detect.width=32")
-    found = learned(
-        capfd, tmp_path, *drawn(tmp_path), 64, *shape, "augment.flip=0", "steps=120", "schedule.peak=0.005"
-    )
+    found = learned(capfd, tmp_path, *drawn(tmp_path), 64, *shape, "augment.flip=0", "steps=120", "schedule.peak=0.005")
     assert found["detect/ap50"] >= 0.9 and found["detect/ap"] >= 0.5, found
     low, high = found["interval95"]["detect/ap50"]
     assert low <= found["detect/ap50"] <= high

@@ -23,9 +23,10 @@ from seer.core.build import build
 from seer.data import synthetic as sample
 from seer.data.shards.open import open_shards
 from seer.data.shards.writer import write_shards
+from seer.evals.features import LabelledImages
 from seer.optim.groups import apply_schedules
 from seer.parallel.world import World
-from seer.run import assemble, network_input, session
+from seer.run import assemble, network_input, probes, session
 from seer.run import config as of_a_run
 from seer.run.config import RunConfig
 from seer.run.schedule import Durations
@@ -63,7 +64,7 @@ CHANGED: dict[str, Any] = {
 # used by the loop alone, or before anything is built
 RUNNING = {
     *("output", "weights", "data.max_bad", "data.check_crc", "data.image", "data.fields", "data.exclude", "data.drawn"),
-    *("accumulate", "data.labels", "data.max_bad_archives", "ema"),
+    *("accumulate", "data.labels", "data.max_bad_archives", "ema", "probe.run", "probe.share", "every.keep_best"),
     *("data.drawn_test", "every.keep", "every.keep_hours", "every.background", "parallel.device", "parallel.mode"),
     *(
         "parallel.batch_norm_group",
@@ -76,6 +77,14 @@ RUNNING = {
     *("eval.size", "eval.resize", "eval.most", "eval.k", "eval.temperature", "log.tensorboard"),
     *("eval.max_pixels", "eval.max_bad_archives"),
 }
+# of each probe: another value of each key makes another evaluator
+PROBED: dict[str, Any] = {
+    "probe.knn.k": 5, "probe.knn.temperature": 0.1, "probe.linear.penalty": 0.1, "probe.linear.iterations": 9,
+    "probe.linear.stages": ["stage1"], "probe.lowshot.parts": [0.5], "probe.lowshot.draws": 2, "probe.lowshot.seed": 1,
+    "probe.lowshot.penalties": [0.1], "probe.lowshot.iterations": 9, "probe.rankme.most": 9, "probe.uniformity.most": 9,
+    "probe.alignment.most": 9, "probe.alignment.seed": 1, "probe.alignment.scale": [0.5, 1.0], "probe.head.draws": 2,
+    "probe.head.seed": 1, "probe.head.bins": 5,
+}  # fmt: skip
 NOT_OF_A_RUN = {"replay"}  # repeats a step instead: tests/run/test_replay.py
 # words with which a key that others have, too, is there or means something
 WITH = {
@@ -193,7 +202,7 @@ def places(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_every_key_has_another_value_or_is_used_by_the_loop():
-    assert set(keys()) == set(CHANGED) | RUNNING | NOT_OF_A_RUN
+    assert set(keys()) == set(CHANGED) | RUNNING | NOT_OF_A_RUN | set(PROBED)
     assert not set(CHANGED) & RUNNING
 
 
@@ -219,6 +228,30 @@ def test_another_value_of_a_key_builds_something_else_or_is_refused(choice, plac
     assert idle == []
 
 
+def test_another_value_of_a_key_of_a_probe_makes_another_evaluator(places):
+    images = LabelledImages(open_shards(places[0]), size=32)
+    of = probes.Images(images, images, None, images)  # type: ignore[arg-type]  # heads look at them when they run
+    options = {"mean": (0.5,) * 3, "std": (0.2,) * 3}
+    values = config.read("pretrain", [*BASE, "probe=[knn]", f"eval.train={places[0]}", f"eval.test={places[1]}"])
+    values.pop("replay")
+
+    def made(name: str, changed: dict[str, Any]) -> Any:
+        changed = with_value(changed, "probe.run", [name])
+        changed = with_value(changed, "task", {"_target_": "seer.tasks.heads.HeadsTask"}) if name == "head" else changed
+        found = vars(probes.evaluators(RunConfig.of(changed), of, options)[name])
+        plain = {key: value for key, value in found.items() if not isinstance(value, LabelledImages)}
+        rows = [len(value.rows) for value in found.values() if isinstance(value, LabelledImages)]
+        return str({key: getattr(value, "__dict__", value) for key, value in plain.items()}), rows
+
+    idle = []
+    for key, value in PROBED.items():
+        name = key.split(".")[1]
+        assert made(name, values) == made(name, values)
+        if made(name, with_value(values, key, value)) == made(name, values):
+            idle.append(key)
+    assert idle == []
+
+
 @pytest.mark.slow
 def test_the_same_config_builds_the_same(places):
     """What differs from call to call would pass for an effect of any key."""
@@ -235,6 +268,7 @@ def test_what_the_loop_uses_is_read_by_a_run(monkeypatch, tmp_path):
         "Intervals": "every.",
         "Parallel": "parallel.",
         "Probe": "eval.",
+        "Probes": "probe.",
         "Log": "log.",
         "Run": "",
     }

@@ -52,7 +52,9 @@ def write_program(bundle: Path, file: Path, *, inside: bool, heads: tuple[str, .
     """Writes a bundle's heads as a program, by torch alone, and its description beside it."""
     backbone, card = read_bundle(bundle)
     stored = {name: one for name, one in read_heads(bundle).items() if not heads or name in heads}
-    program = Named(MultiHead(backbone, {name: one.build() for name, one in stored.items()}), card["normalisation"], inside)
+    program = Named(
+        MultiHead(backbone, {name: one.build() for name, one in stored.items()}), card["normalisation"], inside
+    )
     side = card["input_size"]
     images = torch.zeros(2, 3, side, side, dtype=torch.uint8 if inside else torch.float32)
     free = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}
@@ -60,7 +62,9 @@ def write_program(bundle: Path, file: Path, *, inside: bool, heads: tuple[str, .
         shapes = {name: list(one.shape) for name, one in program.eval()(images).items()}
         traced = torch.export.export(program, (images,), dynamic_shapes=free)
     if file.suffix == ".onnx":
-        made = torch.onnx.export(traced, (), dynamo=True, verbose=False, input_names=["images"], output_names=list(shapes))
+        made = torch.onnx.export(
+            traced, (), dynamo=True, verbose=False, input_names=["images"], output_names=list(shapes)
+        )
         made.save(str(file), external_data=False)
     else:
         torch.export.save(traced, file)
@@ -112,7 +116,9 @@ def folder(tmp_path_factory) -> Path:
         write_shards(with_targets(48, seed), folder / name, total=48, per_shard=24, card={"classes": classes})
     words = ["adapt", f"weights={BASE}", "heads=[classify,map,detect,regress]", MAP, *DETECT]
     words += [f"data.train={folder / 'train'}", f"output={folder / 'run'}", *FEW, "schedule.peak=0.02"]
-    ended = subprocess.run([sys.executable, "-m", "seer", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(
+        [sys.executable, "-m", "seer", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert ended.returncode == 0, ended.stderr
     write_program(folder / "run" / "bundle", folder / "outside.pt2", inside=False)
     write_program(folder / "run" / "bundle", folder / "inside.pt2", inside=True, heads=("classify",))
@@ -121,8 +127,17 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def judged(folder) -> dict[str, Any]:
-    words = ["evaluate", "eval=head", f"weights={folder / 'run'}", f"data.test={folder / 'test'}", "device=cpu", "threads=1"]
-    ended = subprocess.run([sys.executable, "-m", "seer", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    words = [
+        "evaluate",
+        "eval=head",
+        f"weights={folder / 'run'}",
+        f"data.test={folder / 'test'}",
+        "device=cpu",
+        "threads=1",
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-m", "seer", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     return json.loads(ended.stdout.splitlines()[-1])
 
 
@@ -144,7 +159,9 @@ def test_two_programs_are_timed_in_turn_and_their_answers_paired(capfd, folder, 
     ended = seer(capfd, "measure", *words, "runs=9", "budget.drop=0.5", "budget.latency_ms=0.0001", "budget.arena_mb=1")
     found = ended.result
     assert ended.status == 0, "a broken budget is told, and no failure"
-    assert found["accuracy"]["classify/top1"] == judged["classify/top1"] == found["against"]["accuracy"]["classify/top1"]
+    assert (
+        found["accuracy"]["classify/top1"] == judged["classify/top1"] == found["against"]["accuracy"]["classify/top1"]
+    )
     assert found["drop"] == {
         name: {"drop": 0.0, **({"interval95": [0.0, 0.0]} if name == "classify/top1" else {})} for name in found["drop"]
     }
@@ -182,7 +199,9 @@ def test_a_file_that_is_not_the_one_described_is_refused_before_it_is_run(capfd,
 
 
 def test_a_program_without_heads_cannot_be_judged(capfd, folder, tmp_path):
-    ended = seer(capfd, "export", f"weights={folder / 'run' / 'bundle'}", "to=torch_export", f"output={tmp_path}", "pictures=1")
+    ended = seer(
+        capfd, "export", f"weights={folder / 'run' / 'bundle'}", "to=torch_export", f"output={tmp_path}", "pictures=1"
+    )
     described = json.loads((tmp_path / "model.pt2.json").read_text())
     if any("head" in row for row in described["outputs"]):
         pytest.skip("this export has heads")

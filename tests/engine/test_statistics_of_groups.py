@@ -11,7 +11,7 @@ from torch import nn
 from seer.core.protocols import Modules
 from seer.data import synthetic as sample
 from seer.data.shards.writer import write_shards
-from seer.engine.control import evaluate
+from seer.engine.probes import evaluate
 from seer.evals.features import Alone
 from seer.parallel.world import World
 from seer.run.weights import state

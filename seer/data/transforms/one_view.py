@@ -72,7 +72,9 @@ class OneView:
     """
 
     crops: ClassVar[type[MultiCrop]] = MultiCrop  # what draws boxes of the image
-    things: FileThings | None = None  # what lies on images, given by the program where a file says it and not their samples
+    things: FileThings | None = (
+        None  # what lies on images, given by the program where a file says it and not their samples
+    )
 
     def __init__(
         self,
@@ -188,7 +190,6 @@ class OneView:
         self._crop.crop(image, draw, arrays, row)
         if self.colored:
             (self._crop.apply_color if painted else self._crop.store_params)(draw, arrays, row)
-
 
     def write_targets(self, decoded: Decoded, draw: Draw | None, arrays: Mapping[str, np.ndarray], row: int) -> None:
         """Writes what lies on an image: its mask, its boxes, cut as its view is."""

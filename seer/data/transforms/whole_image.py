@@ -170,7 +170,9 @@ class WholeImage(OneView):
         labels = decoded["box_label"][kept]
         if self.instances:
             masks = [shown_outline(outline, at) for outline in decoded["outlines"][kept]]
-            seen = np.array([mask.any() for mask in masks], dtype=bool)  # else it is smaller than a pixel, or behind an edge
+            seen = np.array(
+                [mask.any() for mask in masks], dtype=bool
+            )  # else it is smaller than a pixel, or behind an edge
             masks = [mask for mask in masks if mask.any()][: self.instances]
             edges, labels = edges[seen], labels[seen]
             packed = arrays["instances"][row].reshape(self.instances, self.size, -1)
