@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from seer.cli.suite import SUITE
+from seer.cli.suite import run as run_suite
 from seer.core.build import build
 from seer.core.errors import RequestError
 from seer.core.evaluations import images_of
@@ -51,6 +53,9 @@ class Subject:
 def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     """Returns the figures for the JSON line. Raises RequestError for weights or labels that are not there."""
     start, heads = time.monotonic(), images_of(settings["eval"]) == ("test",)
+    if settings["eval"]["_target_"] == SUITE:
+        return run_suite(settings, output)
+    settings["weights"] = _one(settings["weights"])
     subject = _run_of(settings["weights"]) if heads else _backbone_of(settings["weights"])
     if settings["output"]:
         folder = Path(settings["output"])
@@ -97,6 +102,17 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         **made,
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def _one(weights: str | list[str]) -> str:
+    """Returns the one path of weights. Surprising: commas make a list of a path that has some. Raises RequestError for several."""
+    if isinstance(weights, str):
+        return weights
+    if len(weights) == 1 or Path(",".join(weights)).exists():
+        return ",".join(weights)
+    raise RequestError(
+        f"weights={weights[0]}, … ({len(weights)} of them): one is evaluated at a time; eval=suite compares several"
+    )
 
 
 def _backbone_of(path: str) -> Subject:

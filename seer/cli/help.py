@@ -65,7 +65,7 @@ USAGE = {
     "pretrain": "seer pretrain [recipe=NAME] data.source=IMAGES output=RUN [group=choice] [key=value] …",
     "adapt": "seer adapt weights=RUN heads=[NAME,NAME] data.source=LABELLED output=RUN [heads.NAME.key=value] …",
     "plan": "seer plan [recipe=NAME] [words of seer pretrain] gpus=8 gpu_memory=80",
-    "evaluate": "seer evaluate eval=alignment|head|knn|linear|lowshot|rankme|uniformity weights=RUN data.train=IMAGES "
+    "evaluate": "seer evaluate eval=alignment|head|knn|linear|lowshot|rankme|suite|uniformity weights=RUN data.train=IMAGES "
     "data.test=LABELLED",
     "export": "seer export weights=RUN to=torchvision|timm|huggingface|safetensors|torch_export|onnx|all output=PATH",
     "measure": "seer measure file=FILE [against=FILE] [data.test=LABELLED] [budget=NAME]",

@@ -68,8 +68,9 @@ class Labelled:
 class Evaluate:
     """Holds what `seer evaluate` is asked for."""
 
-    weights: Path = setting(
-        MISSING, "a run (its newest whole state), RUN/checkpoints/step-…, a bundle, or a file of weights"
+    weights: Paths = setting(
+        MISSING,
+        "a run (its newest whole state), RUN@best, RUN/checkpoints/step-…, a bundle, or a file of weights; eval=suite takes several",
     )
     eval: Node = setting(MISSING, "what is measured")
     data: Labelled = setting(MISSING, "on which images")

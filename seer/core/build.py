@@ -23,7 +23,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "optim": ("seer.optim", "torch.optim"),
     "schedule": ("seer.optim.schedules",),
     "precision": ("seer.engine.precision",),
-    "eval": ("seer.evals",),
+    "eval": ("seer.evals", "seer.compare.suite"),
 }
 _allowed: dict[str, tuple[str, ...]] = {}
 

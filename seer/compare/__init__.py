@@ -1,0 +1,1 @@
+"""Compares several trained networks on the same images."""
