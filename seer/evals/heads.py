@@ -4,8 +4,9 @@ classify: top1, top5, calibration (expected error of its confidence); tags: map 
 regress: error (mean absolute) and correlation (Pearson); map: pixel, class and miou, without what is void (255); detect: ap50 and
 ap by COCO's rule (`evals.detection`); mask_rcnn: pycocotools' own of boxes and masks (`evals.coco_metrics`). Shares of independent
 images have Wilson's interval, all else the bootstrap's over images.
-Surprising: images are judged as the network sees them, by the center cut, but for mask_rcnn, which sees them whole and is judged in
-their own pixels. A threshold of tags is chosen where F1 is best on images that are known (`data.train`) and not on those that are asked for; without such it is 0.5 for each class.
+Surprising: images are judged as the network sees them, by the center cut, but for mask_rcnn, which sees them whole and is judged
+in their own pixels. A threshold of tags is chosen where F1 is best on images that are known (`data.train`) and not on those that
+are asked for; without such it is 0.5 for each class.
 
 Legend: Q images, B of a batch, Y classes or numbers, S side, d draws, m known boxes.
 """

@@ -59,10 +59,11 @@ UNREADABLE = "unreadable"  # a reason besides those of records.SKIP_REASONS, sin
 class Part:
     """Holds rows first to first + total of the (shuffled) images of some shards, and how they are to be stored.
 
-    max_side: longest side in pixels; larger images are made smaller, once, and what is told in their pixels. quality: of JPEG,
-    to which all images are then turned. check: decode what is copied as it is, too. pixels: what of an image is decoded. classes:
+    max_side: longest side in pixels; larger images are made smaller, once, and what is told in their pixels. quality: of JPEG, to
+    which all images are then turned. check: decode what is copied as it is, too. pixels: what of an image is decoded. classes:
     names of those that images get as their `cls` member: the one of which labels[shard][row] is the number, none where that is
-    negative; without labels, the folder that directly holds the image. boxes: what lies on each image; those of which it knows get a `boxes.json` member.
+    negative; without labels, the folder that directly holds the image. boxes: what lies on each image; those of which it knows
+    get a `boxes.json` member.
     """
 
     shards: Sequence[Shard]
