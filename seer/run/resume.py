@@ -24,6 +24,8 @@ class Account(Protocol):
 
     def go_on(self, told: Mapping[str, Any]) -> None: ...
 
+    def plain(self) -> Mapping[str, Any]: ...
+
 
 def parts(training: Training) -> dict[str, Any]:
     """Returns what is saved together, by the names that stand in checkpoints."""

@@ -1,7 +1,7 @@
 """Trains one run, from its config to what it leaves behind: `train`. Called by the command line, and by anyone
 in Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -230,17 +230,11 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
         progress,
         session.spent,
     )
-
-    def save(step: int) -> None:
-        spent = {"images": step * config.batch, "seconds": training.clock.seconds}
-        told = {"probes": judges.plain(), **({} if best is None else {"best": best.plain()})}
-        checkpoints.save(step, resume.state(training), {**facts, **spent, **told})
-
     control = Control(
         training.task,
         training.every,
         monitor,
-        save,
+        _saver(session, checkpoints, facts, accounts),
         checkpoints,
         judges,
         session.stop,
@@ -256,6 +250,20 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
         if progress:
             progress.close()
     return _with_times(session, result, len(probe.test) if probe else 0)
+
+
+def _saver(
+    session: Session, checkpoints: Checkpoints, facts: dict[str, Any], accounts: Mapping[str, resume.Account]
+) -> Callable[[int], None]:
+    """Returns what begins to save the state of a run after so many steps, with all that a later start takes up."""
+    batch, training = session.config.batch, session.training
+
+    def save(step: int) -> None:
+        spent = {"images": step * batch, "seconds": training.clock.seconds}
+        told = {name: account.plain() for name, account in accounts.items()}
+        checkpoints.save(step, resume.state(training), {**facts, **spent, **told})
+
+    return save
 
 
 def _watched(

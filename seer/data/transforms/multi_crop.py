@@ -141,9 +141,7 @@ class MultiCrop:
         self.strength = np.array([brightness, contrast, saturation, hue])
         self.scales = np.repeat(np.array(scales, dtype=np.float64), counts, axis=0)  # [V, 2]
         self.aspect = np.log(np.array(aspect, dtype=np.float64))
-        # the shorter side of an image whose smallest boxes are as wide as their views
-        least = zip(np.repeat(sizes, counts).tolist(), self.scales[:, 0].tolist(), strict=True)
-        self.suffices = max(math.ceil(side / math.sqrt(share)) for side, share in least)
+        self.suffices = _suffices(sizes, scales)
 
     @property
     def channels(self) -> int:
@@ -227,6 +225,11 @@ class MultiCrop:
         else:
             w, h = width, height
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _suffices(sizes: Sequence[int], scales: Sequence[Sequence[float]]) -> int:
+    """Returns the shorter side of an image whose smallest boxes are as wide as their views."""
+    return max(math.ceil(side / math.sqrt(least)) for side, (least, _) in zip(sizes, scales, strict=True))
 
 
 class Draws:
