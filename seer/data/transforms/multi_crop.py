@@ -133,7 +133,7 @@ class MultiCrop:
         if device not in ("auto", "cpu"):
             raise RequestError(f"augment.device={device}: auto (the device that trains) or cpu (the loader's threads)")
         self.device, self.sizes, self.counts = device, tuple(sizes), tuple(counts)
-        self.views = sum(counts)
+        self.views, self.suffices = sum(counts), _suffices(sizes, scales)
         self.mean, self.std, self.blur_sigma = tuple(mean), tuple(std), tuple(blur_sigma)
         self.flip, self.jitter, self.gray, self.blur = flip, jitter, grayscale, blur
         if self.channels != 3:
@@ -141,7 +141,6 @@ class MultiCrop:
         self.strength = np.array([brightness, contrast, saturation, hue])
         self.scales = np.repeat(np.array(scales, dtype=np.float64), counts, axis=0)  # [V, 2]
         self.aspect = np.log(np.array(aspect, dtype=np.float64))
-        self.suffices = _suffices(sizes, scales)
 
     @property
     def channels(self) -> int:
