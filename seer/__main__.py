@@ -4,6 +4,7 @@ Surprising: it listens for signals before it imports anything else. Importing to
 meanwhile would end the process without a word and with a status after which no scheduler queues the job again.
 """
 
+import gc
 import os
 
 from seer.core.signals import listener
@@ -17,6 +18,7 @@ def entry() -> None:
     # threads of OpenMP that wait for work spin by default, and take the core that prepares the next images; read once,
     # when torch is loaded
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    gc.disable()  # until a verb runs: what imports and composing make stays, and looking for more costs a twentieth of --help
     from seer.cli.main import entry as run
 
     run(closed)

@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from seer.cli import foreign, recipes
+from seer.cli import recipes
 from seer.cli.idle import check_effect
 from seer.cli.recipes import OWN, Recipe
 from seer.cli.verbs import SCHEMAS
@@ -82,6 +82,8 @@ def read(verb: str, words: Sequence[str], *, whole: bool = True) -> Settings:
     known, groups = _known(base), groups_of(verb)
     for word in asked.settings:
         if word.partition("=")[0] not in known:
+            from seer.cli import foreign  # words of others, wanted by errors alone
+
             raise RequestError(foreign.answer(verb, asked.formed, known, groups) or _unknown(word, [*known, *groups]))
     # every key is known by now, also where no YAML names it
     full = _whole(verb, _with(composed, asked.settings)) if asked.settings else copy.deepcopy(base)
@@ -246,7 +248,8 @@ def _zoo() -> dict[str, Any]:
 @contextmanager
 def _store(own: Recipe | None) -> Iterator[None]:
     """Lets Hydra find `model=NAME` for every name of the zoo, and a recipe that is a file, inside this context alone: the
-    store is the whole process's."""
+    store is the whole process's. Hydra's own choices (loggers, launchers, help), which have no effect here, are left out
+    meanwhile: composing them costs an eighth of the time of `seer pretrain --help`."""
     store, zoo = ConfigStore.instance(), _zoo()
     names: list[tuple[str, str, dict[str, Any], str | None]] = [
         ("model", name, {**zoo["node"], "name": name}, None) for name in zoo["names"]
@@ -256,9 +259,12 @@ def _store(own: Recipe | None) -> Iterator[None]:
         names += [("recipe", OWN, own.composed(), "_global_")]
     for group, name, node, package in names:
         store.store(group=group, name=name, node=node, package=package)
+    own_of_hydra = store.repo["hydra"]["config.yaml"].node
+    choices, own_of_hydra.defaults = list(own_of_hydra.defaults), []  # assigning empties the node
     try:
         yield
     finally:
+        own_of_hydra.defaults = choices
         for group, name, _, _ in names:
             del store.repo[group][f"{name}.yaml"]
 
@@ -343,6 +349,8 @@ def _check_choice(verb: str, group: str, choice: str, where: str = "") -> None:
             _check_choice(verb, group, one, where)
         return
     if choice not in there:
+        from seer.cli import foreign  # see `read`
+
         told = foreign.choice_told(group, choice) or f"no such choice{nearest(choice, there)}"
         own = ", or a file: recipe=./mine.yaml" if group == "recipe" else ""
         raise RequestError(f"{where}{group}={choice}: {told}; there are {', '.join(there)}{own}")

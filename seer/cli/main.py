@@ -6,6 +6,7 @@ output folder gets the same as `result.json`, with `exit`, since torchrun hides 
 
 import difflib
 import errno
+import gc
 import importlib
 import json
 import os
@@ -84,6 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
         settings = config.read(verb, words)  # before torch is imported, which costs seconds
         module = importlib.import_module(f"seer.cli.{verb}")
+        gc.enable()  # see `seer.__main__`
         listener.owns(
             output, unwinds=verb not in ("pretrain", "adapt")
         )  # which write nothing before they own their folder
