@@ -38,7 +38,9 @@ from seer.core.config import filled, flat, hint_of
 from seer.core.errors import RequestError
 from seer.core.evaluations import images_of
 from seer.core.log import log
+from seer.run.older import choice_today
 
+IMAGES = "images"  # the choice of data that is the default, and what many folders are called
 SEVERAL = "heads"  # the group of which several are chosen, in brackets
 ZOO = "zoo.yaml"  # in configs/model: the names of the zoo, and the node that builds them
 
@@ -155,7 +157,8 @@ def _defaults(verb: str) -> list[dict[str, Any]]:
 def _sorted(verb: str, words: Sequence[str]) -> Words:
     """Returns the words of people in our form. Raises RequestError for what is none, and for a choice that is not there."""
     paths, groups = schema.paths(SCHEMAS[verb]), groups_of(verb)
-    formed = [_placed(verb, word) for word in in_form(verb, words, paths)]
+    formed = in_form(verb, words, paths)
+    formed = [_placed(verb, word, formed) for word in formed]
     check_once(formed, paths)
     ready = {word: prepared(word, paths) for word in formed}
     asked = Words([], [], formed=formed)
@@ -177,9 +180,12 @@ def _sorted(verb: str, words: Sequence[str]) -> Words:
     return asked
 
 
-def _placed(verb: str, word: str) -> str:
-    """Returns `data.source=PATH` for `data=PATH`, which is no choice of data. Of `adapt`: `data.train` is its data, too, and
-    `heads.NAME.key` is the task's."""
+def _placed(verb: str, word: str, others: Sequence[str]) -> str:
+    """Returns `data.source=PATH` for `data=PATH`, which is no choice of data, and a choice by its name of today. Of `adapt`:
+    `data.train` is its data, too, and `heads.NAME.key` is the task's.
+
+    Surprising: `data=images` is a choice, and where something is called so here and no other word is the source, that.
+    """
     group, _, value = word.partition("=")
     if verb == "adapt" and group == "data.train":
         return f"data.source={value}"
@@ -189,8 +195,15 @@ def _placed(verb: str, word: str) -> str:
         return f"task.{word}"
     if group == "probe" and verb in ("pretrain", "plan", "adapt"):
         return f"probe.run={value if value[:1] == '[' or value == 'null' else f'[{value}]'}"
-    path = group == "data" and value not in choices_of(verb, group) and (like_path(value) or value[:1] == "[")
-    return f"data.source={value}" if path and "data" in groups_of(verb) else word
+    if group not in groups_of(verb) or "=" not in word:
+        return word
+    name = choice_today(group, value)
+    given = {one.partition("=")[0] for one in others}
+    meant = value == IMAGES and os.path.exists(value) and given.isdisjoint({"data.source", "data.train"})
+    named = name in choices_of(verb, group) and not meant
+    if group == "data" and not named and (like_path(value) or value[:1] == "["):
+        return f"data.source={value}"
+    return f"{group}={name}"
 
 
 def _check_own(verb: str, asked: Words, full: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from seer.core.build import PLACES, check_targets
 from seer.core.config import GIVEN
 from seer.core.errors import RequestError
 from seer.core.signature import MISSING, signature
-from seer.run.older import renewed
+from seer.run.older import choice_today, renewed
 
 OWN = "_own"  # the name under which Hydra finds what was read
 MOST_BYTES = 1_000_000  # a recipe has some thousand; a file of weights by mistake should not be parsed
@@ -123,12 +123,12 @@ def _parts(
             raise RequestError(
                 f"{file}: defaults: {name}: {choice} is no group with a choice; groups: {', '.join(groups)}"
             )
-        choices[group] = choice
+        choices[group] = choice_today(group, choice)
     for key, value in asked.items():
         if key == "defaults":
             continue
         if key in groups and isinstance(value, str):
-            choices[key] = value
+            choices[key] = choice_today(key, value)
         elif key in PLACES and isinstance(value, dict) and "_target_" in value:
             nodes[key] = value
         else:

@@ -1,5 +1,5 @@
-"""Says in one table what configs of earlier versions say otherwise, and what it means today, for run folders
-and captures."""
+"""Says in one table what configs of earlier versions say otherwise, and what it means today, for run folders and captures; and
+choices of groups that had another name, for command lines and recipes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,18 @@ VALUES: dict[tuple[str, str], dict[Any, Any]] = {
     ("task", "hard_until"): {"0ep": 0},
     ("task", "queue_from"): {"0ep": 0},
 }
+# group -> choices by the names that they had
+CHOICES: dict[str, dict[str, str]] = {"data": {"pictures": "images"}}
 # (group, argument) that the program gives, and that configs used to list as null
 GIVEN = (("model", "device"), ("schedule", "total"))
 # (group, argument) that configs had, and that changed nothing
 IDLE = (("optim", "lr"),)
 NOT_OF_A_RUN = ("replay",)  # words of the verb that stood in its config
+
+
+def choice_today(group: str, choice: str) -> str:
+    """Returns the name that a choice of a group has today."""
+    return CHOICES.get(group, {}).get(choice, choice)
 
 
 def renewed(config: Mapping[str, Any]) -> dict[str, Any]:

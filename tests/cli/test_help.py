@@ -74,7 +74,7 @@ def test_a_recipe_and_other_words_change_what_the_help_shows(capfd):
     assert {"output=runs/cifar", "model=regnety_32px", "task=swav_small", "task.epsilon=0.03", "batch=128"} <= set(told)
     assert main(["pretrain", "/data/x", "--batch", "9", "--help", "data", "recipe=cifar"]) == 0
     told = entries(capfd.readouterr().out)
-    assert {"data=pictures", "data.source=/data/x"} <= set(told) and "batch=9" not in told
+    assert {"data=images", "data.source=/data/x"} <= set(told) and "batch=9" not in told
     text = shown(capfd, "pretrain", "--help")
     places = [
         text.index(f"  {key}=") for key in ("data.source", "output", "recipe", "model", "steps", "batch", "every.log")

@@ -200,3 +200,29 @@ def test_a_config_of_a_time_when_optim_had_a_rate_means_what_it_did(tmp_path):
     assert "lr" not in old["optim"]
     with_rate = {**old, "optim": {**old["optim"], "lr": 0.1}}
     assert renewed(with_rate) == renewed(old) == old
+
+
+def test_a_choice_goes_on_by_the_name_that_it_had(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    today = config.read("pretrain", ["recipe=sample", "data=images", "data.source=x"])
+    assert today["data"]["source"] == "x" and today["data"]["drawn"] == 0
+    (tmp_path / "flat.yaml").write_text("recipe: sample\ndata: pictures\n")
+    (tmp_path / "listed.yaml").write_text("defaults:\n  - override /data: pictures\n")
+    for words in (["recipe=sample", "data=pictures"], ["recipe=./flat.yaml"]):
+        found = config.read("pretrain", [*words, "data.source=x"])
+        assert found == today and config.chosen("pretrain", words)["data"] == "images"
+    assert config.read("pretrain", ["recipe=./listed.yaml", "data.source=x"])["data"]["source"] == "x"
+    assert config.read("plan", ["data=pictures"])["data"]["source"] is None
+    with pytest.raises(RequestError, match=naming("data=picture", "images")):
+        config.read("pretrain", ["data=picture"])
+
+
+def test_a_folder_that_is_called_as_a_choice_is_meant_where_nothing_else_is_the_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.read("plan", ["data=images"])["data"]["source"] is None
+    (tmp_path / "images").mkdir()
+    assert config.read("pretrain", ["data=images"])["data"]["source"] == "images"
+    assert config.read("adapt", ["data=images", "heads=classify"])["data"]["source"] == "images"
+    assert config.read("pretrain", ["data=images", "data.source=x"])["data"]["source"] == "x"
+    (tmp_path / "pictures").mkdir()
+    assert config.read("plan", ["data=pictures"])["data"]["source"] is None  # as ever
