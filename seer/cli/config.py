@@ -7,15 +7,12 @@ read without importing it. An unknown key is answered with the nearest right one
 
 import copy
 import difflib
-import importlib.util
 import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -28,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seer.cli import recipes
+from seer.cli.choices import choices_of, defaults_of, folder, groups_of, zoo
 from seer.cli.idle import check_effect
 from seer.cli.recipes import OWN, Recipe
 from seer.cli.verbs import SCHEMAS
@@ -42,15 +40,6 @@ from seer.run.older import choice_today
 
 IMAGES = "images"  # the choice of data that is the default, and what many folders are called
 SEVERAL = "heads"  # the group of which several are chosen, in brackets
-ZOO = "zoo.yaml"  # in configs/model: the names of the zoo, and the node that builds them
-
-
-def folder() -> Path:
-    """Returns where the YAML files lie: inside the installed package, or beside it in a checkout that is not installed."""
-    installed = importlib.util.find_spec("seer.configs")
-    if installed is not None and installed.origin:
-        return Path(installed.origin).parent
-    return Path(__file__).resolve().parents[2] / "configs"
 
 
 @dataclass
@@ -128,7 +117,7 @@ def chosen(verb: str, words: Sequence[str]) -> dict[str, str]:
     asked, found = _sorted(verb, words), {}
     own = asked.own.composed() if asked.own else {}
     recipe = next((w.partition("=")[2] for w in asked.choices if w.startswith("recipe=")), "none")
-    said = [*_defaults(verb), own]
+    said = [*defaults_of(verb), own]
     if not own and "recipe" in groups_of(verb):
         said.append(yaml.safe_load((folder() / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8")))
     for entry in (one for node in said for one in node.get("defaults", ()) if isinstance(one, dict)):
@@ -139,19 +128,6 @@ def chosen(verb: str, words: Sequence[str]) -> dict[str, str]:
     if asked.own is not None:
         found = {group: asked.own.file if choice == OWN else choice for group, choice in found.items()}
     return found
-
-
-@cache
-def groups_of(verb: str) -> list[str]:
-    """Returns the groups that a verb has choices of."""
-    said = [entry for node in _defaults(verb) for entry in node.get("defaults", ())]
-    return sorted(group for entry in said if isinstance(entry, dict) for group in entry)
-
-
-def _defaults(verb: str) -> list[dict[str, Any]]:
-    """Returns the YAML files that a verb begins with; `plan` with those of `pretrain` and its own."""
-    files = ["pretrain", "plan"] if verb == "plan" else [verb]
-    return [yaml.safe_load((folder() / f"{one}.yaml").read_text(encoding="utf-8")) for one in files]
 
 
 def _sorted(verb: str, words: Sequence[str]) -> Words:
@@ -241,31 +217,14 @@ def _at_home(verb: str, full: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def choices_of(verb: str, group: str) -> list[str]:
-    """Returns what a group may be for a verb. Surprising: the probe of `pretrain`, and what `evaluate` runs, share `eval`."""
-    files = [p for p in sorted((folder() / group).glob("*.yaml")) if p.name != ZOO]
-    if group == "recipe":
-        files = [p for p in files if p.stem == "none" or ("# seer adapt" in p.read_text("utf-8")) == (verb == "adapt")]
-    if group == "task" and verb == "adapt":
-        files = [p for p in files if p.stem == "heads"]
-    if group == "eval":
-        files = [p for p in files if ("_target_" in p.read_text(encoding="utf-8")) == (verb == "evaluate")]
-    return [p.stem for p in files] + (_zoo()["names"] if group == "model" else [])
-
-
-@cache
-def _zoo() -> dict[str, Any]:
-    return yaml.safe_load((folder() / "model" / ZOO).read_text(encoding="utf-8"))
-
-
 @contextmanager
 def _store(own: Recipe | None) -> Iterator[None]:
     """Lets Hydra find `model=NAME` for every name of the zoo, and a recipe that is a file, inside this context alone: the
     store is the whole process's. Hydra's own choices (loggers, launchers, help), which have no effect here, are left out
     meanwhile: composing them costs an eighth of the time of `seer pretrain --help`."""
-    store, zoo = ConfigStore.instance(), _zoo()
+    store, of_zoo = ConfigStore.instance(), zoo()
     names: list[tuple[str, str, dict[str, Any], str | None]] = [
-        ("model", name, {**zoo["node"], "name": name}, None) for name in zoo["names"]
+        ("model", name, {**of_zoo["node"], "name": name}, None) for name in of_zoo["names"]
     ]
     if own is not None:
         names += [(group, OWN, node, None) for group, node in own.nodes.items()]

@@ -52,7 +52,7 @@ HELP_TEXT = "\n".join(
         "begin with the built-in images, or with a folder of your own:",
         "  seer pretrain recipe=sample",
         "  seer pretrain recipe=swav_small data.source=/path/to/images output=runs/mine",
-        "more: seer VERB --help [GROUP], seer VERB … --print-config, seer --version",
+        "more: seer VERB --help [GROUP], seer VERB … --print-config, seer --version, seer --completion bash|zsh",
         EXIT_HELP,
     ]
 )
@@ -198,6 +198,8 @@ def _shown(words: Sequence[str], rank: int) -> int | None:
     """Prints what needs no verb to run: help, version, config. Returns the exit status; None where a verb is to run."""
     if words and (words[0] in VERSION or (words[0] in VERBS and "--version" in words)):
         return _print(f"seer {__version__}")
+    if words and words[0].partition("=")[0] == "--completion":
+        return _completion([*words[0].split("=")[1:], *words[1:]], rank)
     asked = _asked_for_help(words)
     if asked is None and "--print-config" not in words:
         return None
@@ -210,6 +212,15 @@ def _shown(words: Sequence[str], rank: int) -> int | None:
         return _print(help.of_verb(verb, VERBS[verb], others, named) if asked else help.print_config(verb, others))
     except RequestError as error:
         return _end({"verb": verb, "exit": 78, "error": str(error)}, rank)
+
+
+def _completion(shells: Sequence[str], rank: int) -> int:
+    from seer.cli import completion
+
+    try:
+        return _print(completion.script(shells, VERBS))
+    except RequestError as error:
+        return _end({"verb": "--completion", "exit": 78, "error": str(error)}, rank)
 
 
 def _print(text: str) -> int:
