@@ -21,7 +21,6 @@ from seer.core.errors import RequestError
 from seer.core.signature import signature
 
 SEVERAL = "heads"  # the group whose choices are nodes by their own names
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 SWITCH = ("true", "false")
 Values = dict[str, tuple[str, ...]]  # by key: what it takes, () for anything
 
@@ -117,7 +116,7 @@ def _of_choice(group: str, choice: str) -> Values:
     file = folder() / group / f"{choice}.yaml"
     if group == "recipe":
         return {}  # it sets keys that the schema and the other groups have
-    node: Any = yaml.load(file.read_text(encoding="utf-8"), LOADER) if file.is_file() else zoo()["node"]
+    node: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else zoo()["node"]
     if group == SEVERAL:
         return {f"{SEVERAL}.{key}": () for key in flat(node) if "." in key}
     own: Values = {name: () for name in node if name != "_target_"} if "_target_" in node else {}

@@ -332,7 +332,7 @@ VERBS = {
     ),
     **dict.fromkeys(
         ("embed", "predict", "extract", "features", "infer", "inference", "encode"),
-        "in Python: seer.models.pretrained.load_backbone(RUN) makes features; `seer evaluate` says what they are worth",
+        "in Python: seer.load(RUN) makes features; `seer evaluate` says what they are worth",
     ),
     **dict.fromkeys(
         ("resume", "continue", "restart", "go-on"),

@@ -87,5 +87,5 @@ def following(result: Mapping[str, Any], config: RunConfig, targets: Sequence[st
         command = f"seer export to={targets[0]} weights={run} output=backbone"
     else:
         command = ""
-    load = f"from seer.models.pretrained import load_backbone; backbone = load_backbone({result['output']!r}).eval()"
+    load = f"import seer; backbone = seer.load({result['output']!r}); x = backbone.preprocess(IMAGE)"
     return "\n       ".join(filter(None, (command, f"Python: {load}")))

@@ -207,7 +207,7 @@ def test_all_foreign_words_of_a_line_are_answered_at_once_and_ours_stay():
         ("task=dino", "swav"),
         ("model=vit_small", "docs/zoo.md"),
         ("model=resnet50", "'resnet_50'"),
-        ("data=pictres", "pictures"),
+        ("data=imges", "images"),
         ("recipe=my", "recipe=./mine.yaml"),
     ],
 )
@@ -268,7 +268,7 @@ def test_a_path_that_is_here_needs_no_slash(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("typed", "named"),
     [
-        *(("train", "seer pretrain"), ("finetune", "seer adapt"), ("embed", "load_backbone"), ("resume", "same")),
+        *(("train", "seer pretrain"), ("finetune", "seer adapt"), ("embed", "seer.load"), ("resume", "same")),
         *(
             ("pretrian", "'pretrain'"),
             ("evalute", "'evaluate'"),

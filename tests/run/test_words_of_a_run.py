@@ -32,7 +32,7 @@ def test_five_lines_say_what_how_long_how_good_where_and_what_next():
     assert lines[1].startswith("time:  2 min 4 s (training 1 min 40 s, drawing 20 s, starting 4 s)")
     assert says(lines[2], "0.620", f"± {math.sqrt(0.62 * 0.38 / 1000):.3f}", "0.164", "0.195", "0.166", "3.250")
     assert says(lines[3], "runs/my run/bundle")
-    assert says(lines[4], "seer evaluate eval=linear", "weights='runs/my run'", "load_backbone('runs/my run')")
+    assert says(lines[4], "seer evaluate eval=linear", "weights='runs/my run'", "seer.load('runs/my run')")
 
 
 def test_without_labels_the_lines_say_that_nothing_tells_the_worth_and_export_is_next():
