@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from seer.core.lines import Lines
@@ -76,7 +77,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """Writes event files beside the run: by steps done, in groups (`GROUPS`; names with a slash have one already). A resumed
+    """Writes event files beside the run: numbers by steps done, in groups (`GROUPS`; names with a slash have one already). A resumed
     run purges what lies behind its first step. Once storage has refused them, told, there are no more: `metrics.jsonl` has
     the same numbers."""
 
@@ -101,6 +102,14 @@ class TensorBoard:
                 for name, value in values.items():
                     group = f"{self.GROUPS[name]}/" if name in self.GROUPS else ""
                     self._writer.add_scalar(group + name, value, done_after(step, values))
+            except OSError as error:
+                self._give_up(error)
+
+    def show(self, name: str, pixels: np.ndarray, done: int) -> None:
+        """Writes an image, uint8 [h, w, 3]. done: steps by then."""
+        if self._writer is not None:
+            try:
+                self._writer.add_image(name, pixels, done, dataformats="HWC")
             except OSError as error:
                 self._give_up(error)
 

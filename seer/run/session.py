@@ -1,7 +1,7 @@
 """Trains one run, from its config to what it leaves behind: `train`. Called by the command line, and by anyone
 in Python."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +13,7 @@ from seer.core.build import build, find
 from seer.core.errors import BadDataError, Interrupted, LostPeer, StorageError
 from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
+from seer.core.records import Batch
 from seer.core.signals import listener
 from seer.data.ledger import Ledger, parse_fraction
 from seer.data.shards.bad_archives import BadArchives
@@ -39,7 +40,7 @@ from seer.evals.used import learned, sizes, tell_overlap, used
 from seer.export.targets import possible
 from seer.parallel.collectives import any_rank
 from seer.parallel.world import World, open_world, statistics_groups
-from seer.run import assemble, ended, environment, fresh, network_input, probes, resume, validate
+from seer.run import assemble, ended, environment, first_views, fresh, network_input, probes, resume, validate
 from seer.run.assemble import Data, Training
 from seer.run.cached_features import with_cached_features
 from seer.run.classes import Listed, give_targets, with_classes
@@ -302,7 +303,7 @@ def _fit(session: Session, monitor: Monitor, control: Control, lines: SkippedLin
     try:
         fit(
             training.task,
-            session.data.loader.batches,
+            _batches(session, monitor.metrics),
             training.optimizer,
             lr=training.lr,
             precision=training.precision,
@@ -329,6 +330,16 @@ def _fit(session: Session, monitor: Monitor, control: Control, lines: SkippedLin
         lines.close()
     monitor.metrics.close()
     return ending.result(control.total_steps)
+
+
+def _batches(session: Session, metrics: Metrics) -> Callable[[int], Iterator[Batch]]:
+    """Returns what yields the batches of this rank; views of the first one are shown where there is TensorBoard."""
+    batches, transform = session.data.loader.batches, session.training.task.transform
+    board = next((sink for sink in metrics.sinks if isinstance(sink, TensorBoard)), None)
+    if board is None or not (hasattr(transform, "mean") and hasattr(transform, "std")):
+        return batches
+    images = session.config.batch // session.world.size
+    return first_views.shown(batches, images, transform.mean, transform.std, board)
 
 
 def _facts(session: Session) -> dict[str, Any]:
