@@ -58,12 +58,17 @@ def in_image(said: Mapping[str, Tensor], size: tuple[int, int], scale: tuple[flo
     scale: of x and y, from the view to the image."""
     from pycocotools import mask as packing
 
+    height, width = size
     boxes = said["boxes"].float().cpu() * torch.tensor([*scale, *scale])
-    masks = paste_masks_in_image(said["masks"].float().cpu()[:, None], boxes, size)[:, 0] > HALF
+    inside = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height] * 2))
+    kept = (inside[:, 2:] > inside[:, :2]).all(1)  # the others lie in the padding of the view
+    boxes, inside = boxes[kept], inside[kept]
+    canvas = [max(side, int(reach) + 2) for side, reach in zip(size, (boxes.amax(0)[[3, 2]] if len(boxes) else size))]
+    masks = paste_masks_in_image(said["masks"].float().cpu()[kept, None], boxes, (canvas[0], canvas[1]))[:, 0] > HALF
+    masks = masks[:, :height, :width]
     packed = [packing.encode(np.asfortranarray(one)) for one in masks.to(torch.uint8).numpy()]
-    return FoundThings(
-        boxes.double().numpy(), said["labels"].cpu().numpy(), said["scores"].double().cpu().numpy(), packed
-    )
+    labels, scores = (said[name].cpu()[kept] for name in ("labels", "scores"))
+    return FoundThings(inside.double().numpy(), labels.numpy(), scores.double().numpy(), packed)
 
 
 def measured(found: Sequence[FoundThings], scenes: Sequence[Scene], classes: int, kind: str) -> Measured:

@@ -163,7 +163,7 @@ def card_in(described: Mapping[str, Any], *, what: str) -> HeadCard:
         "anchors": kind == "mask_rcnn"
         and not (
             listed(anchors, lambda a: isinstance(a, int | float) and 0 < a <= MOST)
-            and len(anchors) == len(stages or ()) + 1
+            and len(anchors or ()) == len(stages or ()) + 1
         ),
         "batch_norm": kind == "mask_rcnn" and not isinstance(described.get("batch_norm"), bool),
     }

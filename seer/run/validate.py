@@ -105,6 +105,10 @@ def _check_parallel(config: RunConfig, task: Task, precision: Precision, world: 
     options = config.parallel
     if assemble.budget(options.remat) is None:
         chosen(task.model, options.remat)
+    elif has_heads(config):
+        raise RequestError(
+            f"parallel.remat={options.remat}: what a step of heads keeps is not counted; parallel.remat=block, stage, selective, or names"
+        )
     check_mode(options.mode, options.remat, options.compile)
     if options.mode == "fairscale" and world.group is not None and precision.scaler.is_enabled():
         raise RequestError(

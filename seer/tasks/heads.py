@@ -209,13 +209,6 @@ class HeadsTask(Task):
         assert total is not None
         return StepOutput(total, metrics)
 
-    def counted(self, model: nn.Module, ranks: int) -> Task:
-        if any(spec.kind in BOXED for spec in self.specs.values()):
-            raise RequestError(
-                "the memory of a head for boxes depends on what lies on the images and cannot be counted before; name the blocks "
-                "of parallel.remat in place of budget=GB"
-            )
-        return super().counted(model, ranks)
 
     def _learned(self, batch: Batch) -> dict[str, Tensor]:
         """Returns what heads need in their forward pass."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seer.core.errors import RequestError
-from seer.data.coco import read_coco
+from seer.data.coco import read_coco, read_things
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -102,3 +102,45 @@ def test_real_files_are_read(tmp_path, archive, member, left_out):
     plain = json.loads(data)
     assert found.left_out == left_out and set(names) <= set(found.of)
     assert sum(map(len, found.of.values())) == len(plain["annotations"]) - sum(left_out.values())
+
+
+def with_outlines() -> dict:
+    made = content()
+    square = [[10, 5, 30, 5, 30, 35, 10, 35]]
+    made["annotations"][0].update(segmentation=square, area=600.0)
+    made["annotations"][1]["segmentation"] = {"size": [50, 100], "counts": [4000, 500, 500]}
+    made["annotations"][4]["segmentation"] = {"size": [9, 9], "counts": [0, 81]}
+    made["annotations"].append(
+        {"id": 7, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "segmentation": [[1, 1, 5, 5]]}
+    )
+    small = {"size": [25, 50], "counts": [0, 1250]}
+    made["annotations"].append({"id": 8, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "segmentation": small})
+    return made
+
+
+def test_things_keep_their_outlines_their_boxes_as_they_are_and_crowds(tmp_path):
+    found = read_things(written(tmp_path, with_outlines()))
+    first, second = found.of["a/1.jpg"].things
+    assert first.box == (10, 5, 30, 35) and first.label == 1 and first.area == 600 and len(first.outline) == 1
+    assert second.box == (90, -5, 110, 25.5) and second.outline.mask().sum() == 500 and second.area == 610
+    crowd, bare = found.of["2.jpg"].things
+    assert crowd.crowd and not bare.crowd and bare.outline is None and found.of["2.jpg"].size is None
+    assert found.left_out == Counter(
+        {"of no area": 1, "outside their image": 1, "outlines of no area": 1, "masks of another size": 1}
+    )
+    assert "3 things and 1 crowds of 2 classes on 3 images" in found.line() and found.outlined
+
+
+def test_of_other_classes_nothing_is_learned_and_numbers_are_those_of_the_head(tmp_path):
+    found = read_things(written(tmp_path, with_outlines())).among(["bird", "dog"])
+    assert found.names == ("bird", "dog") and [one.label for one in found.of["a/1.jpg"].things] == [1]
+    assert found.of["2.jpg"].things == () and found.left_out["of other classes"] == 3
+    with pytest.raises(RequestError, match="bird"):
+        read_things(written(tmp_path, with_outlines())).among(["bird"])
+
+
+def test_an_outline_that_is_none_names_its_annotation(tmp_path):
+    made = with_outlines()
+    made["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    with pytest.raises(RequestError, match="annotation 1.*segmentation"):
+        read_things(written(tmp_path, made))

@@ -90,14 +90,17 @@ class WholeImage(OneView):
         values: int = 0,
         pixels: Pixels | None = None,
     ):
-        color = {"jitter": jitter, "brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         super().__init__(
             size,
             train,
             size,
             scale,
             flip=flip,
-            **color,
+            jitter=jitter,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
             grayscale=grayscale,
             blur=blur,
             blur_sigma=blur_sigma,

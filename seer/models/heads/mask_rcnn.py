@@ -48,7 +48,8 @@ class KeyedSampler:
         self.step, self.draw = step, 0
 
     def __call__(self, matched: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        things, grounds = [], []
+        things: list[Tensor] = []
+        grounds: list[Tensor] = []
         for labels in matched:
             seed = (self.step << 20) + self.draw
             self.draw += 1
@@ -99,9 +100,12 @@ class MaskRCNNHead(nn.Module):
         self.stages, self.anchors, self.batch_norm = tuple(features), tuple(anchors), batch_norm
         norm = nn.BatchNorm2d if batch_norm else None
         self.fpn = FeaturePyramidNetwork(list(features.values()), width, LastLevelMaxPool(), norm)
+        proposed = -(-regions * 2000 // 512)  # as many for each region as torchvision has
         inside = 4 * width  # numbers of a region; with 256 channels all sizes are torchvision's
         whole = MaskRCNN(
             _Maps(width),
+            rpn_pre_nms_top_n_train=proposed,
+            rpn_post_nms_top_n_train=proposed,
             rpn_anchor_generator=AnchorGenerator(tuple((side,) for side in anchors), (ASPECTS,) * len(anchors)),
             box_roi_pool=MultiScaleRoIAlign(self.stages, output_size=7, sampling_ratio=2),
             box_head=FastRCNNConvFCHead((width, 7, 7), [width] * DEPTH, [inside], norm_layer=norm)
