@@ -62,6 +62,8 @@ setup(
         # numpy alone): figures are held against theirs; where they are not installed, these tests are left out.
         # fairscale (BSD, 0.3 MB, a source package without upkeep since 2022): parallel.mode=fairscale, for comparison.
         "fairscale": ["fairscale==0.4.13"],
+        # pycocotools (FreeBSD, 1.7 MB, needs numpy alone): figures of heads=mask_rcnn are its own.
+        "coco": ["pycocotools>=2.0.8"],
         "huggingface": ["transformers>=5"],
         "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "test": ["fairscale==0.4.13", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.15", "mypy>=1.19", "setuptools>=77"]

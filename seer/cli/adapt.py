@@ -50,6 +50,10 @@ def _as_the_weights(settings: Settings) -> dict[str, Any]:
         "data.channels": channels_of(backbone),
         "data.ground": card.get("ground") or settings["data"]["ground"],
     }
+    if new["augment"].get("_target_", "").endswith(".WholeImage"):
+        del wanted[
+            "augment.size"
+        ]  # things are looked for at the size that shows them, whatever the backbone learned from
     for key, value in wanted.items():
         group, _, name = key.partition(".")
         if name in new[group] and not any(key == one or key.startswith(f"{one}.") for one in settings.said):

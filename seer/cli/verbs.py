@@ -48,7 +48,7 @@ class Labelled:
     labels: Paths = setting(
         "auto",
         "member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto: member where any sample has one, else "
-        "folder; A,B = of train and of test; classes match by name",
+        "folder; COCO's FILE.json for boxes and masks; A,B = of train and of test; classes match by name",
     )
     size: Whole | None = setting(None, "side of the center crop; null = what the weights were trained for", least=1)
     resize: Whole | None = setting(

@@ -56,7 +56,8 @@ class DataConfig:
     )
     labels: Path = setting(
         "auto",
-        "of a task that learns classes: member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto",
+        "of a task that learns classes: member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto; of heads for "
+        "boxes and masks COCO's FILE.json",
     )
     channels: Whole = setting(
         3,
@@ -133,7 +134,7 @@ class ProbeConfig:
     labels: Paths = setting(
         "auto",
         "member (`cls`), folder, folder:N, FILE.csv, json:KEY, text:ENDING, or auto: member where any sample has one, else "
-        "folder; A,B = of train and of test",
+        "folder; COCO's FILE.json for boxes and masks; A,B = of train and of test",
     )
     size: Whole | None = setting(None, "side of the center crop; null = that of the large views", least=1)
     resize: Whole | None = setting(

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from seer.cli import config
+from seer.cli.adapt import _as_the_weights
 from seer.models.bundle import read_description, read_heads
 from seer.tasks.heads import HeadsTask
 from tests.program import seer, start, wait
@@ -98,6 +100,14 @@ def first(drawn, tmp_path_factory) -> Path:
         ended.result["labels_left_out"] == {"of no area": 1, "outside their image": 1} and ended.result["classes"] == 2
     )
     return run
+
+
+def test_the_size_of_images_is_not_that_of_the_weights(drawn, tmp_path):
+    given = [word for word in words(drawn, tmp_path / "run") if not word.startswith("augment.size")]
+    found = _as_the_weights(config.read("adapt", given[1:]))
+    assert found["augment"]["size"] == 800 and found["model"]["widths"] == list(
+        read_description(BASE)["architecture"]["widths"]
+    )
 
 
 @pytest.mark.slow
