@@ -77,12 +77,18 @@ def held_out(
     RequestError where the first of them all lack it."""
     source = getattr(images, side)
     assert source is not None
+    word = words_of(images.labels)[side == "test"]
     if "instances" in task.fields:
         coco_metrics.require()
+        if not is_annotations(word):
+            raise RequestError(
+                f"{side}={source}: what mask_rcnn is to find there is said by a file of COCO's form, and labels={word} is none; "
+                "eval.labels=FILE.json while training, data.labels=FILE.json of seer evaluate"
+            )
     found = TargetImages(
         open_shards(source, bad=bad or _bad(images)),
         task.targets,
-        word=words_of(images.labels)[side == "test"],
+        word=word,
         classes=task.classes,
         values=task.transform.values,
         box_classes=task.box_classes,

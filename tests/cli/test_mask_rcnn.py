@@ -6,7 +6,6 @@ The backbone is the bundle that commit d7ff748 made from drawn images (`tests/mo
 import io
 import json
 import signal
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +70,9 @@ def drawn(tmp_path_factory) -> tuple[Path, Path]:
     rows.append({"image_id": 1, "category_id": 3, "bbox": [90, 5, 9, 9], "segmentation": [[90, 5, 99, 5, 99, 14]]})
     content = {
         "images": images[:11],
-        "annotations": [{"id": n + 1, "area": row["bbox"][2] * row["bbox"][3], **row} for n, row in enumerate(rows) if row["image_id"] < 11],
+        "annotations": [{"id": n, **row} for n, row in enumerate(rows) if row["image_id"] < 11],
         "categories": [{"id": 3, "name": "bright"}, {"id": 8, "name": "dark"}],
-    }  # fmt: skip
+    }
     (folder / "things.json").write_text(json.dumps(content))
     bare = {
         **content,
@@ -175,6 +174,24 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_head(first, drawn, tmp_path, 
 
 
 @pytest.mark.slow
+def test_in_bfloat16_with_parts_of_a_batch_it_is_judged_while_it_trains(drawn, tmp_path, capfd):
+    pytest.importorskip("pycocotools")
+    more = (
+        "precision=bf16",
+        "accumulate=2",
+        "surgery=none",
+        "every.evaluate=2",
+        f"eval.test={drawn[0]}",
+        f"eval.labels={drawn[1]}",
+    )
+    ended = seer(capfd, *words(drawn, tmp_path / "run", *more))
+    assert ended.status == 0, ended.words
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "mask_rcnn/mask_ap50" in row] == [0, 1, 3]
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_two_ranks_train_backbone_and_head_with_shared_statistics(drawn, tmp_path, mode):
     more = (
@@ -222,11 +239,15 @@ def test_detect_learns_from_the_same_folder_and_file(drawn, tmp_path, capfd):
         (["heads.mask_rcnn.anchors=[8,16]"], "3 sides"),
         (["heads.mask_rcnn.classes=[bird]"], "bird"),
         (["heads.mask_rcnn.regions=0"], "regions=0"),
+        (["eval.test=FOLDER"], "eval.labels"),
         (["parallel.remat=budget=8"], "parallel.remat=block"),
     ],
 )
 def test_what_cannot_be_is_a_wrong_request_and_leaves_no_folder(more, named, drawn, tmp_path, capfd):
-    more = [word.replace("bare.json", str(drawn[1].with_name("bare.json"))) for word in more]
+    more = [
+        word.replace("bare.json", str(drawn[1].with_name("bare.json"))).replace("FOLDER", str(drawn[0]))
+        for word in more
+    ]
     ended = seer(capfd, *words(drawn, tmp_path / "run", *more))
     assert ended.status == 78 and named in ended.result["error"], ended.result
     assert not (tmp_path / "run").exists()

@@ -142,5 +142,5 @@ def test_of_other_classes_nothing_is_learned_and_numbers_are_those_of_the_head(t
 def test_an_outline_that_is_none_names_its_annotation(tmp_path):
     made = with_outlines()
     made["annotations"][0]["segmentation"] = [[1, 2, 3]]
-    with pytest.raises(RequestError, match="annotation 1.*segmentation"):
+    with pytest.raises(RequestError, match=r"annotation 1.*segmentation"):
         read_things(written(tmp_path, made))

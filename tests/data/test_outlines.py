@@ -63,7 +63,8 @@ def test_packed_run_lengths_are_those_of_pycocotools(seed):
     ("what", "words"),
     [
         ("x", "polygons"), ([[1, 2, 3]], "x and y"), ([["a", "b"]], "numbers"), ([[1, 2, float("nan"), 4]], "finite"), ([5], "x and y"),
-        ({"size": [2], "counts": []}, "size"), ({"size": [2, 2], "counts": [1, 2]}, "add up to 3"), ({"size": [2, 2], "counts": [-4, 8]}, "run"),
+        ({"size": [2], "counts": []}, "size"), ({"size": [2, 2], "counts": [1, 2]}, "add up to 3"),
+        ({"size": [2, 2], "counts": [-4, 8]}, "run"),
         ({"size": [2, 2], "counts": "\n"}, "text"), ({"size": [2, 2], "counts": "P"}, "middle"), ({"counts": [4]}, "size"),
         ({"size": [2**20, 2**20], "counts": [2**40]}, "add up"),
     ],
