@@ -27,10 +27,19 @@ def run(settings: Settings, output: list[Path]) -> dict[str, Any]:
             "weights=null with surgery=freeze: heads would learn on random features; give weights=, or surgery=none to train "
             "the backbone, too"
         )
-    asked = RunConfig.of(_as_the_weights(settings) if settings["weights"] else settings)
+    asked = RunConfig.of(_as_the_weights(settings) if settings["weights"] and not _of_a_library(settings) else settings)
     from seer.run.session import train
 
     return train(asked, output=output, numbered="output" not in settings.typed)
+
+
+def _of_a_library(settings: Settings) -> bool:
+    """Returns whether the network is named in another library, and its weights are in that library's file: it says nothing of images."""
+    if "model" not in settings.chosen or ":" not in str(settings["model"].get("name", "")):
+        return False
+    from seer.run.weights import of_seer
+
+    return not of_seer(settings["weights"])
 
 
 def _as_the_weights(settings: Settings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import copy
 import difflib
 import math
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from seer.run.older import choice_today
 
 IMAGES = "images"  # the choice of data that is the default, and what many folders are called
 SEVERAL = "heads"  # the group of which several are chosen, in brackets
+LIBRARY = re.compile(r"(timm|torchvision):[A-Za-z0-9_]+")  # model= of a network of theirs, by its name there
 
 
 @dataclass
@@ -219,13 +221,15 @@ def _at_home(verb: str, full: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _store(own: Recipe | None) -> Iterator[None]:
-    """Lets Hydra find `model=NAME` for every name of the zoo, and a recipe that is a file, inside this context alone: the
-    store is the whole process's. Hydra's own choices (loggers, launchers, help), which have no effect here, are left out
-    meanwhile: composing them costs an eighth of the time of `seer pretrain --help`."""
+def _store(choices: Sequence[str], own: Recipe | None) -> Iterator[None]:
+    """Lets Hydra find `model=NAME` for every name of the zoo and for those of libraries among the choices, and a recipe that is a
+    file, inside this context alone: the store is the whole process's. Hydra's own choices (loggers, launchers, help), which have
+    no effect here, are left out meanwhile: composing them costs an eighth of the time of `seer pretrain --help`."""
     store, of_zoo = ConfigStore.instance(), zoo()
+    given = [word.partition("=")[2] for word in choices] + list(own.choices.values() if own else ())
+    borrowed = dict.fromkeys(name for name in given if LIBRARY.fullmatch(str(name)))
     names: list[tuple[str, str, dict[str, Any], str | None]] = [
-        ("model", name, {**of_zoo["node"], "name": name}, None) for name in of_zoo["names"]
+        ("model", name, {**of_zoo["node"], "name": name}, None) for name in [*of_zoo["names"], *borrowed]
     ]
     if own is not None:
         names += [(group, OWN, node, None) for group, node in own.nodes.items()]
@@ -261,7 +265,7 @@ def _of_choices(files: str, verb: str, choices: tuple[str, ...]) -> dict[str, An
 def _by_hydra(files: str, verb: str, choices: Sequence[str], own: Recipe | None) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
-        with _store(own), initialize_config_dir(files, version_base="1.3"):
+        with _store(choices, own), initialize_config_dir(files, version_base="1.3"):
             config = compose(verb, overrides=list(choices))
     finally:
         GlobalHydra.instance().clear()
@@ -321,11 +325,13 @@ def _check_choice(verb: str, group: str, choice: str, where: str = "") -> None:
         for one in several:
             _check_choice(verb, group, one, where)
         return
+    if group == "model" and LIBRARY.fullmatch(choice):
+        return
     if choice not in there:
         from seer.cli import foreign  # see `read`
 
         told = foreign.choice_told(group, choice) or f"no such choice{nearest(choice, there)}"
-        own = ", or a file: recipe=./mine.yaml" if group == "recipe" else ""
+        own = {"recipe": ", or a file: recipe=./mine.yaml", "model": ", or timm:NAME, torchvision:NAME"}.get(group, "")
         raise RequestError(f"{where}{group}={choice}: {told}; there are {', '.join(there)}{own}")
 
 

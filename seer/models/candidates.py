@@ -186,7 +186,7 @@ def _none(top: Mapping[Any, Any], what: str) -> RequestError:
     tensors = {
         key: value for _, state in _state_dicts(top) for key, value in state.items() if isinstance(value, Tensor)
     }
-    titles = " or ".join(row.title for row in FAMILIES.values())
+    titles = " or ".join(row.title for row in FAMILIES.values() if not row.borrowed)
     kinds = f"{titles} in names of {', '.join(names.library for names in LIBRARIES)}"
     if not tensors:
         held = ", ".join(map(repr, list(top)[:5])) or "none"

@@ -131,6 +131,22 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], str, Mapping[str, Any] | None]
     return state, container, None
 
 
+def tensors_in(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Returns the state dict of a file of weights under its own names, without asking what network it is of.
+
+    Raises FileNotFoundError, and what `load_backbone` raises for a file that is none.
+    """
+    place = Path(path)
+    place = _file_in(place) if place.is_dir() else place
+    if not place.is_file():
+        raise FileNotFoundError(f"{place} does not exist: give a file of weights")
+    state: Mapping[Any, Any] = _read(place)[0]
+    for name in ("state_dict", "model"):  # as trainers wrap it
+        if isinstance(inner := state.get(name), Mapping):
+            state = inner
+    return {str(name): value for name, value in state.items()}
+
+
 def tell_age(bundle: Path, described: Mapping[str, Any]) -> None:
     """Warns when the run that a bundle lies in has a newer checkpoint, which is not read here."""
     step, names = step_of(described), [path.name for path in (bundle.parent / "checkpoints").glob("step-*")]

@@ -6,15 +6,27 @@ and shapes unless the function is about them, so that bundles and exports still 
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Normalizes with its running statistics and never moves them, whatever mode the network is in."""
+class Frozen(nn.Module):
+    """Stays in evaluation mode, whatever mode the network is in; mixed into a class of batch norm."""
 
-    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+    def train(self, mode: bool = True) -> Self:
         super().train(False)
         return self
+
+
+class FrozenBatchNorm2d(Frozen, nn.BatchNorm2d):
+    """Normalizes with its running statistics and never moves them, whatever mode the network is in."""
+
+
+def frozen(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+    """Returns the class of batch norms of a kind that never move: of other libraries' as well, which do more than normalize."""
+    return FrozenBatchNorm2d if kind is nn.BatchNorm2d else type(f"Frozen{kind.__name__}", (Frozen, kind), {})
 
 
 def freeze_batch_norm(model: nn.Module) -> nn.Module:
@@ -24,8 +36,8 @@ def freeze_batch_norm(model: nn.Module) -> nn.Module:
     their names. Ranks do not share the statistics of these layers (`parallel.batch_norm_group`): there is nothing to share.
     """
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = FrozenBatchNorm2d
+        if isinstance(module, _BatchNorm) and not isinstance(module, Frozen):
+            module.__class__ = frozen(type(module))
             module.eval()
             module.requires_grad_(False)
     return model

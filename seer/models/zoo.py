@@ -37,9 +37,15 @@ def build(
     follow with `to_empty` and `init_weights`. Raises ValueError for an unknown name, with the nearest known one, and for
     another stem stride than 2 where the network has no such choice.
 
-    name         a row of docs/zoo.md; chosen by model=NAME
+    name         a row of docs/zoo.md; chosen by model=NAME, or timm:NAME, torchvision:NAME for a network of theirs
     stem_stride  1 or 2; 1 doubles every map of a RegNetY, for images of about 32 pixels
     """
+    channels = {} if in_channels == 3 else {CHANNELS: in_channels}
+    library, colon, network = str(name).partition(":")
+    if colon and library in families.FAMILIES and families.FAMILIES[library].borrowed:
+        if stem_stride != 2:
+            raise ValueError(f"stem_stride={stem_stride}: the stem of {name} is fixed; take a RegNetY for small images")
+        return families.FAMILIES[library].build({"network": network, **channels}, device)
     family = next((row for row in families.FAMILIES.values() if name in row.zoo), None)
     if family is None:
         near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)[0]
@@ -47,7 +53,6 @@ def build(
             f"no model is called {name!r}; the nearest name is {near!r}. seer.models.zoo.names() lists all "
             f"{len(names())}: {', '.join(names())}"
         )
-    channels = {} if in_channels == 3 else {CHANNELS: in_channels}
     if STRIDE in family.keys:
         return family.build({**family.zoo[name], STRIDE: stem_stride, **channels}, device)
     if stem_stride != 2:
@@ -59,6 +64,8 @@ def name_of(architecture: Mapping[str, Any]) -> str | None:
     """Returns the zoo's name for a backbone's `architecture`, whatever its stem stride and channels, or None when no row has
     that shape."""
     family = families.of(architecture)
+    if family.borrowed:
+        return f"{family.name}:{architecture['network']}"
     shape = {key: value for key, value in family.arguments(architecture).items() if key not in (STRIDE, CHANNELS)}
     return next((name for name, row in family.zoo.items() if row == shape), None)
 

@@ -25,7 +25,7 @@ from seer.core.log import log
 from seer.core.protocols import Task
 from seer.core.records import FEATURES, Batch
 from seer.engine.precision import Precision
-from seer.models.surgery import FrozenBatchNorm2d
+from seer.models.surgery import Frozen
 from seer.parallel.world import World
 from seer.run.assemble import Data, Training
 from seer.run.config import RunConfig
@@ -84,7 +84,7 @@ class CachedFeatures:
 def with_cached_features(config: RunConfig, data: Data, training: Training, world: World) -> Data:
     """Returns the data of a run with a store of features where that makes the same run; the data as they are elsewhere."""
     task, backbone = training.task, training.task.modules()["backbone"]
-    moves = any(isinstance(m, _BatchNorm) and not isinstance(m, FrozenBatchNorm2d) for m in backbone.modules())
+    moves = any(isinstance(m, _BatchNorm) and not isinstance(m, Frozen) for m in backbone.modules())
     if moves or any(parameter.requires_grad for parameter in backbone.parameters()):
         return data
     if getattr(task.transform, "train", True) or not task.reads_features:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from seer.models.surgery import FrozenBatchNorm2d
+from seer.models.surgery import Frozen
 from seer.optim.schedules import scaled_peak
 from seer.run.config import RunConfig
 from seer.run.schedule import rate
@@ -38,7 +38,7 @@ def doubts(config: RunConfig, images: int, optimizer: Mapping[str, Any]) -> list
 
 def accumulates(parts: int, images: int, model: nn.Module) -> str:
     """Returns how running a batch in parts differs from running it at once. images: of a rank's batch."""
-    live = any(isinstance(m, _BatchNorm) and not isinstance(m, FrozenBatchNorm2d) for m in model.modules())
+    live = any(isinstance(m, _BatchNorm) and not isinstance(m, Frozen) for m in model.modules())
     words = f"accumulate={parts}: a rank runs its {images} images of a step in parts of {images // parts}; "
     if not live:
         return f"{words}no batch norm looks at the batch, so losses are those of the whole up to rounding"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer.core.build import build, find
 from seer.core.errors import RequestError
@@ -16,6 +17,8 @@ from seer.data.ledger import parse_fraction
 from seer.data.order import Plan, choose_lanes
 from seer.engine.precision import Precision
 from seer.engine.retention import Keep
+from seer.models.library_network import LibraryNetwork
+from seer.models.surgery import Frozen
 from seer.parallel.remat import chosen
 from seer.parallel.world import World
 from seer.parallel.wrap import check_mode
@@ -23,6 +26,8 @@ from seer.run import assemble
 from seer.run.config import RunConfig
 from seer.run.schedule import Durations, schedule
 from seer.run.skipped import exclude_files
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)  # whose statistics ranks can share (`parallel.batchnorm`)
 
 
 def check_config(config: RunConfig) -> None:
@@ -98,7 +103,32 @@ def check_parts(
         )
     lanes = config.data.lanes or choose_lanes(config.batch, images)
     Plan([images], seed=0, lanes=lanes, block=config.data.block).places(0, config.batch, world.rank, world.size)
+    _check_borrowed(config, task, world)
     _check_parallel(config, task, precision, world)
+
+
+def _check_borrowed(config: RunConfig, task: Task, world: World) -> None:
+    """Raises RequestError for what a network of another library cannot do: sizes of views that it does not take, and what needs to
+    know its blocks or its batch norms."""
+    backbone = task.modules()["backbone"]
+    if not isinstance(backbone, LibraryNetwork):
+        return
+    for _, channels, height, width in assemble.view_shapes(task.transform, 1):
+        backbone.shapes_of((2, channels, height, width))
+    options = config.parallel
+    if world.group is None:
+        return
+    if options.mode in ("fsdp", "fairscale"):
+        raise RequestError(
+            f"parallel.mode={options.mode}: {backbone} tells no blocks that could be sharded; use parallel.mode=ddp"
+        )
+    strange = [m for m in backbone.modules() if isinstance(m, _BatchNorm) and type(m) not in NORMS]
+    moves = [m for m in strange if not isinstance(m, Frozen)]
+    if moves and options.batch_norm_group != 1:
+        raise RequestError(
+            f"{backbone}: {type(moves[0]).__name__} does not share its statistics over ranks; give parallel.batch_norm_group=1, "
+            "where each rank has its own"
+        )
 
 
 def _check_parallel(config: RunConfig, task: Task, precision: Precision, world: World) -> None:

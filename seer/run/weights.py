@@ -11,11 +11,23 @@ from torch import nn
 from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data.pixels import Pixels
-from seer.models.bundle import BUNDLE_WEIGHTS, IMAGENET_MEAN, IMAGENET_STD, card_of, read_bundle, step_of
+from seer.models.bundle import (
+    BUNDLE_WEIGHTS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    card_of,
+    check_weights,
+    read_bundle,
+    read_safetensors,
+    step_of,
+)
 from seer.models.families.family import Network
+from seer.models.file_kinds import is_safetensors
 from seer.models.key_maps import VISSL
+from seer.models.library_network import LibraryNetwork
 from seer.models.model_folders import LAYOUTS, pixels_in
-from seer.models.pretrained import load_with_origin, tell_age
+from seer.models.numbers import check_numbers
+from seer.models.pretrained import load_with_origin, tell_age, tensors_in
 from seer.models.zoo import name_of
 from seer.parallel.collectives import Group, gather_text
 from seer.run import newest as run_weights
@@ -63,6 +75,27 @@ def state(path: str) -> State:
     return State(loaded, card, chosen={key: value for key, value in chosen.items() if value})
 
 
+def of_seer(path: str) -> bool:
+    """Returns whether weights are a run's, a checkpoint's or a bundle's, and no file of another library."""
+    place = Path(path)
+    if (
+        any((folder / BUNDLE_WEIGHTS).is_file() for folder in (place, place / BUNDLE))
+        or run_weights.of(place) is not None
+    ):
+        return True
+    return place.is_file() and is_safetensors(place) and read_safetensors(place)[1] is not None
+
+
+def _in_names_of_the_library(path: str, backbone: LibraryNetwork) -> str:
+    """Copies a file of a network's own library into it, and returns what is known of its licence. Raises RequestError and ValueError."""
+    tensors = backbone.own_names(tensors_in(path))
+    check_weights(tensors, backbone.state_dict(), what=f"the weights in {path}")
+    check_numbers(tensors, what=f"the weights in {path}")
+    backbone.load_state_dict(tensors)
+    log.info(f"the backbone starts from {path}, in names of {backbone.library}; the head is made anew")
+    return f"imported from {Path(path).name} in names of {backbone.library}, which states none"
+
+
 def digest(*modules: nn.Module) -> str:
     """Returns the sha256 of what networks hold: of each tensor, sorted by name, `name dtype shape` and a line's end, then its
     bytes. The same for a run, its checkpoint and its bundle, whatever their files are."""
@@ -93,6 +126,8 @@ def start_from(
     Raises RequestError, with nothing copied, for weights of another shape than the backbone's. The stem's stride may
     differ: the same weights serve both. group: of all ranks, which must have found the same state of a run that is going.
     """
+    if isinstance(backbone, LibraryNetwork) and not of_seer(path):
+        return _in_names_of_the_library(path, backbone)
     found = state(path)
     loaded, card = found.backbone, found.card
     steps = gather_text(f"{found.kind} of step {found.step}", group)

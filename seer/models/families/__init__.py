@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from seer.models.families import regnet, resnet
+from seer.models.families import library, regnet, resnet
 from seer.models.families.family import Family
 
-FAMILIES: dict[str, Family] = {row.name: row for row in (regnet.FAMILY, resnet.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    row.name: row for row in (regnet.FAMILY, resnet.FAMILY, library.TIMM, library.TORCHVISION)
+}
 FIRST = regnet.FAMILY.name  # of an architecture that says none, as in bundles of the first version
 
 

@@ -120,7 +120,8 @@ class Family:
     unwrapped keys of a file name blocks of it. read: (state dict of a file, its keys -> unwrapped ones, what to call the
     file) -> a `Reading`; raises RequestError. torchvision, timm, huggingface: None where that library has no such networks.
     children: the names of the children of torchvision's network, in their order, as `nn.Sequential(*model.children())` numbers
-    them. optional: entries of an architecture that may be absent.
+    them. optional: entries of an architecture that may be absent. borrowed: its networks are another library's code, built by their
+    names there.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Family:
     huggingface: HuggingFace | None = None
     children: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    borrowed: bool = False
 
     def build(self, architecture: Mapping[str, Any], device: torch.device | str | None = None) -> Network:
         """Returns the network of an architecture, freshly initialized."""
