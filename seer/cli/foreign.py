@@ -221,7 +221,11 @@ TRAINING: dict[str, Entry] = {
     **_each(_switch("parallel.remat=block", "parallel.remat=none"), "grad_checkpointing", "gradient_checkpointing",
             "activation_checkpointing", "use_checkpoint", "checkpointing"),
     **_each(_PLAN, "dry_run", "fast_dev_run", "debug", "dryrun", "limit_train_batches", "overfit_batches"),
-    **_each("- there is no teacher and no moving average here", "ema", "model_ema", "teacher", "momentum_teacher"),
+    **_each("- there is no teacher here; ema=0.999 keeps an average of the weights", "teacher", "momentum_teacher"),
+    **_each(_switch("ema=0.999", "ema=0"), "model_ema", "use_ema"),
+    **_each("ema={}", "ema_decay", "model_ema_decay"),
+    **_each("task.mixup={}", "mixup", "mixup_alpha"),
+    **_each("task.cutmix={}", "cutmix", "cutmix_alpha"),
     **_each("- classes are those of the labels (task=heads); pretraining has none", "num_classes", "nb_classes"),
     **_each("- the log is quiet already: errors and one line in twenty seconds", "verbose", "quiet", "v", "q", "progress"),
 }  # fmt: skip

@@ -18,7 +18,7 @@ def _no_halving(config: Config) -> bool:
 
 def _no_probe(config: Config) -> bool:
     drawn = not config["data"]["source"] and config["data"]["drawn_test"]
-    return not (config["eval"]["train"] or config["eval"]["test"] or drawn)
+    return not (config["eval"]["train"] or config["eval"]["test"] or config["holdout"] or drawn)
 
 
 def _own_knn(config: Config) -> bool:

@@ -15,6 +15,7 @@ from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.data import transparency
 from seer.data.coco import Boxes, read_coco
+from seer.data.holdout import count_or_share, held_out
 from seer.data.label_words import check_word
 from seer.data.ledger import parse_fraction, shown
 from seer.data.pixels import pixels
@@ -124,31 +125,6 @@ def _write(settings: Mapping[str, Any], target: Path, processes: int, output: li
     if boxes is not None:
         found |= {"box_classes": list(boxes.names), "boxes_left_out": dict(boxes.left_out)}
     return found if labels is None else {**found, "unlabelled": labels.count(UNLABELLED)}
-
-
-def count_or_share(holdout: float | str) -> float | int:
-    """Returns a number of images as an int, and a share of them, 20% or 0.2, as a float. Raises RequestError."""
-    try:
-        found = holdout if isinstance(holdout, int) else parse_fraction(holdout)
-    except RequestError as error:
-        raise RequestError(f"holdout={holdout}: a whole number, or a share like 20% or 0.2") from error
-    if found < 0:
-        raise RequestError(f"holdout={holdout}: at least 0")
-    return found
-
-
-def held_out(holdout: float | str, total: int) -> int:
-    """Returns how many of all images are held out; a share is rounded to whole images. Raises RequestError where that
-    leaves none, or a share takes none."""
-    found = count_or_share(holdout)
-    count = found if isinstance(found, int) else round(found * total)
-    if found and not count:
-        raise RequestError(
-            f"holdout={holdout} of {total} images is less than one; give a number of images, like holdout=1"
-        )
-    if count >= total:
-        raise RequestError(f"holdout={holdout} of {total} images leaves none; make it smaller")
-    return count
 
 
 def _labels(shards: Sequence[Shard], word: str | None) -> Labels | None:

@@ -46,7 +46,8 @@ class How(NamedTuple):
 
 
 class Heads:
-    """Evaluates the heads of a task on images with targets. known: others, on which thresholds of tags are chosen.
+    """Evaluates the heads of a task on images with targets. known: others, on which thresholds of tags are chosen, and which
+    `chosen_on` names. A task that keeps `thresholds` is given them.
 
     draws  of the bootstrap, from which intervals come that have no closed form
     seed   of these
@@ -66,7 +67,9 @@ class Heads:
         batch: int = 256,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
+        chosen_on: str = "train",
     ):
+        self.chosen_on = chosen_on
         if draws < 0 or bins < 1:
             raise RequestError(f"eval.draws={draws}, eval.bins={bins}: not negative, and at least 1")
         self.test, self.known, self._settings = test, known, How(draws, seed, bins)
@@ -88,14 +91,18 @@ class Heads:
         specs: Mapping[str, Spec] = task.specs  # type: ignore[attr-defined]
         answers, judged = self._answers(task, specs, self.test), Judged()
         chosen = any(spec.kind == "tags" for spec in specs.values()) and self.known is not None
-        known = self._answers(task, specs, self.known) if chosen and self.known else {}
+        known: Mapping[str, Parts] = {}
+        if chosen and self.known is not None:
+            known = answers if self.known is self.test else self._answers(task, specs, self.known)
         judged.told["images"] = max(len(parts["image"]) for parts in answers.values())
         for name, spec in specs.items():
             parts = answers[name]
             if spec.kind == "tags":
                 thresholds = best_thresholds(*_scores(known[name])) if name in known else np.full(spec.count, HALF)
                 _tags(judged, name, parts, list(self._names(spec)), thresholds, how)
-                judged.told.setdefault("threshold_chosen_on", "train" if name in known else None)
+                judged.told.setdefault("threshold_chosen_on", self.chosen_on if name in known else None)
+                if name in known and hasattr(task, "thresholds"):
+                    task.thresholds[name] = tuple(map(float, thresholds))
             else:
                 OF_KIND[spec.kind](judged, name, parts, list(self._names(spec)), how)
         return judged

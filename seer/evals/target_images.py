@@ -37,9 +37,9 @@ class TargetImages:
     """Holds images with targets: those of `targets`, fields of a batch. classes: of the head, in the order of its scores.
 
     size, resize, most, pixels: as `LabelledImages`. word: where labels come from, for `label`, or a file of COCO's form, for boxes
-    of `box_classes`. values: so many numbers an image. whole: images are shown whole (`whole_image`), and not cut. scenes: all that
-    the file says of an image that was read, by (shard, row). left_out: by reason, of what was read so far. Raises RequestError
-    where there are no labels.
+    of `box_classes`. values: so many numbers an image. whole: images are shown whole (`whole_image`), and not cut. rows: (shard,
+    row) of the images, where they are not all. scenes: all that the file says of an image that was read, by (shard, row).
+    left_out: by reason, of what was read so far. Raises RequestError where there are no labels.
     """
 
     def __init__(
@@ -56,9 +56,11 @@ class TargetImages:
         box_classes: Sequence[str] = (),
         whole: bool = False,
         pixels: Pixels | None = None,
+        rows: Sequence[tuple[int, int]] | None = None,
     ):
         self.shards, self.targets, self.size, self.classes = shards, tuple(targets), size, tuple(classes)
-        self.rows, self.left_out = chosen_rows(shards, most), dict[str, int]()
+        self.rows = chosen_rows(shards, most) if rows is None else list(rows)
+        self.left_out = dict[str, int]()
         self.labels = _labels(shards, self.rows, word, classes) if "label" in targets else None
         boxed = any(name in targets for name in ("boxes", "instances"))
         given: dict[str, Any] = {"mask": "mask" in targets, "boxes": MOST_BOXES if boxed else 0, "pixels": pixels}

@@ -20,6 +20,7 @@ from seer.core.schema import (
     Node,
     Nodes,
     Number,
+    Part,
     Path,
     Paths,
     Share,
@@ -216,6 +217,11 @@ class RunConfig:
     groups: Nodes | None = setting(
         None,
         "rules for parameters, the first that matches a name wins; keys: seer.optim.groups.Rule; null = the task's own",
+    )
+    holdout: Part = setting(
+        0,
+        "so many of the labelled images, or such a share of them, are chosen by the seed and not trained on: heads are judged on "
+        "them, and thresholds of tags chosen",
     )
     layer_decay: Number = setting(
         1.0,

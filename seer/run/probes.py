@@ -29,12 +29,13 @@ LEAST_RANKME = 256  # images below which RankMe, on a tenth of those of kNN, is 
 @dataclass(frozen=True)
 class Images:
     """Holds the images of probes. known, asked: labelled ones. plain: those of train, labels not looked at. held_out: with what
-    heads are to find."""
+    heads are to find. kept_out: of the images to train on, on which thresholds are chosen."""
 
     known: LabelledImages | None = None
     asked: LabelledImages | None = None
     plain: PlainImages | None = None
     held_out: TargetImages | None = None
+    kept_out: TargetImages | None = None
 
 
 def opened(config: RunConfig, task: Any, transform: Any, group: Group | None, bad: BadArchives) -> Images:
@@ -78,9 +79,11 @@ def evaluators(config: RunConfig, images: Images, options: dict[str, Any]) -> di
         of: dict[tuple[str, ...], tuple[Any, Any]] = {
             ("train", "test"): (images.known, images.asked),
             ("train",): (images.known or images.plain, None),
-            ("test",): (images.held_out, None),
+            ("test",): (images.held_out or images.kept_out, images.kept_out),
         }
-        found[name] = build("eval", node, *of[images_of(node)], **options)
+        needs = images_of(node)
+        of_heads = {"chosen_on": "holdout"} if needs == ("test",) else {}
+        found[name] = build("eval", node, *of[needs], **options, **of_heads)
     return found
 
 
@@ -89,8 +92,8 @@ def _usual(config: RunConfig, images: Images, options: dict[str, Any]) -> dict[s
     known, asked = images.known, images.asked
     if known is not None and asked is not None:
         found["knn"] = KNN(known, asked, k=config.eval.k, temperature=config.eval.temperature, **options)
-    if images.held_out is not None:
-        found["head"] = Heads(images.held_out, None, **options)
+    if (judged := images.held_out or images.kept_out) is not None:
+        found["head"] = Heads(judged, images.kept_out, chosen_on="holdout", **options)
     if known is not None and asked is not None:
         most = min(1024, (len(known) + len(asked)) // 10)
         if most >= LEAST_RANKME:

@@ -15,6 +15,7 @@ from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.core.records import Batch
 from seer.core.signals import listener
+from seer.data.holdout import chosen
 from seer.data.ledger import Ledger, parse_fraction
 from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.open import census_of
@@ -47,6 +48,7 @@ from seer.run.classes import Listed, give_targets, with_classes
 from seer.run.config import RunConfig
 from seer.run.finish import Bundles, Ending
 from seer.run.folder import begun_with, check_same_on_ranks, claim
+from seer.run.kept_out import kept_out, told
 from seer.run.lineage import lineage
 from seer.run.longer import restated
 from seer.run.opening import announce
@@ -156,15 +158,17 @@ def _train(
         give_targets(task, shards, labels)
         check_same_on_ranks(config.plain(), fingerprint(shards), world)
         unlabelled = () if labels is None else labels.places(UNLABELLED)
-        data = assemble.data(config, shards, transform, world, unlabelled)
+        aside = chosen(list(map(len, shards)), config.holdout, config.seed)
+        data = assemble.data(config, shards, transform, world, [*unlabelled, *aside])
         training = assemble.training(config, task, lengths, world, precision)
         training.licence, training.lineage = licence, origin
         data = with_cached_features(config, data, training, world)
         known = learned(shards, probed.asked) if isinstance(labels, Labels) and probed.asked is not None else None
         passed_over = bad.found | probe_bad.found
-        given: tuple[Any, ...] = (probed, spent, sinks, evaluators, length_before, passed_over)
+        kept = kept_out(config, task, shards, aside)
+        given: tuple[Any, ...] = (replace(probed, kept_out=kept), spent, sinks, evaluators, length_before, passed_over)
         result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)
-        return {**result, **_counts(labels, probed, known)} if result else result
+        return {**result, **_counts(labels, probed, known), **told(config, task, kept)} if result else result
 
 
 def _counts(labels: Labels | Listed | None, probed: probes.Images, known: int | None) -> dict[str, Any]:

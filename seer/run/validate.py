@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from seer.core.build import build, find
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
+from seer.data.holdout import count_or_share
 from seer.data.ledger import parse_fraction
 from seer.data.order import Plan, choose_lanes
 from seer.engine.precision import Precision
@@ -55,6 +56,10 @@ def check_config(config: RunConfig) -> None:
             f"every.keep_best={config.every.keep_best}: nothing is measured while training; add eval.train=… eval.test=…"
         )
     parse_fraction(config.data.max_bad)
+    if count_or_share(config.holdout) and not has_heads(config):
+        raise RequestError(
+            f"holdout={config.holdout}: only heads are judged on images kept out of training; leave it 0"
+        )
     for file in exclude_files(config.data.exclude):
         if not Path(file).is_file():
             raise RequestError(f"data.exclude={file} cannot be read: there is no such file; check the path")

@@ -118,6 +118,9 @@ class HeadsTask(Task):
         self.specs = specs(heads, classes, several, smoothing)
         self._mixing = mixing(mixup, cutmix, {name: spec.kind for name, spec in self.specs.items()})
         self.mixes = self._mixing is not None
+        self.thresholds: dict[
+            str, tuple[float, ...]
+        ] = {}  # of tags, chosen on images kept out of training; none: one half
         self.heads_first, self._alone, self._step = heads_first, group is None, 0
         self.backbone, self.transform = backbone, transform
         known = stages(backbone) if any(spec.kind != "classify" or spec.stages for spec in self.specs.values()) else {}
@@ -187,7 +190,7 @@ class HeadsTask(Task):
         return self._plain.features(self._view(batch)) if self.reads_features else None
 
     def head_cards(self) -> dict[str, HeadCard]:
-        return {name: _card(self.specs[name], head) for name, head in self._heads.items()}
+        return {name: _card(self.specs[name], head, self.thresholds.get(name)) for name, head in self._heads.items()}
 
     def loss(self, batch: Batch) -> StepOutput:
         fields: Mapping[str, Tensor] = batch.fields
@@ -302,8 +305,9 @@ def _head(name: str, spec: Spec, backbone: nn.Module, known: Mapping[str, tuple[
     return LinearHead(features, spec.count, read[0] if read else None)
 
 
-def _card(spec: Spec, head: Head) -> HeadCard:
-    """Returns what a bundle says of a head. A class of tags is there from a probability of one half, the loss's own threshold."""
+def _card(spec: Spec, head: Head, chosen: tuple[float, ...] | None = None) -> HeadCard:
+    """Returns what a bundle says of a head. A class of tags is there from a probability of one half, the loss's own threshold,
+    where none was chosen."""
     if isinstance(head, DetectHead):
         read: Iterable[nn.Module] = (head.lateral[stage] for stage in head.stages)
     elif isinstance(head, MaskRCNNHead):
@@ -312,7 +316,7 @@ def _card(spec: Spec, head: Head) -> HeadCard:
         read = [head if isinstance(head, LinearHead) else head.inner[0]]
     features = tuple(int(getattr(one, "in_features", 0) or one.in_channels) for one in read)  # type: ignore[arg-type]
     classes = None if spec.classes is None or spec.kind == "regress" else tuple(map(str, spec.classes))
-    thresholds = (0.5,) * spec.count if spec.kind == "tags" else None
+    thresholds = (chosen or (0.5,) * spec.count) if spec.kind == "tags" else None
     width = spec.width if spec.kind in ("map", *BOXED) else None
     card = HeadCard(spec.kind, tuple(head.stages), features, spec.count, classes, thresholds, width)
     return replace(card, anchors=head.anchors, batch_norm=head.batch_norm) if isinstance(head, MaskRCNNHead) else card

@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,18 @@ from safetensors.torch import load_file
 from seer.cli import config
 from seer.core.build import find
 from seer.data import synthetic as sample
+from seer.data.augment import normalize
+from seer.data.holdout import chosen
+from seer.data.shards.open import open_shards
 from seer.data.shards.writer import write_shards
 from seer.data.transforms.multi_crop import MultiCrop
 from seer.engine.checkpoint_files import read_part
 from seer.evals.features import short_side
-from seer.run.config import PlateauConfig
+from seer.models.bundle import read_heads
+from seer.parallel.world import World
+from seer.run import assemble, network_input
+from seer.run.config import PlateauConfig, RunConfig
+from seer.run.kept_out import kept_out
 from seer.run.opened import open_run
 from seer.run.schedule import Durations, schedule
 from seer.run.weights import load
@@ -207,3 +215,75 @@ def test_a_switch_that_cannot_be_is_a_wrong_request_and_leaves_no_folder(words, 
     )
     assert ended.status == 78 and named in ended.result["error"], ended.result
     assert not (tmp_path / "run").exists()
+
+
+def tagged(count: int, seed: int):
+    """Drawn images with tags: their class, and of every other one the last as well; none of every seventh."""
+    for i, (key, fields) in enumerate(sample.samples(count, seed=seed)):
+        numbers = [fields["cls"].decode()] + [str(len(sample.SHAPE_CLASSES))] * (i % 2 == 0)
+        yield key, {**fields, "cls": " ".join(numbers if i % 7 else []).encode()}
+
+
+@pytest.mark.slow
+def test_images_held_out_are_not_trained_on_and_thresholds_are_those_of_best_f1_there(tmp_path, capfd):
+    folder = tmp_path / "tagged"
+    write_shards(tagged(60, 3), folder, total=60, per_shard=20, card={"classes": [*sample.SHAPE_CLASSES, "even"]})
+    words = ("adapt", f"weights={BASE}", *FEW, "heads=tags", "holdout=20%", f"data.train={folder}")
+    ended = seer(capfd, *words, f"output={tmp_path / 'run'}")
+    assert ended.status == 0, ended.words
+    held = chosen([20, 20, 20], "20%", 0)
+    said = ended.result["holdout"]
+    assert said["images"] == 12 == len(held) and said["judged_on"] == "holdout"
+    card = read_heads(tmp_path / "run" / "bundle")["tags"].card
+    assert list(card.thresholds) == said["chosen"]["thresholds"]["tags"]
+    # by hand: of all thresholds that part the scores, none has a higher F1
+    run = open_run(tmp_path / "run")
+    images = kept_out(run.config, run.task, run.shards, held)
+    fields = next(images.batches(64))
+    run.task.model.eval()
+    x = normalize(fields["pixels"].float().div(255), run.task.transform.mean, run.task.transform.std)
+    with torch.no_grad():
+        sure = run.task.model(x)["tags"].double().sigmoid()
+    true = fields["labels"] > 0.5
+    for y, threshold in enumerate(card.thresholds):
+        if not true[:, y].any():
+            assert threshold == 0.5
+            continue
+        f1 = {t: 2 * int((found & true[:, y]).sum()) / int(found.sum() + true[:, y].sum())
+            for t in [*sure[:, y].tolist(), threshold] for found in [sure[:, y] >= t]}  # fmt: skip
+        assert f1[threshold] == max(f1.values())
+    row = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert 0 <= row["tags/f1"] <= 1
+
+
+def test_none_of_the_images_held_out_is_read(tmp_path, monkeypatch):
+    folder = tmp_path / "labelled"
+    write_shards(
+        sample.samples(40, seed=3), folder, total=40, per_shard=20, card={"classes": list(sample.SHAPE_CLASSES)}
+    )
+    shards = open_shards(str(folder))
+    held = set(chosen([20, 20], 10, 0))
+    few = [word for word in FEW if not word.startswith(("data.threads", "batch"))]
+    own = [
+        "weights=null",
+        "model=regnety_tiny",
+        f"data.train={folder}",
+        "augment.size=32",
+        "data.threads=0",
+        "batch=20",
+    ]
+    asked = RunConfig.of(config.read("adapt", [*few, *own]))
+    data = assemble.data(asked, shards, network_input.transform(asked), World(0, 1, 0, torch.device("cpu")), held)
+    read: list[tuple[int, int]] = []
+
+    inner = type(shards[0]).read
+
+    def reading(self, number, row, *more):
+        read.append((number, row))
+        return inner(self, number, row, *more)
+
+    monkeypatch.setattr(type(shards[0]), "read", reading)
+    with closing(data.loader.batches(0)) as batches:
+        for _ in range(6):
+            next(batches)
+    assert len(set(read)) == 30 and not set(read) & held

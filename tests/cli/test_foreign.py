@@ -148,7 +148,10 @@ SENTENCES = {
     "overwrite=true": "output=",
     "fast_dev_run=true": "plan",
     "pin_memory=true": "leave it out",
-    "ema=true": "no teacher",
+    "teacher=true": "no teacher",
+    "model_ema=true": "ema=0.999",
+    "model_ema_decay=0.99": "ema=0.99",
+    "mixup=0.2": "task.mixup=0.2",
 }
 
 
