@@ -28,6 +28,7 @@ from seer.engine.precision import DTYPES
 from seer.evals.features import Alone, LabelledImages
 from seer.evals.judged import Judged
 from seer.evals.probe import held_out, labelled, unlabelled
+from seer.evals.tagged_images import TaggedImages, tagged
 from seer.evals.target_images import TargetImages
 from seer.evals.used import counted, tell_overlap, used
 from seer.parallel.world import open_world
@@ -35,7 +36,7 @@ from seer.run.environment import made_by
 from seer.run.opened import open_run
 from seer.run.weights import digest, pixels_of, state
 
-Images = Mapping[str, LabelledImages | TargetImages]
+Images = Mapping[str, LabelledImages | TargetImages | TaggedImages]
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def _images(settings: dict[str, Any], subject: Subject, bad: BadArchives) -> Ima
         data.size = data.size or size
         sides = ("test", "train") if data.train else ("test",)
         return {side: held_out(data, subject.task, pixels, side, bad) for side in sides}
-    return dict(zip(("train", "test"), labelled(data, size, pixels, bad), strict=True))
+    opens = tagged if settings["eval"].get("several") else labelled
+    return dict(zip(("train", "test"), opens(data, size, pixels, bad), strict=True))
 
 
 def _counts(images: Images) -> dict[str, Any]:

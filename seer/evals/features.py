@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -237,10 +238,18 @@ def backbone_of(task: Modules) -> Backbone:
     return task.modules()["backbone"]  # type: ignore[return-value]
 
 
+class Images(Protocol):
+    """Holds images for evaluation, of each of which something is known: [B] or [B, Y]."""
+
+    def made(
+        self, make: Callable[[torch.Tensor], torch.Tensor], batch: int = 256, threads: int = 2
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
 @torch.no_grad()
 def extract(
     model: Backbone,
-    images: LabelledImages,
+    images: Images,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -248,7 +257,7 @@ def extract(
     threads: int = 2,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns float32 [M, C] and int64 [M], on the host. The model must be in evaluation mode."""
+    """Returns float32 [M, C] and int64 [M], or float32 [M, Y] of tagged images, on the host. The model must be in evaluation mode."""
     device = next(p.device for _, p in model.named_parameters())
 
     def features(pixels: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from seer.core.protocols import Modules
 from seer.evals.features import LabelledImages, backbone_of, extract
 from seer.evals.figures import paired
 from seer.evals.judged import Judged, chance, class_tables, names_of
+from seer.evals.tagged_images import TaggedImages
 
 ASIDE = 5  # one image of so many of each class is kept aside to choose a penalty
 
@@ -100,18 +101,22 @@ class Linear:
     penalty     weight of the squared weights, per image; of several one is chosen on a part of train
     iterations  of L-BFGS at the most
     stages      of the backbone, whose maps are averaged and judged by themselves; none = its features
+    several     an image may have several classes, or none; judged by mean average precision
+    draws       of the bootstrap, from which its interval comes
     """
 
     def __init__(
         self,
-        train: LabelledImages,
-        test: LabelledImages,
+        train: LabelledImages | TaggedImages,
+        test: LabelledImages | TaggedImages,
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         penalty: float | Sequence[float] = 1e-3,
         iterations: int = 200,
         stages: Sequence[str] = (),
+        several: bool = False,
+        draws: int = 500,
         batch: int = 256,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
@@ -119,11 +124,18 @@ class Linear:
         self.penalties = (penalty,) if isinstance(penalty, int | float) else tuple(penalty)
         if not self.penalties or min(self.penalties) < 0:
             raise RequestError(f"eval.penalty={penalty}: one or several numbers, not negative")
+        if several != isinstance(train, TaggedImages):
+            raise RequestError(f"eval.several={several}: images of the other kind were opened")
+        if draws < 0:
+            raise RequestError(f"eval.draws={draws}: at least 0")
         self.train, self.test, self.iterations, self.stages = train, test, iterations, tuple(stages)
+        self.several, self.draws = several, draws
         self._options = {"mean": mean, "std": std, "batch": batch, "threads": threads, "dtype": dtype}
 
     def run(self, task: Modules) -> dict[str, float]:
         """Returns linear_top1, or one a stage, and the penalty of each where it was chosen."""
+        if self.several:
+            return self._judged_tags(task, 0).figures
         found, labels, _ = self._fitted(task)
         figures: dict[str, float] = {}
         for stage, (scores, penalty) in found.items():
@@ -136,6 +148,8 @@ class Linear:
     def judge(self, task: Modules) -> Judged:
         """Returns top-1 and top-5 with intervals, what chance comes to, tables of classes, and how far each stage lies behind
         the best one, on the same images."""
+        if self.several:
+            return self._judged_tags(task, self.draws)
         found, labels, train_labels = self._fitted(task)
         judged, rights = Judged(), dict[str, torch.Tensor]()
         for stage, (scores, penalty) in found.items():
@@ -160,17 +174,31 @@ class Linear:
             }
         return judged
 
+    def _judged_tags(self, task: Modules, draws: int) -> Judged:
+        from seer.evals import linear_tags  # which is made of this file
+
+        found, true, known = self._fitted(task)
+        judged = linear_tags.judged(found, true, known, names_of(self.test), draws)
+        if len(self.penalties) > 1:
+            judged.told["penalty_chosen_on"] = f"every {ASIDE}th image of train"
+        return judged
+
     def _fitted(self, task: Modules) -> tuple[dict[str, tuple[torch.Tensor, float]], torch.Tensor, torch.Tensor]:
         """Returns scores [Q, Y] and the penalty of each stage ("" for the features), the labels [Q], and those of train [M]."""
         model = Pooled(backbone_of(task), self.stages) if self.stages else backbone_of(task)  # type: ignore[arg-type]
         known, known_labels = extract(model, self.train, **self._options)  # type: ignore[arg-type]
         asked, asked_labels = extract(model, self.test, **self._options)  # type: ignore[arg-type]
         widths = model.widths if isinstance(model, Pooled) else {"": known.shape[1]}
+        ways = (choose, fit)
+        if self.several:
+            from seer.evals import linear_tags
+
+            ways = (linear_tags.choose, linear_tags.fit)  # type: ignore[assignment]
         found = {}
         columns = zip(known.split(list(widths.values()), dim=1), asked.split(list(widths.values()), dim=1), strict=True)
         for stage, (x, q) in zip(widths, columns, strict=True):
-            penalty = choose(x, known_labels, self.penalties, iterations=self.iterations)
-            classifier = fit(x, known_labels, penalty=penalty, iterations=self.iterations)
+            penalty = ways[0](x, known_labels, self.penalties, iterations=self.iterations)
+            classifier = ways[1](x, known_labels, penalty=penalty, iterations=self.iterations)
             found[stage] = classifier.scores(q), penalty
         return found, asked_labels, known_labels
 

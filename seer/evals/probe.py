@@ -46,7 +46,7 @@ def labelled(
     Raises RequestError where there are no labels, or none in common.
     """
     assert images.train is not None and images.test is not None
-    words, options, bad = words_of(images.labels), _options(images, size, pixels), bad or _bad(images)
+    words, options, bad = words_of(images.labels), options_of(images, size, pixels), bad or _bad(images)
     train = LabelledImages(open_shards(images.train, bad=bad), labels=words[0], **options)
     return train, LabelledImages(open_shards(images.test, bad=bad), labels=words[1], like=train, **options)
 
@@ -67,7 +67,7 @@ def unlabelled(
 ) -> PlainImages:
     """Opens the train images, whose labels are not looked at. Others as `labelled`."""
     assert images.train is not None
-    return PlainImages(open_shards(images.train, bad=bad or _bad(images)), **_options(images, size, pixels))
+    return PlainImages(open_shards(images.train, bad=bad or _bad(images)), **options_of(images, size, pixels))
 
 
 def held_out(
@@ -93,13 +93,14 @@ def held_out(
         values=task.transform.values,
         box_classes=task.box_classes,
         whole=isinstance(task.transform, WholeImage),
-        **_options(images, task.transform.input_size, pixels),
+        **options_of(images, task.transform.input_size, pixels),
     )
     found.check(f"{side}={source}")
     return found
 
 
-def _options(images: ProbeImages, size: int, pixels: Pixels | None) -> dict[str, Any]:
+def options_of(images: ProbeImages, size: int, pixels: Pixels | None) -> dict[str, Any]:
+    """Returns size, resize, most and pixels, as images for evaluation take them. Others as `labelled`."""
     if images.max_pixels is not None:
         pixels = replace(pixels or Pixels(), most=images.max_pixels)
     return {"size": images.size or size, "resize": images.resize, "most": images.most, "pixels": pixels}

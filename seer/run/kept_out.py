@@ -6,6 +6,7 @@ from typing import Any
 from seer.core.log import log
 from seer.core.protocols import Task
 from seer.data.shards.shard import Shard
+from seer.data.transforms.whole_image import WholeImage
 from seer.evals.target_images import TargetImages
 from seer.run.config import RunConfig
 
@@ -29,6 +30,8 @@ def kept_out(
         word=config.data.labels,
         classes=made.classes,
         values=made.transform.values,
+        box_classes=made.box_classes,
+        whole=isinstance(made.transform, WholeImage),
         pixels=config.data.pixels,
         rows=rows,
     )

@@ -212,7 +212,6 @@ class HeadsTask(Task):
         assert total is not None
         return StepOutput(total, metrics)
 
-
     def _learned(self, batch: Batch) -> dict[str, Tensor]:
         """Returns what heads need in their forward pass."""
         return {name: batch.fields[name] for name in KINDS["mask_rcnn"].targets}

@@ -64,7 +64,16 @@ CHANGED: dict[str, Any] = {
 # used by the loop alone, or before anything is built
 RUNNING = {
     *("output", "weights", "data.max_bad", "data.check_crc", "data.image", "data.fields", "data.exclude", "data.drawn"),
-    *("accumulate", "data.labels", "data.max_bad_archives", "ema", "holdout", "probe.run", "probe.share", "every.keep_best"),
+    *(
+        "accumulate",
+        "data.labels",
+        "data.max_bad_archives",
+        "ema",
+        "holdout",
+        "probe.run",
+        "probe.share",
+        "every.keep_best",
+    ),
     *("data.drawn_test", "every.keep", "every.keep_hours", "every.background", "parallel.device", "parallel.mode"),
     *(
         "parallel.batch_norm_group",
