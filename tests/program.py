@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from seer.cli.main import main
+from tests.ranks import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 # A real pretraining step at the smallest size: RegNetY-200MF, two resolutions, prototypes, Sinkhorn, LARS.
@@ -98,3 +101,32 @@ def losses(run: Path) -> list[float]:
     """The loss of every step that a run has logged, exactly as written."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
+
+
+def finished(*words: str, ranks: int = 1) -> Ended:
+    """A verb to its end in processes of its own, forks of one that has imported the program, with the variables that torchrun
+    sets: imports are most of what a short run costs (two ranks, 20 steps: 24 s of the processors under torchrun, 15 so). For
+    tests of what a run computes, not of how it starts and is stopped. The status is the highest of all ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="seer-program-") as folder:
+        forked(_one_of, ranks, ranks, port, folder, last_of_each(words))
+        said = [
+            [Path(folder, f"{rank}.{what}").read_text() for what in ("status", "out", "err")] for rank in range(ranks)
+        ]
+    lines = said[0][1].strip().splitlines()
+    return Ended(
+        max(int(s) for s, _, _ in said), json.loads(lines[-1]) if lines else {}, "".join(e for _, _, e in said)
+    )
+
+
+def _one_of(rank: int, ranks: int, port: int, folder: str, words: list[str]) -> None:
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in here.items()} if ranks > 1 else {})
+    for stream, what in ((sys.stdout, "out"), (sys.stderr, "err")):
+        os.dup2(os.open(Path(folder, f"{rank}.{what}"), os.O_WRONLY | os.O_CREAT), stream.fileno())
+    status = main(words)
+    sys.stdout.flush(), sys.stderr.flush()
+    Path(folder, f"{rank}.status").write_text(str(status))
+    os._exit(0)  # gloo's threads may abort while the interpreter unwinds

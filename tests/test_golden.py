@@ -16,7 +16,7 @@ import torch
 
 from seer.data import synthetic as sample
 from seer.data.shards.writer import write_shards
-from tests.program import losses, start, wait
+from tests.program import finished, losses
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
 WORDS = (
@@ -44,7 +44,7 @@ def machine() -> dict[str, str | int]:
 @pytest.mark.slow
 def test_a_hundred_steps_give_the_committed_losses(tmp_path):
     write_shards(sample.samples(256, seed=0), tmp_path / "pictures", total=256, per_shard=64)
-    ended = wait(start(*WORDS, f"data.source={tmp_path / 'pictures'}", f"output={tmp_path / 'run'}"))
+    ended = finished(*WORDS, f"data.source={tmp_path / 'pictures'}", f"output={tmp_path / 'run'}")
     assert ended.status == 0, ended.words
     found = losses(tmp_path / "run")
     if os.environ.get("SEER_RENEW_GOLDEN"):

@@ -13,7 +13,7 @@ from seer.data.shards.writer import write_shards
 from seer.models.bundle import read_bundle
 from seer.run.weights import state
 from tests.messages import says
-from tests.program import SMALL, Ended, losses, start, wait, went_on_from
+from tests.program import SMALL, Ended, finished, losses, went_on_from
 
 pytestmark = pytest.mark.slow
 # In float32 an untrained deep network multiplies rounding errors by ten a step: three blocks, NCHW and a small rate, as in
@@ -46,7 +46,7 @@ PAIRS = [
 
 def train(images: Path, run: Path, how: tuple[str, int], words: tuple[str, ...] = THREE_BLOCKS) -> Ended:
     mode, ranks = how
-    ended = wait(start(*words, f"data.source={images}", f"output={run}", f"parallel.mode={mode}", ranks=ranks))
+    ended = finished(*words, f"data.source={images}", f"output={run}", f"parallel.mode={mode}", ranks=ranks)
     assert ended.status == 0, ended.words
     return ended
 
@@ -131,7 +131,7 @@ def test_statistics_of_fewer_images_than_before_are_refused(runs, images, tmp_pa
     run = tmp_path / "run"
     shutil.copytree(runs[ONE], run, symlinks=True)
     words = (*THREE_BLOCKS, f"data.source={images}", f"output={run}", "parallel.batch_norm_group=1")
-    ended = wait(start(*words, ranks=2))
+    ended = finished(*words, ranks=2)
     assert says(ended.words, "64 images", "parallel.batch_norm_group=1", "parallel.batch_norm_group=2")
     assert json.loads((run / "result.json").read_text())["exit"] == 78
 

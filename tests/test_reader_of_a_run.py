@@ -10,7 +10,7 @@ import pytest
 
 from seer.data import synthetic as sample
 from seer.data.shards.writer import write_shards
-from tests.program import SMALL, alive, losses, start, wait
+from tests.program import SMALL, alive, finished, losses, start, wait
 
 STEPS = 30
 
@@ -22,9 +22,12 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
+def words_of(images: Path, run: Path) -> tuple[str, ...]:
+    return ("pretrain", *SMALL, f"steps={STEPS}", "every.checkpoint=0", f"data.source={images}", f"output={run}")
+
+
 def begun(images: Path, run: Path, ranks: int = 1):
-    words = ("pretrain", *SMALL, f"steps={STEPS}", "every.checkpoint=0", f"data.source={images}", f"output={run}")
-    return start(*words, ranks=ranks)
+    return start(*words_of(images, run), ranks=ranks)
 
 
 def children(pid: int) -> list[int]:
@@ -46,8 +49,7 @@ def until(happened, limit_s: float = 120) -> None:
 
 @pytest.mark.slow
 def test_killing_the_reader_of_a_run_twice_changes_no_loss_and_is_told(images, tmp_path):
-    quiet = begun(images, tmp_path / "quiet")
-    assert wait(quiet).status == 0
+    assert finished(*words_of(images, tmp_path / "quiet")).status == 0
     process = begun(images, tmp_path / "run")
     for step in (4, 12):  # well before the reader has made the last batch
         until(lambda step=step: logged(tmp_path / "run") >= step)

@@ -11,7 +11,7 @@ import pytest
 
 from seer.data import synthetic as sample
 from tests.messages import says
-from tests.program import SMALL, losses, start, wait, went_on_from
+from tests.program import SMALL, finished, losses, start, wait, went_on_from
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def _after(run: Path, steps: int, limit_s: float = 120) -> None:
 def quiet(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of 16 steps that nothing disturbs and that save nothing in between."""
     run = tmp_path_factory.mktemp("quiet") / "run"
-    ended = wait(start("pretrain", *SMALL, f"data.source={images}", "steps=16", "every.checkpoint=0", f"output={run}"))
+    ended = finished("pretrain", *SMALL, f"data.source={images}", "steps=16", "every.checkpoint=0", f"output={run}")
     assert ended.status == 0, ended.words
     assert len(losses(run)) == 16
     return losses(run)
@@ -56,7 +56,7 @@ def test_ctrl_c_saves_exits_75_and_the_same_command_continues_bit_for_bit(
     assert stopped.status == 75 and stopped.result["exit"] == 75 and "Traceback" not in stopped.words
     done = len(losses(run))
     assert 5 <= done < 16
-    again = wait(start(*words, f"output={run}"))
+    again = finished(*words, f"output={run}")
     assert again.status == 0 and went_on_from(again) == done
     assert losses(run) == quiet
 
@@ -72,7 +72,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint_bit_for_bit(
     process.kill()
     process.communicate()
     step = json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"]
-    again = wait(start(*words, f"output={run}"))
+    again = finished(*words, f"output={run}")
     assert again.status == 0 and 4 <= step < 16 and went_on_from(again) == step
     assert losses(run) == quiet
 
@@ -87,7 +87,7 @@ def test_two_ranks_give_the_losses_of_one_process(tmp_path: Path) -> None:
     small = [w for w in SMALL if not w.startswith(("model=", "batch="))]
     network = ("model=regnety_tiny", "batch=64", "augment.sizes=[48,32]", "parallel.channels_last=false")
     words = ("pretrain", *small, *network, f"data.source={folder}", "steps=20", "schedule.peak=0.05@256")
-    assert wait(start(*words, f"output={tmp_path / 'one'}")).status == 0
+    assert finished(*words, f"output={tmp_path / 'one'}").status == 0
     two = wait(start(*words, f"output={tmp_path / 'two'}", ranks=2))
     assert two.status == 0, two.words
     one_losses, two_losses = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -109,8 +109,8 @@ def test_images_whose_folder_was_renamed_go_on_bit_for_bit_and_others_do_not(
     first = sorted((tmp_path / "after").iterdir())[0]
     first.rename(tmp_path / "kept")
     (tmp_path / "after" / "another.jpg").write_bytes((tmp_path / "kept").read_bytes())
-    refused = wait(start(*words, f"data.source={tmp_path / 'after'}"))
+    refused = finished(*words, f"data.source={tmp_path / 'after'}")
     assert refused.status == 78 and says(refused.result["error"], "restore", "names")
     (tmp_path / "after" / "another.jpg").rename(first)
-    again = wait(start(*words, f"data.source={tmp_path / 'after'}"))
+    again = finished(*words, f"data.source={tmp_path / 'after'}")
     assert again.status == 0 and losses(tmp_path / "run") == quiet

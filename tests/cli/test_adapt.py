@@ -23,7 +23,7 @@ from seer.models.bundle import read_bundle, read_description, read_heads
 from seer.models.head_files import hash_of_tensors
 from seer.models.multi_head import MultiHead
 from seer.tasks.heads import HeadsTask
-from tests.program import seer, start, wait
+from tests.program import finished, seer
 
 BASE = Path(__file__).resolve().parents[1] / "models" / "bundles_1" / "run"
 FEW = (
@@ -59,7 +59,7 @@ def labelled(tmp_path_factory) -> Path:
 def first(labelled, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("adapt") / "first"
     words = ("heads=[classify,map]", MAP, "heads.map.stages=[stage1]", f"data.train={labelled}", f"output={run}")
-    ended = wait(start("adapt", f"weights={BASE}", *FEW, *words))
+    ended = finished("adapt", f"weights={BASE}", *FEW, *words)
     assert ended.status == 0, ended.words
     return run
 
@@ -147,7 +147,7 @@ def test_two_ranks_keep_earlier_heads_and_make_the_head_of_one_process(first, la
     words = ("adapt", f"weights={first}", *FEW, "heads=regress", f"data.train={labelled}")
     alone = seer(capfd, *words, f"output={tmp_path / 'alone'}")
     assert alone.status == 0, alone.words
-    ended = wait(start(*words, f"parallel.mode={mode}", f"output={tmp_path / 'two'}", ranks=2))
+    ended = finished(*words, f"parallel.mode={mode}", f"output={tmp_path / 'two'}", ranks=2)
     assert ended.status == 0, ended.words
     one, two = (read_heads(tmp_path / run / "bundle") for run in ("alone", "two"))
     assert list(one) == list(two) == ["classify", "map", "regress"] and one["map"] == two["map"]

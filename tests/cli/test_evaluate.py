@@ -11,7 +11,7 @@ from seer.data.shards.writer import write_shards
 from seer.run.weights import digest, load
 from tests.data.image_files import png
 from tests.evals.test_labels import ROWS, folder, foreign, sharded
-from tests.program import SMALL, seer, start, wait
+from tests.program import SMALL, finished, seer
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def test_a_result_says_what_it_is_of_and_is_the_same_again_and_from_a_checkpoint
 def test_two_ranks_tell_once_what_one_finds(tmp_path, weights):
     train, test = folder(tmp_path / "a", ["ant", "bee", "cat"]), folder(tmp_path / "b", ["bee", "cat"])
     words = ("evaluate", "eval=linear", "data.size=32", f"weights={weights}", f"data.train={train}", "device=cpu")
-    ended = [wait(start(*words, f"data.test={test}", f"output={tmp_path / str(n)}", ranks=n)) for n in (1, 2)]
+    ended = [finished(*words, f"data.test={test}", f"output={tmp_path / str(n)}", ranks=n) for n in (1, 2)]
     assert [one.status for one in ended] == [0, 0], ended[1].words
     one, two = ({k: v for k, v in e.result.items() if k not in VARYING - {"files"}} for e in ended)
     assert one == two

@@ -15,7 +15,7 @@ from seer.engine.probes import evaluate
 from seer.evals.features import Alone
 from seer.parallel.world import World
 from seer.run.weights import state
-from tests.program import SMALL, losses, start, wait
+from tests.program import SMALL, finished, losses
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def runs(tmp_path_factory) -> list[Path]:
         words = ["pretrain", *SMALL, "steps=3", "parallel.batch_norm_group=1", f"data.source={images}"]
         words += [f"output={folder / name}", f"every.evaluate={often}"]
         words += [f"eval.train={images}", f"eval.test={images}"] if often else []
-        ended = wait(start(*words, ranks=2))
+        ended = finished(*words, ranks=2)
         assert ended.status == 0, ended.words
     return [folder / "looked", folder / "blind"]
 

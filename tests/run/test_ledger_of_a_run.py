@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from seer.data import synthetic as sample
 from seer.data.shards.writer import write_shards
 from seer.run import skipped as run_skipped
 from tests.messages import says
-from tests.program import SMALL, losses, seer, start, wait
+from tests.program import SMALL, finished, losses, seer, start, wait
 
 pytestmark = pytest.mark.slow
 TINY = [w for w in SMALL if not w.startswith("model=")] + [
@@ -69,9 +68,9 @@ def half_bad(folder: Path, total: int) -> Path:
     return folder
 
 
-def begun_on_two_ranks(source: Path, run: Path, *words: str) -> subprocess.Popen[str]:
-    made = ("pretrain", *(w for w in TINY if not w.startswith(("data.lanes", "batch="))), "batch=8")
-    return start(*made, f"data.source={source}", f"output={run}", *words, ranks=2)
+def of_two_ranks(source: Path, run: Path, *words: str) -> list[str]:
+    made = (w for w in TINY if not w.startswith(("data.lanes", "batch=")))
+    return ["pretrain", *made, "batch=8", f"data.source={source}", f"output={run}", *words]
 
 
 def status(run: Path) -> int:
@@ -85,7 +84,7 @@ def named(run: Path) -> set[tuple[str, int]]:
 
 def test_the_list_of_two_ranks_names_the_bad_images_of_both_when_the_run_has_ended(tmp_path):
     source, run = half_bad(tmp_path / "pictures", 72), tmp_path / "run"
-    ended = wait(begun_on_two_ranks(source, run, "steps=9", "data.max_bad=100%"))  # one epoch
+    ended = finished(*of_two_ranks(source, run, "steps=9", "data.max_bad=100%"), ranks=2)  # one epoch
     assert ended.status == 0, ended.words
     assert len(named(run)) == 36 and not list(run.glob("skipped-*"))
     assert ended.result["skipped_by_reason"] == {"truncated": ended.result["skipped"]}
@@ -96,12 +95,12 @@ def test_a_run_on_two_ranks_goes_on_without_the_images_of_its_own_list_which_nev
     """Four of eight images are bad: the limit is passed at step 25, which is saved, and looked at after step 30."""
     source, run = half_bad(tmp_path / "pictures", 400), tmp_path / "run"
     words = ("steps=60", "every.checkpoint=5", "every.background=false")
-    stopped = wait(begun_on_two_ranks(source, run, *words))
+    stopped = finished(*of_two_ranks(source, run, *words), ranks=2)
     assert status(run) == 65, stopped.words
     known = named(run)
     assert len(known) >= 100 and not list(run.glob("skipped-*"))
     excluded = (*words, f"data.exclude={run / 'skipped.jsonl'}")
-    saved = begun_on_two_ranks(source, run, *excluded)
+    saved = start(*of_two_ranks(source, run, *excluded), ranks=2)
     while len(losses(run)) < 37:
         assert saved.poll() is None
         time.sleep(0.02)
@@ -109,7 +108,7 @@ def test_a_run_on_two_ranks_goes_on_without_the_images_of_its_own_list_which_nev
     assert not wait(saved).status == 0 and status(run) == 75
     assert named(run) >= known and not list(run.glob("skipped-*"))
     known = named(run)
-    ended = wait(begun_on_two_ranks(source, run, *excluded))
+    ended = finished(*of_two_ranks(source, run, *excluded), ranks=2)
     assert ended.status == 0, ended.words
     assert named(run) >= known and len(losses(run)) == 60
 

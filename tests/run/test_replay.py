@@ -7,7 +7,7 @@ import pytest
 from seer.data import synthetic as sample
 from seer.data.shards.writer import write_shards
 from tests.messages import says
-from tests.program import SMALL, Ended, seer, start, wait
+from tests.program import SMALL, Ended, finished, seer
 
 WORDS = (*(w for w in SMALL if not w.startswith("model=")), "model=regnety_tiny", "steps=30", "schedule.warmup=0")
 BREAKING = {
@@ -51,11 +51,11 @@ def test_the_step_that_broke_a_run_gives_the_same_numbers_again(name, images, tm
 def test_two_ranks_repeat_what_two_ranks_did_and_one_is_refused(images, tmp_path, capfd):
     run = tmp_path / "run"
     words = (*WORDS, *BREAKING["fp32, a queue that is full"], f"data.source={images}", f"output={run}")
-    broken = wait(start("pretrain", *words, ranks=2))
+    broken = finished("pretrain", *words, ranks=2)
     assert broken.result["exit"] == 70, broken.words
     (capture,) = run.glob("capture-*")
     before = files(run)
-    again = wait(start("pretrain", f"replay={capture}", "parallel.device=cpu", ranks=2))
+    again = finished("pretrain", f"replay={capture}", "parallel.device=cpu", ranks=2)
     check(broken, again, run, before)
     alone = seer(capfd, "pretrain", f"replay={capture}", "parallel.device=cpu")
     assert alone.status == 78 and says(alone.result["error"], 2, "ranks", 1)

@@ -18,7 +18,7 @@ from seer.losses.boxes import assign, focal, giou
 from seer.models.heads.detect import boxes_of
 from seer.models.regnet import RegNet
 from seer.tasks.heads import HeadsTask
-from tests.program import losses, seer, start, wait
+from tests.program import finished, losses, seer
 
 # Three blocks, float32, SGD, statistics over all ranks: what two ranks and one process can agree on to 1e-4.
 WORDS = (
@@ -97,7 +97,7 @@ def labelled(tmp_path_factory) -> Path:
 def alone(labelled, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("heads") / "run"
     probe = (f"eval.train={labelled / 'train'}", f"eval.test={labelled / 'test'}")
-    ended = wait(start(*WORDS, *probe, f"data.source={labelled / 'train'}", f"output={run}"))
+    ended = finished(*WORDS, *probe, f"data.source={labelled / 'train'}", f"output={run}")
     assert ended.status == 0, ended.words
     return run
 
@@ -117,7 +117,7 @@ def test_a_run_knows_its_classes_and_tells_the_accuracy_of_its_head(alone):
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_two_ranks_give_the_losses_of_one_process(labelled, alone, tmp_path, mode):
     words = (*WORDS, f"parallel.mode={mode}", f"data.source={labelled / 'train'}", f"output={tmp_path / 'run'}")
-    ended = wait(start(*words, ranks=2))
+    ended = finished(*words, ranks=2)
     assert ended.status == 0, ended.words
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), abs=1e-4)
 
