@@ -1,12 +1,15 @@
 """Every recipe says at its top how it is run and what was seen; each that fits a CPU trains a few steps as it stands."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from seer.cli import config
 from seer.data import synthetic as sample
 from seer.data.shards.writer import write_shards
+from seer.run.config import RunConfig
 from tests.program import seer
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "recipe"
@@ -25,6 +28,21 @@ def test_a_recipe_opens_with_its_command_and_its_result(recipe: str) -> None:
 def test_the_readme_lists_every_recipe() -> None:
     readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| `(\w+)` \|", readme, re.M)) == RECIPES
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("ablation_")])
+def test_every_arm_of_an_ablation_composes_and_differs_from_the_others_in_what_it_says(recipe: str) -> None:
+    text = (FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8")
+    arms = [shlex.split(line)[2:] for line in re.findall(r"^# (seer pretrain .+)$", text, re.M)]
+    assert len(arms) >= 2
+    read = [config.flat(config.read("pretrain", words)) for words in arms]
+    for words, found in zip(arms, read, strict=True):
+        own = {word.partition("=")[0] for word in words}
+        differ = {key for key in found if found[key] != read[0].get(key)} | {key for key in read[0] if key not in found}
+        assert all(any(key == one or key.startswith(f"{one}.") for one in own) for key in differ), differ
+        assert found["steps"] == "600kimg" and found["seed"] == 0  # the same budget
+        RunConfig.of({k: v for k, v in config.read("pretrain", words).items() if k != "replay"})
+    assert len({str(sorted((k, str(v)) for k, v in one.items() if k != "output")) for one in read}) == len(arms)
 
 
 @pytest.mark.slow

@@ -346,7 +346,7 @@ VERBS = {
     **dict.fromkeys(("config", "cfg", "print_config", "print-config"), "seer pretrain … --print-config"),
     **dict.fromkeys(
         ("test", "eval", "knn", "linear", "linear_probe", "probe", "validate", "val", "benchmark", "rankme"),
-        "seer evaluate eval=alignment|head|knn|linear|lowshot|rankme|uniformity weights=RUN data.train=… data.test=…",
+        "seer evaluate eval=alignment|head|knn|linear|lowshot|rankme|suite|uniformity weights=RUN data.train=… data.test=…",
     ),
     **dict.fromkeys(("convert", "save", "onnx", "to"), "seer export to=torchvision|timm|huggingface|safetensors|onnx weights=RUN output=…"),
     **dict.fromkeys(("latency", "bench", "speed", "timeit"), "seer measure file=PROGRAM [against=PROGRAM] [data.test=LABELLED]"),

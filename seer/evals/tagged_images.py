@@ -56,7 +56,7 @@ class TaggedImages:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns what `make` makes of the images, float32 [M, N] on the host, and their classes [M, Y]. Each rank reads all.
         Raises RequestError where none of the images can be read."""
-        parts = [(make(pixels), labels) for pixels, labels in self.batches(batch, threads)]
+        parts = [(make(one.pixels), one.labels) for one in self.batches(batch, threads)]
         if not parts:
             raise RequestError("none of the images for evaluation could be read")
         made, labels = zip(*parts, strict=True)

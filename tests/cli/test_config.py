@@ -267,7 +267,7 @@ def test_a_key_given_twice_is_refused(words):
 
 def test_of_the_group_eval_a_verb_offers_what_it_can_run():
     assert config.choices_of("pretrain", "eval") == ["probe"]
-    there = ["alignment", "head", "knn", "linear", "lowshot", "rankme", "uniformity"]
+    there = ["alignment", "head", "knn", "linear", "lowshot", "rankme", "suite", "uniformity"]
     assert config.choices_of("evaluate", "eval") == there
     assert "knn" in refused("eval=lowsho", verb="evaluate") and "'probe'" not in refused("eval=lowsho", verb="evaluate")
 
