@@ -64,7 +64,7 @@ setup(
         "fairscale": ["fairscale==0.4.13"],
         # pycocotools (FreeBSD, 1.7 MB, needs numpy alone): figures of heads=mask_rcnn are its own.
         "coco": ["pycocotools>=2.0.8"],
-        "huggingface": ["transformers>=5"],
+        "huggingface": ["transformers>=5", "huggingface_hub>=1"],
         "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "test": ["fairscale==0.4.13", "pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.15", "mypy>=1.19", "setuptools>=77"]
         + ["timm>=1.0.15", "scikit-learn>=1.6", "pycocotools>=2.0.8"],

@@ -5,7 +5,7 @@ Surprising: `to=all` goes on after a failing target, so that the table shows all
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from seer.core import schema
 from seer.core.budget import Budget
-from seer.core.errors import RequestError
+from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
 from seer.data import synthetic as sample
 from seer.data.augment import normalize
@@ -22,7 +22,7 @@ from seer.data.decode import decode
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import image_of
 from seer.evals.features import center
-from seer.export import gate, to_huggingface, to_onnx, to_safetensors, to_timm, to_torch_export, to_torchvision
+from seer.export import gate, push, to_huggingface, to_onnx, to_safetensors, to_timm, to_torch_export, to_torchvision
 from seer.export.optional import NotInstalledError
 from seer.export.program import Given
 from seer.models.families.family import Network
@@ -57,6 +57,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     to, given = settings["to"], _given(settings)
     if settings["pictures"] < 1:
         raise RequestError(f"pictures={settings['pictures']}: at least one for the parity check")
+    to_hub = _destination(settings)
     weights = state(settings["weights"])
     backbone, card = weights.backbone, weights.card
     if settings["licence"]:
@@ -78,7 +79,37 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         return _all(write, Path(settings["output"]), len(pixels), weights.origin)
     written = write(to, Path(settings["output"]))
     log.info(f"{written['file']}: {_parity(written)}")
-    return {"to": to, **_shown(written), "pictures": len(pixels), **weights.origin}
+    result = {"to": to, **_shown(written), "pictures": len(pixels), **weights.origin}
+    return result | ({"push": _pushed(to_hub, settings, result)} if to_hub else {})
+
+
+def _destination(settings: Mapping[str, Any]) -> push.Destination | None:
+    """Returns where the export goes besides. Raises RequestError before anything is written, and for a word that nobody typed: what
+    leaves this machine is said by a person each time, never by a file."""
+    asked, private = settings["push"], settings["private"]
+    if asked is None:
+        if not private:
+            raise RequestError("private=false is of push=USER/NAME, without which nothing leaves this machine")
+        return None
+    if "push" not in getattr(settings, "typed", ()):
+        raise RequestError(f"push={asked} stands in a file; type it on the command line")
+    if settings["to"] != "huggingface":
+        raise RequestError(
+            f"push={asked}: with to=huggingface; to={settings['to']} writes no folder that the hub shows"
+        )
+    return push.destination(asked, private)
+
+
+def _pushed(to: push.Destination, settings: Mapping[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """Pushes what was written, and returns what the result says. An error carries what was written here."""
+    folder = Path(result["file"]).parent
+    words = [settings["weights"], settings["output"], settings["source"]]
+    names = [str(one) for word in words if word for one in (word if isinstance(word, list) else [word])]
+    try:
+        return push.push(to, [folder / name for name in to_huggingface.FILES], names)
+    except (RequestError, StorageError) as error:
+        error.result = result  # type: ignore[union-attr]
+        raise
 
 
 def _given(settings: dict[str, Any]) -> Given:

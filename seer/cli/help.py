@@ -57,7 +57,7 @@ ESSENTIAL = {
         "budget",
     ),
     "evaluate": ("weights", "eval", "data.train", "data.test", "data.labels", "output", "device"),
-    "export": ("weights", "to", "output", "preprocessing", "budget", "licence"),
+    "export": ("weights", "to", "output", "preprocessing", "budget", "licence", "push"),
     "measure": ("file", "against", "data.test", "budget", "threads", "output"),
     "shard": ("source", "output", "labels", "holdout", "max_side", "per_shard"),
 }

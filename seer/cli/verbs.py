@@ -110,6 +110,11 @@ class Export:
     source: Paths | None = setting(None, "images for the parity check; null = built-in ones")
     pictures: Whole = setting(8, "how many of them", least=1)
     budget: Budget = setting(Budget(), "what the export may cost at most; above it nothing is written (exit 78)")
+    push: Word | None = setting(
+        None,
+        "USER/NAME on the hub of Hugging Face that to=huggingface also goes to, with the token of HF_TOKEN; to be typed",
+    )
+    private: Switch = setting(True, "whether others cannot see what is pushed")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ most often fail to ask about. Legend: C channels.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def model_card(described: Mapping[str, Any], *, library: str = "seer", use: str 
     judged = f"| metric | value |\n|---|---|\n{metrics}" if metrics else "No metric is recorded."
     return f"""---
 library_name: {library}
-tags: [image-feature-extraction, self-supervised, {family.name}]
+{_licence(licence)}tags: [image-feature-extraction, self-supervised, {family.name}]
 ---
 
 # {name}, a vision backbone
@@ -78,6 +79,14 @@ backbone = load_backbone("this folder")  # [B, 3, H, W] -> [B, {described["featu
 `{BUNDLE_WEIGHTS}` holds the weights, `{DESCRIPTION}` this description. `seer export weights="this folder" to=torchvision` (or timm)
 writes it for other libraries and compares the features there.
 """
+
+
+def _licence(licence: str | None) -> str:
+    """Returns the entries of the head that carry a licence along, which need not be one that the hub has a word for."""
+    if not licence:
+        return ""
+    name = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-.")[:64].rstrip("-.")
+    return f"license: other\nlicense_name: {name or 'see-below'}\n"
 
 
 def _cost(architecture: Mapping[str, Any], side: int) -> str:

@@ -5,6 +5,7 @@ Surprising:
 - `pooler_output` is the features, [N, D, 1, 1]; `AutoImageProcessor` of the same folder cuts images as `seer evaluate` does,
   but that it rounds sides down, which may move the square by a pixel.
 - transformers squeezes to 0.25 and has one group width: what it cannot hold says the family's file in `seer/models/families`.
+- The model card has the recipe of the run without its paths, since such a folder is made to be given away (`push`).
 - The files appear in the folder only after transformers itself loaded them, every tensor of them, and gave the same features.
 - transformers (154 MB with what it brings) is the extra `[huggingface]`, imported here when asked for. Nothing is downloaded.
 
@@ -26,6 +27,7 @@ from seer.export import model_card, parity
 from seer.export.checked_folder import write_checked
 from seer.export.optional import needs
 from seer.export.program import colors, shorter_side
+from seer.export.push import without_paths
 from seer.export.targets import of_library
 from seer.models.bundle import PROVENANCE, plain
 from seer.models.families.family import HuggingFace, Network
@@ -34,6 +36,7 @@ from seer.models.zoo import name_of
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
+FILES = (MODEL_FILE, CONFIG, PROCESSOR, model_card.FILE)  # all that the folder gets
 TOLERANCE = 1e-6
 BILINEAR = 2  # PIL's number, antialiased where it makes smaller
 
@@ -139,7 +142,8 @@ def _readme(backbone: Network, card: Mapping[str, Any]) -> str:
         "feature_dim": backbone.feature_dim,
         "input_size": card.get("input_size") or 224,
         "normalisation": colors(architecture.get("in_channels", 3), card),
-        "provenance": {key: card.get(key) for key in PROVENANCE} | {"metrics": dict(card.get("metrics") or {})},
+        "provenance": {key: card.get(key) for key in PROVENANCE}
+        | {"metrics": dict(card.get("metrics") or {}), "recipe": without_paths(card.get("recipe"))},
     }
     use = f"""```python
 from transformers import AutoImageProcessor, AutoModel

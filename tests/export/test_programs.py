@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from seer.core.errors import RequestError
+from seer.core.errors import BadDataError, RequestError
 from seer.data import synthetic as sample
 from seer.data.augment import normalize
 from seer.evals.features import center
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_refused_before_torch_sees_it(tmp_path, pt2, monkeypat
     assert to_torch_export.load(copied)(levels(1))["features"].shape == (1, 64)
     damaged(copied, how)
     monkeypatch.setattr(torch.export, "load", lambda file: pytest.fail("torch has seen it"))
-    with pytest.raises(RequestError, match=naming(copied, "bytes", "again")):
+    with pytest.raises(BadDataError, match=naming(copied, "bytes", "again")):
         to_torch_export.load(copied)
 
 
@@ -183,7 +183,7 @@ def test_the_onnx_file_takes_any_batch_of_uint8_in_onnxruntime(tmp_path):
     assert str(ROOT).encode() not in Path(result["file"]).read_bytes()
     assert json.dumps(result)
     damaged(tmp_path / "m.onnx", "altered")
-    with pytest.raises(RequestError, match=naming("m.onnx", "sha256")):
+    with pytest.raises(BadDataError, match=naming("m.onnx", "sha256")):
         to_onnx.session(result["file"])
 
 
