@@ -7,6 +7,7 @@ weighed.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -105,8 +106,8 @@ def write_within(
     """Exports to `output` and returns what `write` returned, with `budget`. Raises OverBudgetError before anything is written where
     the network is above a limit, and, with nothing left, where its file is.
 
-    write: exports to a path -> a dict whose `file` is the one that is weighed, and whose `arena_bytes`, where it has them, are those
-    that the runtime plans. form: float32 or int8.
+    write: exports to a path -> a dict whose `file` is the one that is weighed, and whose `described`, where it has one, is the JSON
+    beside that. form: float32 or int8.
     """
     known: dict[str, float | None] = predicted(cost.of(architecture, side), form) | {"file_mb": None}
     rows = require(budget, known, architecture, side, form)
@@ -120,8 +121,8 @@ def write_within(
     try:
         written = write(made)
         known["file_mb"] = os.path.getsize(written["file"]) / 1e6
-        if written.get("arena_bytes") is not None:
-            known["arena_mb"] = written["arena_bytes"] / 1e6
+        if "described" in written:
+            known["arena_mb"] = arena_mb(json.loads(Path(written["described"]).read_text(encoding="utf-8")))
         rows = require(budget, known, architecture, side, form)
         for file in sorted(staging.rglob("*")):
             goal = there / file.relative_to(staging)
@@ -131,6 +132,12 @@ def write_within(
     finally:
         shutil.rmtree(staging)
     return {**_moved(written, str(made), str(output)), "budget": limits.plain(budget, rows)}
+
+
+def arena_mb(described: Mapping[str, Any]) -> float | None:
+    """Returns the MB that a program's runtime plans for activations, by its description; None where that does not tell."""
+    arenas = described.get("arena_bytes")
+    return None if arenas is None else sum(arenas) / 1e6
 
 
 def _moved(value: Any, made: str, output: str) -> Any:

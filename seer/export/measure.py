@@ -27,6 +27,7 @@ import numpy as np
 
 from seer.core.errors import RequestError
 from seer.export import device
+from seer.export.gate import arena_mb
 from seer.export.optional import NotInstalledError
 
 WARM = 3  # runs between the first one and those that count
@@ -174,7 +175,6 @@ def _row(
 def _static(program: Running) -> dict[str, Any]:
     """Returns what the file's description tells."""
     described = program.described
-    arena = described.get("arena_bytes")
     return {
         "file": str(program.file),
         "target": described["target"],
@@ -182,7 +182,7 @@ def _static(program: Running) -> dict[str, Any]:
         "file_mb": described["bytes"] / 1e6,
         "sha256": described["sha256"],
         "cost": described["cost"],
-        "arena_mb": None if arena is None else (sum(arena) if isinstance(arena, list) else arena) / 1e6,
+        "arena_mb": arena_mb(described),
     }
 
 

@@ -1,4 +1,4 @@
-"""Every key of `shard`, `evaluate` and `export` is read by the verb that takes it, seen while it works."""
+"""Every key of `shard`, `evaluate`, `export` and `measure` is read by the verb that takes it, seen while it works."""
 
 import importlib
 from pathlib import Path
@@ -48,6 +48,13 @@ def test_shard_reads_every_key(classes, tmp_path):
 def test_export_reads_every_key(tmp_path, weights):  # noqa: F811
     words = (f"weights={weights}", "to=safetensors", f"output={tmp_path / 'o'}", "pictures=1", "licence=MIT")
     assert unread("export", *words) == {"pixels"}  # of preprocessing=inside, tests/export/test_programs.py
+
+
+def test_measure_reads_every_key(tmp_path, weights):  # noqa: F811
+    words = (f"weights={weights}", "to=torch_export", f"output={tmp_path / 'o'}", "pictures=1")
+    importlib.import_module("seer.cli.export").run(config.read("export", words), [])
+    file = tmp_path / "o" / "model.pt2"
+    assert unread("measure", f"file={file}", f"against={file}", "runs=1", f"output={tmp_path / 'm'}") == set()
 
 
 def test_evaluate_reads_every_key(classes, tmp_path, weights):  # noqa: F811

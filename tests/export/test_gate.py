@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from seer.models.bundle import write_bundle
+from seer.core.budget import Budget
+from seer.export import gate
+from seer.models.bundle import read_bundle, write_bundle
 from seer.models.zoo import build
-from tests.messages import says
+from tests.messages import naming, says
 from tests.program import seer
 
 pytestmark = pytest.mark.slow
@@ -88,3 +90,20 @@ def test_of_all_targets_those_above_the_limit_are_told(capfd, bundle, tmp_path):
         says(rows["torch_export"]["error"], "budget.file_mb=15.8") and not (tmp_path / "all" / "torch_export").exists()
     )
     assert rows["safetensors"]["budget"]["pass"] is True
+
+
+def test_the_arena_is_that_which_the_description_tells(bundle, tmp_path):
+    """ExecuTorch plans it; the two numbers are of two pools of memory."""
+    backbone, _ = read_bundle(bundle)
+
+    def write(place: Path) -> dict[str, str]:
+        place.mkdir(parents=True)
+        (place / "m.pte").write_bytes(bytes(100))
+        (place / "m.pte.json").write_text(json.dumps({"arena_bytes": [0, 3_000_000, 500_000]}))
+        return {"file": str(place / "m.pte"), "described": str(place / "m.pte.json")}
+
+    found = gate.write_within(Budget(arena_mb=3.5), tmp_path / "a", write, backbone.architecture, 64)
+    assert found["budget"]["limits"] == [{"limit": "arena_mb", "most": 3.5, "value": 3.5, "ok": True}]
+    with pytest.raises(gate.OverBudgetError, match=naming("arena_mb", 3.5, 3)):
+        gate.write_within(Budget(arena_mb=3), tmp_path / "b", write, backbone.architecture, 64)
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
