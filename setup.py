@@ -56,11 +56,14 @@ setup(
         # itself (Apache-2.0; 42 MB with the nine packages that it pulls in; 1.0.15 reads local-dir:).
         # onnx (Apache-2.0), onnxruntime (MIT), onnxscript (MIT; torch.onnx writes with it): to=onnx, 120 MB with three more
         # packages. transformers (Apache-2.0, 154 MB and 14 more packages; 5 names what it could not load): to=huggingface is
-        # checked in it. Neither is asked for by the tests: where they are installed, tests use them.
+        # checked in it. None of these is asked for by the tests: where they are installed, tests use them.
+        # executorch (BSD-3), torchao (BSD-3; its quantizer): to=executorch, 541 MB and 41 packages in all,
+        # coremltools and pandas among them; both follow torch closely, so a release that was not tried is not taken.
         # pytest-xdist (MIT, 0.3 MB with execnet; of pytest's own people): two tests at a time.
         # scikit-learn (BSD-3, 51 MB; scipy, BSD, 113 MB, and three small packages with it) and pycocotools (FreeBSD, 1.7 MB, needs
         # numpy alone): figures are held against theirs; where they are not installed, these tests are left out.
         # fairscale (BSD, 0.3 MB, a source package without upkeep since 2022): parallel.mode=fairscale, for comparison.
+        "device": ["executorch>=1.5,<1.6", "torchao>=0.18,<0.19"],
         "fairscale": ["fairscale==0.4.13"],
         # pycocotools (FreeBSD, 1.7 MB, needs numpy alone): figures of heads=mask_rcnn are its own.
         "coco": ["pycocotools>=2.0.8"],

@@ -161,7 +161,7 @@ def _sorted(verb: str, words: Sequence[str]) -> Words:
 
 def _placed(verb: str, word: str, others: Sequence[str]) -> str:
     """Returns `data.source=PATH` for `data=PATH`, which is no choice of data, and a choice by its name of today. Of `adapt`:
-    `data.train` is its data, too, and `heads.NAME.key` is the task's.
+    `data.train` is its data, too, and `heads.NAME.key` is the task's. Of `export`: heads are among its outputs.
 
     Surprising: `data=images` is a choice, and where something is called so here and no other word is the source, that.
     """
@@ -172,6 +172,8 @@ def _placed(verb: str, word: str, others: Sequence[str]) -> str:
         return word if value[:1] == "[" else f"{SEVERAL}=[{value}]"
     if verb == "adapt" and group.startswith(f"{SEVERAL}."):
         return f"task.{word}"
+    if verb == "export" and group in (SEVERAL, "outputs") and value != "null":
+        return f"outputs={value}" if value[:1] == "[" else f"outputs=[{value}]"
     if group == "probe" and verb in ("pretrain", "plan", "adapt"):
         return f"probe.run={value if value[:1] == '[' or value == 'null' else f'[{value}]'}"
     if group not in groups_of(verb) or "=" not in word:

@@ -22,10 +22,21 @@ from seer.data.decode import decode
 from seer.data.shards.open import open_shards
 from seer.data.shards.shard import image_of
 from seer.evals.features import center
-from seer.export import gate, push, to_huggingface, to_onnx, to_safetensors, to_timm, to_torch_export, to_torchvision
+from seer.export import (
+    gate,
+    push,
+    to_executorch,
+    to_huggingface,
+    to_onnx,
+    to_safetensors,
+    to_timm,
+    to_torch_export,
+    to_torchvision,
+)  # fmt: skip
 from seer.export.optional import NotInstalledError
 from seer.export.program import Given
 from seer.models.families.family import Network
+from seer.run.exported_heads import heads_with, trained_on
 from seer.run.weights import channels_of, pixels_of, state
 
 # (backbone, card, output, images normalized) -> what was written
@@ -35,12 +46,27 @@ TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
     "huggingface": to_huggingface.export,
     "safetensors": to_safetensors.export,
 }
-# (backbone, card, output, uint8 images, what the program is fed with) -> what was written
+# (backbone, card, output, uint8 images, what the program is fed with, heads=, names=) -> what was written
 PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
     "torch_export": to_torch_export.export,
     "onnx": to_onnx.export,
+    "executorch": to_executorch.export,
 }
-_SHOWN = ("file", "bundle", "described", "timm", "opset", "parity", "tolerance", "block_params", "resnet", "budget")
+_SHOWN = (
+    "file",
+    "bundle",
+    "described",
+    "outputs",
+    "precision",
+    "timm",
+    "opset",
+    "parity",
+    "agreement",
+    "tolerance",
+    "block_params",
+    "resnet",
+    "budget",
+)
 
 
 class TargetsFailedError(RuntimeError):
@@ -53,7 +79,7 @@ class TargetsFailedError(RuntimeError):
 
 
 def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
-    """Returns the file and its parity for the JSON line. Raises RequestError for a target that cannot hold the backbone."""
+    """Returns the file and its parity for the JSON line. Raises RequestError for a target that cannot hold what is asked for."""
     to, given = settings["to"], _given(settings)
     if settings["pictures"] < 1:
         raise RequestError(f"pictures={settings['pictures']}: at least one for the parity check")
@@ -64,16 +90,24 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         card["licence"] = settings["licence"]
     pixels = _pixels(settings["source"], settings["pictures"], backbone, card)
     normalized = normalize(pixels.float().div_(255), card["mean"], card["std"])
+    programs: dict[str, Any] = {"names": settings["outputs"]}
+    if to in (*PROGRAMS, "all"):
+        programs["heads"] = heads_with(settings["weights"], weights)
+    quantized = {"int8": True, "calibration": _calibration(settings, backbone, card)} if settings["int8"] else {}
 
     budget = schema.read(Budget, settings["budget"], "budget.")
 
     def write(target: str, place: Path) -> dict[str, Any]:
+        more = quantized if target == "executorch" else {}
+
         def export(made: Path) -> dict[str, Any]:
             if target in PROGRAMS:
-                return PROGRAMS[target](backbone, card, made, pixels, given)
+                return PROGRAMS[target](backbone, card, made, pixels, given, **programs, **more)
             return TARGETS[target](backbone, card, made, normalized)
 
-        return gate.write_within(budget, place, export, backbone.architecture, card["input_size"])
+        whole = target not in PROGRAMS or not programs["heads"]  # else it may be cut to the stages that heads read
+        form = "int8" if more else "float32"
+        return gate.write_within(budget, place, export, backbone.architecture, card["input_size"], form, whole=whole)
 
     if to == "all":
         return _all(write, Path(settings["output"]), len(pixels), weights.origin)
@@ -113,7 +147,14 @@ def _pushed(to: push.Destination, settings: Mapping[str, Any], result: dict[str,
 
 
 def _given(settings: dict[str, Any]) -> Given:
-    """Returns what programs are fed with. Raises RequestError where weights alone are asked for."""
+    """Returns what programs are fed with. Raises RequestError where a target has no such thing."""
+    if settings["int8"] and settings["to"] not in ("executorch", "all"):
+        raise RequestError(f"int8=true: to={settings['to']} stays in float32; to=executorch is written in int8")
+    if settings["outputs"] is not None and settings["to"] not in (*PROGRAMS, "all"):
+        raise RequestError(
+            f"outputs={','.join(settings['outputs'])}: to={settings['to']} holds the backbone's weights alone; programs hold heads: "
+            f"to={', to='.join(PROGRAMS)}"
+        )
     if settings["preprocessing"] == "outside":
         return "normalized"
     if settings["to"] not in (*PROGRAMS, "all"):
@@ -163,7 +204,26 @@ def _shown(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parity(written: dict[str, Any]) -> str:
+    if "agreement" in written:
+        said = [f"{name} {key} {value:.4f}" for name, row in written["agreement"].items() for key, value in row.items()]
+        return f"int8 agrees with float32: {', '.join(said)}"
     return f"features differ by {written['parity']:.1e} at most (allowed {written['tolerance']:.0e})"
+
+
+def _calibration(settings: dict[str, Any], backbone: Network, card: dict[str, Any]) -> torch.Tensor:
+    """Returns uint8 [N, C, S, S], spread over the source. Raises RequestError where there is none."""
+    source = settings["calibration"] or trained_on(card)
+    if not source:
+        raise RequestError(
+            "int8=true wants images like those of training, and what these weights were trained on is not here: give calibration="
+        )
+    shards, size, count = open_shards(source), card["input_size"], settings["calibration_images"]
+    rows = [(s, r) for s, shard in enumerate(shards) for r in range(len(shard))]
+    count = min(count, len(rows))
+    chosen = [rows[i * len(rows) // count] for i in range(count)]  # folders lie class by class
+    log.info(f"int8 is calibrated on {count} of {len(rows)} images of {source}")
+    images = [decode(image_of(shards[s].read(s, r)), None, pixels_of(backbone, card)) for s, r in chosen]
+    return torch.stack([center(p, size, size) for p in images])
 
 
 def _pixels(source: str | None, count: int, backbone: Network, card: dict[str, Any]) -> torch.Tensor:

@@ -257,6 +257,9 @@ EXPORT: dict[str, Entry] = {
     **_each("output={}", "out", "output_dir", "out_dir", "o", "file", "dst", "output_file", "save_path"),
     **_each("licence={}", "license"),
     **_each("source={}", "data", "images", "data.source", "data_dir"),
+    **_each(_switch("int8=true", "int8=false"), "quantize", "quantise", "quantization", "ptq"),
+    **_each("calibration={}", "calib", "calibration_data", "representative_dataset"),
+    **_each("outputs={}", "head", "output_names"),
     **_each("- to=onnx writes ONNX of torch's own opset, which the result tells", "opset", "opset_version", "onnx"),
 }
 

@@ -57,7 +57,7 @@ ESSENTIAL = {
         "budget",
     ),
     "evaluate": ("weights", "eval", "data.train", "data.test", "data.labels", "output", "device"),
-    "export": ("weights", "to", "output", "preprocessing", "budget", "licence", "push"),
+    "export": ("weights", "to", "output", "outputs", "preprocessing", "int8", "budget", "licence", "push"),
     "measure": ("file", "against", "data.test", "budget", "threads", "output"),
     "shard": ("source", "output", "labels", "holdout", "max_side", "per_shard"),
 }
@@ -67,7 +67,8 @@ USAGE = {
     "plan": "seer plan [recipe=NAME] [words of seer pretrain] gpus=8 gpu_memory=80",
     "evaluate": "seer evaluate eval=alignment|head|knn|linear|lowshot|rankme|suite|uniformity weights=RUN data.train=IMAGES "
     "data.test=LABELLED",
-    "export": "seer export weights=RUN to=torchvision|timm|huggingface|safetensors|torch_export|onnx|all output=PATH",
+    "export": "seer export weights=RUN to=torchvision|timm|huggingface|safetensors|torch_export|onnx|executorch|all "
+    "output=PATH",
     "measure": "seer measure file=FILE [against=FILE] [data.test=LABELLED] [budget=NAME]",
     "shard": "seer shard source=IMAGES output=SHARDS",
 }

@@ -30,7 +30,7 @@ from seer.evals.heads import Heads
 from seer.evals.judged import Judged
 from seer.evals.probe import words_of
 from seer.evals.target_images import TargetImages
-from seer.export import program_file
+from seer.export import gate, program_file
 from seer.export.measure import Running, machine, measure
 from seer.models.heads.detect import Cells
 from seer.run.environment import processor
@@ -202,12 +202,10 @@ def _drops(own: FileTask, judged: Judged, other: FileTask, theirs: Judged) -> di
 
 def _values(told: Mapping[str, Any], metric: str) -> dict[str, float | None]:
     """Returns what a budget limits. Memory counts at its highest; of several heads the largest drop does."""
-    cost = told["cost"]
     drops = [row["drop"] for name, row in told.get("drop", {}).items() if name.rpartition("/")[2] == metric]
     return {
         "file_mb": told["file_mb"],
-        "parameters_m": cost["parameters"] / 1e6,
-        "macs_m": cost["macs"] / 1e6,
+        **gate.program_costs(told["cost"]),
         "arena_mb": told["arena_mb"],
         "rss_mb": told["rss_mb"] if told["rss_peak_mb"] is None else told["rss_peak_mb"],
         "latency_ms": told["median_ms"],

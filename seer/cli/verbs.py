@@ -92,8 +92,8 @@ class Export:
     to: Word = setting(
         MISSING,
         "weights for another library (huggingface wants transformers), our bundle (safetensors), or a program: torch_export (.pt2, "
-        "torch alone), onnx (extra [onnx])",
-        one_of=("torchvision", "timm", "huggingface", "safetensors", "torch_export", "onnx", "all"),
+        "torch alone), onnx (extra [onnx]), executorch (.pte, extra [device])",
+        one_of=("torchvision", "timm", "huggingface", "safetensors", "torch_export", "onnx", "executorch", "all"),
     )
     output: Path = setting(MISSING, "file or folder; to=all makes a folder for each target in it")
     preprocessing: Word = setting(
@@ -104,6 +104,16 @@ class Export:
     pixels: Word = setting(
         "uint8", "that preprocessing=inside takes: uint8, 0 to 255, or float, 0 to 1", one_of=("uint8", "float")
     )
+    outputs: list[Word] | None = setting(
+        None,
+        "of a program: [HEAD,HEAD], features among them; null = all heads, or the features where there are none",
+    )
+    int8: Switch = setting(False, "of to=executorch: weights and activations in int8, a third to a quarter of the file")
+    calibration: Paths | None = setting(
+        None,
+        "images like those of training, for int8; null = what the weights were trained on, where that is still there",
+    )
+    calibration_images: Whole = setting(128, "how many of them, from all parts of the source", least=32)
     licence: Word | None = setting(
         None, "of imported weights, kept in the bundle and its model card; null = what the weights say"
     )

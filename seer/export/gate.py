@@ -43,11 +43,12 @@ class Fitting:
 
 def predicted(costs: Mapping[str, int], form: str) -> dict[str, float | None]:
     """Returns what a budget limits, as far as a network's costs tell it before anything is exported."""
-    return {
-        "file_mb": costs[FORMS[form]] / 1e6,
-        "parameters_m": costs["parameters"] / 1e6,
-        "macs_m": costs["macs"] / 1e6,
-    }
+    return {"file_mb": costs[FORMS[form]] / 1e6, **program_costs(costs)}
+
+
+def program_costs(costs: Mapping[str, int]) -> dict[str, float | None]:
+    """Returns what a budget limits of the costs that do not depend on a file's form."""
+    return {"parameters_m": costs["parameters"] / 1e6, "macs_m": costs["macs"] / 1e6}
 
 
 def fitting(budget: Budget, architecture: Mapping[str, Any], side: int, form: str) -> list[Fitting]:
@@ -84,7 +85,8 @@ def require(
         return rows
     fits = fitting(budget, architecture, side, form)
     said = ", ".join(f"budget.{row.limit}={row.most:g}: this export has {row.value:.4g}" for row in broken)
-    nearest = "; ".join(f"{one.name} in {one.form}, a file of {one.file_mb:g} MB" for one in fits)
+    how = {"int8": " (to=executorch int8=true)", "float32": ""}
+    nearest = "; ".join(f"{one.name} in {one.form}{how[one.form]}, a file of {one.file_mb:g} MB" for one in fits)
     told = {**limits.plain(budget, rows), "nearest": [vars(one) for one in fits]}
     raise OverBudgetError(
         f"{said}; nothing was written. "
@@ -102,17 +104,20 @@ def write_within(
     architecture: Mapping[str, Any],
     side: int,
     form: str = "float32",
+    *,
+    whole: bool = True,
 ) -> dict[str, Any]:
     """Exports to `output` and returns what `write` returned, with `budget`. Raises OverBudgetError before anything is written where
     the network is above a limit, and, with nothing left, where its file is.
 
     write: exports to a path -> a dict whose `file` is the one that is weighed, and whose `described`, where it has one, is the JSON
-    beside that. form: float32 or int8.
+    beside that. form: float32 or int8. whole: all of the network is exported, so that it can be refused by its costs alone.
     """
     known: dict[str, float | None] = predicted(cost.of(architecture, side), form) | {"file_mb": None}
-    rows = require(budget, known, architecture, side, form)
-    if not rows:
+    if not limits.check(budget, known):
         return write(output)
+    if whole:
+        require(budget, known, architecture, side, form)
     place = output.absolute()
     there = next(folder for folder in place.parents if folder.is_dir())
     staging = there / f".{uuid.uuid4().hex}.tmp"
@@ -122,7 +127,8 @@ def write_within(
         written = write(made)
         known["file_mb"] = os.path.getsize(written["file"]) / 1e6
         if "described" in written:
-            known["arena_mb"] = arena_mb(json.loads(Path(written["described"]).read_text(encoding="utf-8")))
+            described = json.loads(Path(written["described"]).read_text(encoding="utf-8"))
+            known |= program_costs(described["cost"]) | {"arena_mb": arena_mb(described)}
         rows = require(budget, known, architecture, side, form)
         for file in sorted(staging.rglob("*")):
             goal = there / file.relative_to(staging)

@@ -2,7 +2,7 @@
 
 Surprising:
 - Stages behind the deepest one that a head reads are left out, weights and all: a head at `stage2` makes a small program of a
-  large backbone. Without heads the one output is `features`, which `heads=[features, …]` gives beside heads.
+  large backbone. Without heads the one output is `features`, which `outputs=[features, …]` gives beside heads.
 - Heads answer with logits, in the order of their names here. What turns these into classes or boxes stands in the description: a
   softmax costs nothing on the device, and rules such as thresholds are changed without another export.
 - Mean and std are never folded into the first convolution. It pads with zeros, which mean the average color once pixels are
@@ -162,12 +162,12 @@ def chosen(heads: Mapping[str, StoredHead], names: Sequence[str] | None) -> tupl
         names = tuple(heads) or (OUTPUT,)
     there = (*heads, OUTPUT)
     if unknown := [name for name in names if name not in there]:
-        raise RequestError(f"heads={unknown[0]}: these weights have {', '.join(there)}; give any of them")
+        raise RequestError(f"outputs={unknown[0]}: these weights have {', '.join(there)}; give any of them")
     if not names or len(set(names)) < len(names):
-        raise RequestError(f"heads=[{','.join(names)}]: at least one of {', '.join(there)}, each once")
+        raise RequestError(f"outputs=[{','.join(names)}]: at least one of {', '.join(there)}, each once")
     keys = [key for name in names for key in _keys(name, heads[name].card if name in heads else None).values()]
     if twice := [key for key in keys if keys.count(key) > 1]:
-        raise RequestError(f"heads=[{','.join(names)}] give two outputs called {twice[0]}: export one of them alone")
+        raise RequestError(f"outputs=[{','.join(names)}] give two outputs called {twice[0]}: export one of them alone")
     return tuple(names)
 
 
@@ -185,7 +185,7 @@ def _check_backbone(backbone: Network, heads: Mapping[str, StoredHead]) -> None:
     for name, head in heads.items():
         if head.backbone != own:
             raise RequestError(
-                f"heads={name}: it stands on a backbone of hash {head.backbone[:12]}…, these weights have {own[:12]}…, so its outputs "
+                f"the head {name} stands on a backbone of hash {head.backbone[:12]}…, these weights have {own[:12]}…, so its outputs "
                 "would be others; give the bundle that it is in"
             )
 

@@ -99,7 +99,9 @@ def test_the_arena_is_that_which_the_description_tells(bundle, tmp_path):
     def write(place: Path) -> dict[str, str]:
         place.mkdir(parents=True)
         (place / "m.pte").write_bytes(bytes(100))
-        (place / "m.pte.json").write_text(json.dumps({"arena_bytes": [0, 3_000_000, 500_000]}))
+        (place / "m.pte.json").write_text(
+            json.dumps({"arena_bytes": [0, 3_000_000, 500_000], "cost": {"parameters": 7, "macs": 9}})
+        )
         return {"file": str(place / "m.pte"), "described": str(place / "m.pte.json")}
 
     found = gate.write_within(Budget(arena_mb=3.5), tmp_path / "a", write, backbone.architecture, 64)

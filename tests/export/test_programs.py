@@ -85,7 +85,8 @@ def test_the_description_beside_it_says_how_to_feed_it(pt2):
     }
     assert described["preprocessing"]["mean"] == CARD["mean"] and described["preprocessing"]["inside"]
     assert described["preprocessing"]["resize"]["shorter_side"] == 73  # 64 * 256 / 224
-    assert described["outputs"] == [{"name": "features", "shape": ["batch", 64], "dtype": "float32"}]
+    row = {"name": "features", "shape": ["batch", 64], "dtype": "float32", "parity": result["parity"]}
+    assert described["outputs"] == [row] and described["labels"] is None and described["precision"] == "fp32"
     assert described["cost"]["parameters"] == sum(p.numel() for p in backbone.parameters())
     assert described["provenance"]["metrics"] == {"knn_top1": 0.4}
     assert described["parity"].keys() == {"1", "3", "8"}
@@ -217,12 +218,17 @@ def test_weights_have_no_preprocessing_inside(tmp_path, capfd):
 
 @pytest.mark.slow
 def test_what_is_not_installed_is_told_and_does_not_fail_the_others(tmp_path, capfd, monkeypatch):
-    for name in ("timm", "transformers", "onnx"):
+    for name in ("timm", "transformers", "onnx", "executorch.exir"):
         monkeypatch.setitem(sys.modules, name, None)
     folder = write_bundle(tmp_path / "bundle", build("regnety_200mf"), card={"input_size": 64})
     ended = seer(capfd, "export", f"weights={folder}", "to=all", f"output={tmp_path / 'out'}", "pictures=1")
     assert ended.status == 0, ended.result
     rows = ended.result["targets"]
-    assert {name for name, row in rows.items() if "not_installed" in row} == {"timm", "huggingface", "onnx"}
+    assert {name for name, row in rows.items() if "not_installed" in row} == {
+        "timm",
+        "huggingface",
+        "onnx",
+        "executorch",
+    }
     assert says(rows["huggingface"]["not_installed"], "seer-pretrain[huggingface]") and says(ended.words, "not written")
     assert sorted(os.listdir(tmp_path / "out")) == ["safetensors", "torch_export", "torchvision"]

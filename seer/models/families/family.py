@@ -21,7 +21,7 @@ from seer.core.protocols import Backbone
 
 OURS = "safetensors"  # the one format of weights that holds every family
 LIBRARIES = ("torchvision", "timm", "huggingface")  # targets that rebuild the network in their own code
-PROGRAMS = ("torch_export", "onnx")  # targets that carry the network's own operations, whatever they are
+PROGRAMS = ("torch_export", "onnx", "executorch")  # targets that carry the network's own operations, whatever they are
 
 
 class Network(Backbone, Protocol):
