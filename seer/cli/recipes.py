@@ -50,7 +50,15 @@ class Recipe:
     def composed(self) -> dict[str, Any]:
         """Returns the YAML that Hydra composes as a packaged recipe."""
         chosen = {**self.choices, **dict.fromkeys(self.nodes, OWN)}
-        return {"defaults": [{f"override /{group}": choice} for group, choice in chosen.items()], **self.settings}
+        said = {f"override /{group}": _listed(choice) for group, choice in chosen.items()}
+        return {"defaults": [{group: choice} for group, choice in said.items()], **self.settings}
+
+
+def _listed(choice: str) -> str | list[str]:
+    """Returns the list that `[a, b]` means, of a group of which several are chosen; else what was given."""
+    if choice[:1] != "[" or choice[-1:] != "]":
+        return choice
+    return [one.strip() for one in choice[1:-1].split(",") if one.strip()]
 
 
 def file_of(value: str, packaged: list[str]) -> Path | None:
@@ -119,6 +127,8 @@ def _parts(
             raise RequestError(f"{file}: defaults: {entry!r} is not understood; write - override /GROUP: CHOICE")
         ((name, choice),) = entry.items()
         group = str(name).removeprefix("override ").strip().removeprefix("/")
+        if isinstance(choice, list):
+            choice = f"[{', '.join(map(str, choice))}]"
         if group not in groups or not isinstance(choice, str):
             raise RequestError(
                 f"{file}: defaults: {name}: {choice} is no group with a choice; groups: {', '.join(groups)}"
@@ -127,6 +137,8 @@ def _parts(
     for key, value in asked.items():
         if key == "defaults":
             continue
+        if key in groups and isinstance(value, list):
+            value = f"[{', '.join(map(str, value))}]"
         if key in groups and isinstance(value, str):
             choices[key] = choice_today(key, value)
         elif key in PLACES and isinstance(value, dict) and "_target_" in value:

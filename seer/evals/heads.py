@@ -46,8 +46,8 @@ class How(NamedTuple):
 
 
 class Heads:
-    """Evaluates the heads of a task on images with targets. known: others, on which thresholds of tags are chosen, and which
-    `chosen_on` names. A task that keeps `thresholds` is given them.
+    """Evaluates the heads of a task on images with targets. known: others, on which thresholds of tags are
+    chosen. A task that keeps `thresholds` is given them.
 
     draws  of the bootstrap, from which intervals come that have no closed form
     seed   of these
@@ -67,9 +67,7 @@ class Heads:
         batch: int = 256,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
-        chosen_on: str = "train",
     ):
-        self.chosen_on = chosen_on
         if draws < 0 or bins < 1:
             raise RequestError(f"eval.draws={draws}, eval.bins={bins}: not negative, and at least 1")
         self.test, self.known, self._settings = test, known, How(draws, seed, bins)
@@ -100,7 +98,9 @@ class Heads:
             if spec.kind == "tags":
                 thresholds = best_thresholds(*_scores(known[name])) if name in known else np.full(spec.count, HALF)
                 _tags(judged, name, parts, list(self._names(spec)), thresholds, how)
-                judged.told.setdefault("threshold_chosen_on", self.chosen_on if name in known else None)
+                judged.told.setdefault(
+                    "threshold_chosen_on", self.known.called if name in known and self.known is not None else None
+                )
                 if name in known and hasattr(task, "thresholds"):
                     task.thresholds[name] = tuple(map(float, thresholds))
             else:

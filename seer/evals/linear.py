@@ -125,7 +125,10 @@ class Linear:
         if not self.penalties or min(self.penalties) < 0:
             raise RequestError(f"eval.penalty={penalty}: one or several numbers, not negative")
         if several != isinstance(train, TaggedImages):
-            raise RequestError(f"eval.several={several}: images of the other kind were opened")
+            raise RequestError(
+                f"several={several}: images were opened with {'any number of classes' if not several else 'one label'} each; "
+                "`seer evaluate eval=linear eval.several=true` opens those of several classes, and probes of a run have one label"
+            )
         if draws < 0:
             raise RequestError(f"eval.draws={draws}: at least 0")
         self.train, self.test, self.iterations, self.stages = train, test, iterations, tuple(stages)

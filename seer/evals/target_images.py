@@ -38,7 +38,7 @@ class TargetImages:
 
     size, resize, most, pixels: as `LabelledImages`. word: where labels come from, for `label`, or a file of COCO's form, for boxes
     of `box_classes`. values: so many numbers an image. whole: images are shown whole (`whole_image`), and not cut. rows: (shard,
-    row) of the images, where they are not all. scenes: all that the file says of an image that was read, by (shard, row).
+    row) of the images, where they are not all. called: by results. scenes: all that the file says of an image that was read, by (shard, row).
     left_out: by reason, of what was read so far. Raises RequestError where there are no labels.
     """
 
@@ -57,7 +57,9 @@ class TargetImages:
         whole: bool = False,
         pixels: Pixels | None = None,
         rows: Sequence[tuple[int, int]] | None = None,
+        called: str = "train",
     ):
+        self.called = called
         self.shards, self.targets, self.size, self.classes = shards, tuple(targets), size, tuple(classes)
         self.rows = chosen_rows(shards, most) if rows is None else list(rows)
         self.left_out = dict[str, int]()

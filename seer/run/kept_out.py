@@ -34,6 +34,7 @@ def kept_out(
         whole=isinstance(made.transform, WholeImage),
         pixels=config.data.pixels,
         rows=rows,
+        called="holdout",
     )
     found.check("holdout")
     return found

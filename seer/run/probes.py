@@ -81,9 +81,7 @@ def evaluators(config: RunConfig, images: Images, options: dict[str, Any]) -> di
             ("train",): (images.known or images.plain, None),
             ("test",): (images.held_out or images.kept_out, images.kept_out),
         }
-        needs = images_of(node)
-        of_heads = {"chosen_on": "holdout"} if needs == ("test",) else {}
-        found[name] = build("eval", node, *of[needs], **options, **of_heads)
+        found[name] = build("eval", node, *of[images_of(node)], **options)
     return found
 
 
@@ -93,7 +91,7 @@ def _usual(config: RunConfig, images: Images, options: dict[str, Any]) -> dict[s
     if known is not None and asked is not None:
         found["knn"] = KNN(known, asked, k=config.eval.k, temperature=config.eval.temperature, **options)
     if (judged := images.held_out or images.kept_out) is not None:
-        found["head"] = Heads(judged, images.kept_out, chosen_on="holdout", **options)
+        found["head"] = Heads(judged, images.kept_out, **options)
     if known is not None and asked is not None:
         most = min(1024, (len(known) + len(asked)) // 10)
         if most >= LEAST_RANKME:

@@ -20,6 +20,7 @@ import torch
 from seer.cli import config
 from seer.core import rng
 from seer.core.build import build
+from seer.core.errors import RequestError
 from seer.data import synthetic as sample
 from seer.data.shards.open import open_shards
 from seer.data.shards.writer import write_shards
@@ -89,6 +90,7 @@ RUNNING = {
 # of each probe: another value of each key makes another evaluator
 PROBED: dict[str, Any] = {
     "probe.knn.k": 5, "probe.knn.temperature": 0.1, "probe.linear.penalty": 0.1, "probe.linear.iterations": 9,
+    "probe.linear.several": True, "probe.linear.draws": 9,
     "probe.linear.stages": ["stage1"], "probe.lowshot.parts": [0.5], "probe.lowshot.draws": 2, "probe.lowshot.seed": 1,
     "probe.lowshot.penalties": [0.1], "probe.lowshot.iterations": 9, "probe.rankme.most": 9, "probe.uniformity.most": 9,
     "probe.alignment.most": 9, "probe.alignment.seed": 1, "probe.alignment.scale": [0.5, 1.0], "probe.head.draws": 2,
@@ -247,7 +249,10 @@ def test_another_value_of_a_key_of_a_probe_makes_another_evaluator(places):
     def made(name: str, changed: dict[str, Any]) -> Any:
         changed = with_value(changed, "probe.run", [name])
         changed = with_value(changed, "task", {"_target_": "seer.tasks.heads.HeadsTask"}) if name == "head" else changed
-        found = vars(probes.evaluators(RunConfig.of(changed), of, options)[name])
+        try:
+            found = vars(probes.evaluators(RunConfig.of(changed), of, options)[name])
+        except RequestError as error:
+            return str(error), []
         plain = {key: value for key, value in found.items() if not isinstance(value, LabelledImages)}
         rows = [len(value.rows) for value in found.values() if isinstance(value, LabelledImages)]
         return str({key: getattr(value, "__dict__", value) for key, value in plain.items()}), rows
