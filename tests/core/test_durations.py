@@ -5,6 +5,7 @@ import math
 import pytest
 
 from seer.core.durations import steps
+from tests.messages import naming
 
 # a batch of 32, a million images, a run of 5000 steps
 TABLE = [
@@ -53,7 +54,7 @@ def test_duration_is_refused_and_named(duration):
 
 
 def test_a_share_of_the_run_cannot_be_the_length_of_the_run():
-    with pytest.raises(ValueError, match="share of the run"):
+    with pytest.raises(ValueError, match=naming("10%", "duration")):
         steps("10%", batch=32, images=1000)
 
 

@@ -60,7 +60,7 @@ def test_one_more_than_that_ends_it_with_all_names_and_the_remedy(tars):
 
 def test_a_folder_without_images_is_never_passed_over(tars, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RequestError, match="no images"):
+    with pytest.raises(RequestError, match=naming("empty", "jpg")):
         open_shards([tars / "0.tar", tmp_path / "empty"], bad=BadArchives(9))
 
 

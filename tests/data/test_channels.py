@@ -20,6 +20,7 @@ from seer.data.transforms.multi_crop import MultiCrop
 from seer.data.transforms.one_view import OneView
 from tests.data import image_files as images
 from tests.data.image_files import encoded
+from tests.messages import naming
 
 
 def tiff(
@@ -183,7 +184,7 @@ def test_numbers_that_normalize_are_one_a_channel():
         assert gray.mean == (0.449,) and gray.std == (0.226,)
         assert kind(pixels=Pixels(channels=2), mean=[0.1, 0.2], std=[0.3, 0.4]).mean == (0.1, 0.2)
         for wrong in ([0.5], [0.5] * 3, [0.5] * 5, 0.5):
-            with pytest.raises(RequestError, match="4 numbers"):
+            with pytest.raises(RequestError, match=naming("augment.mean=", 4)):
                 kind(pixels=Pixels(channels=4), mean=wrong)
     x = torch.randint(256, (2, 5, 8, 8), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     mean, std = (0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.4, 0.3, 0.2, 0.1)

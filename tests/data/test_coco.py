@@ -9,6 +9,7 @@ import pytest
 
 from seer.core.errors import RequestError
 from seer.data.coco import read_coco, read_things
+from tests.messages import naming
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -81,7 +82,7 @@ def test_what_is_not_of_that_form_is_refused(tmp_path, what, words):
 
 
 def test_a_file_that_is_not_there_is_a_wrong_request(tmp_path):
-    with pytest.raises(RequestError, match="does not exist"):
+    with pytest.raises(RequestError, match=naming("labels=", "none.json")):
         read_coco(str(tmp_path / "none.json"))
 
 

@@ -10,6 +10,7 @@ import pytest
 from seer.core import rng
 from seer.core.errors import RequestError
 from seer.data.order import STAND_IN_TRIES, choose_lanes, permute, plan
+from tests.messages import naming
 
 # counts of the shards, batch, lanes, block
 CASES = {
@@ -169,7 +170,7 @@ def test_the_stand_ins_of_a_position_are_all_other_rows_once_each(case):
         for position in (0, 1, 5, 1000):
             assert sorted([due_at(p, lane, position), *stand_ins(p, lane, position, total - 1)]) == rows
             for attempt in (0, total):
-                with pytest.raises(ValueError, match="attempt"):
+                with pytest.raises(ValueError, match=naming(f"attempt {attempt}", total - 1)):
                     p.stand_in(lane, position, attempt)
 
 
@@ -305,7 +306,7 @@ def test_ranks_lanes_and_batches_that_do_not_fit_are_refused():
         plan([5], seed=0, lanes=1, block=0)
     p = plan([100], seed=0, lanes=4)
     for consumed, batch, ranks in ((0, 8, 3), (0, 6, 2), (2, 8, 1), (0, 8, 8)):
-        with pytest.raises(RequestError, match="must divide"):
+        with pytest.raises(RequestError, match=naming("ranks", "data.lanes", "batch")):
             p.places(consumed, batch, 0, ranks)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from seer.data.shards.tar import HEAD, TAR_BLOCK, Oddities, TarError, _sum, plain_member, walk
+from tests.messages import naming
 
 FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 PLAIN = [(f"{i:04d}.jpg", bytes([i]) * (700 + 37 * i)) for i in range(20)]
@@ -193,7 +194,7 @@ def test_symbolic_links_are_passed_over_and_told(target, form):
 def test_a_hard_link_with_bytes_of_its_own_is_refused_with_the_remedy():
     data = bytearray(special(tarfile.LNKTYPE, linkname="a.jpg"))
     data[TAR_BLOCK + 124 : TAR_BLOCK + 136] = b"00000000010\0"
-    with pytest.raises(TarError, match="--hard-dereference"):
+    with pytest.raises(TarError, match=naming(512, "--hard-dereference")):
         read(data[:TAR_BLOCK] + checksummed(data[TAR_BLOCK : 2 * TAR_BLOCK]) + bytes(data[2 * TAR_BLOCK :]))
 
 
@@ -205,7 +206,7 @@ def test_extended_headers_that_resize_a_member_are_refused(record):
         info = tarfile.TarInfo("a.jpg")
         info.pax_headers = {keyword: value}
         tar.addfile(info)
-    with pytest.raises(TarError, match="refused"):
+    with pytest.raises(TarError, match=naming(keyword, "--format=gnu")):
         read(buffer.getvalue())
 
 
@@ -215,7 +216,7 @@ def test_extended_headers_that_resize_a_member_are_refused(record):
 def test_broken_extended_headers_are_refused(records):
     data = bytearray(archive([("x.jpg", records.ljust(20, b"\0"))]))
     data[156:157] = b"x"
-    with pytest.raises(TarError, match="broken extended header"):
+    with pytest.raises(TarError, match=naming("extended header", 0)):
         read(checksummed(data[:TAR_BLOCK]) + bytes(data[TAR_BLOCK:]))
 
 
@@ -232,7 +233,7 @@ def test_a_size_that_is_no_size_here_is_refused_without_walking_there(size):
 
 
 def test_an_end_mark_inside_a_sample_is_refused():
-    with pytest.raises(TarError, match="inside a sample"):
+    with pytest.raises(TarError, match=naming("end mark", 2048)):
         read(WHOLE[TENTH.start : TENTH.end] + bytes(TAR_BLOCK), whole=False)
 
 

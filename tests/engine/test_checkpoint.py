@@ -185,7 +185,7 @@ def test_a_disk_that_fails_while_the_manifest_is_written_leaves_the_older_checkp
 
     with monkeypatch.context() as broken:
         broken.setattr("seer.engine.manifest.json.dump", fail)
-        with pytest.raises(StorageError, match="No space left on device"):
+        with pytest.raises(StorageError, match=naming("step 30", "No space left on device")):
             two.save(30, state(30), FACTS)
             two.wait()
     assert two.load_newest()[1]["step"] == 20

@@ -75,7 +75,7 @@ def test_a_job_on_another_host_that_beats_is_respected_and_one_that_is_silent_is
 def test_the_same_slurm_job_requeued_on_another_host_takes_over_at_once(tmp_path, monkeypatch):
     foreign(tmp_path, age_s=3, job="42")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    with pytest.raises(RequestError, match="SLURM job 42"), RunLock(tmp_path):
+    with pytest.raises(RequestError, match=naming("output=", "SLURM", 42, ".lock")), RunLock(tmp_path):
         pass
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     with RunLock(tmp_path):
@@ -144,7 +144,7 @@ def test_without_locks_a_job_that_beats_is_respected_until_its_process_has_ended
     with RunLock(tmp_path):
         pass
     foreign(tmp_path, age_s=30)
-    with pytest.raises(RequestError, match="process 7 on elsewhere"), RunLock(tmp_path):
+    with pytest.raises(RequestError, match=naming("output=", "process 7", "elsewhere", ".lock")), RunLock(tmp_path):
         pass
 
 

@@ -15,7 +15,7 @@ from seer.engine.precision import Precision
 from seer.optim import lars
 from seer.optim.lars import LARS
 from seer.parallel.world import World
-from tests.messages import says
+from tests.messages import naming, says
 from tests.program import SMALL, losses, seer
 from tests.ranks import run_ranks
 
@@ -96,7 +96,7 @@ def test_the_flag_of_a_step_is_read_when_the_next_is_under_way_and_before_a_chec
     soon.watch(4, good, numbers, {"x": torch.ones(3)})
     soon.check_now()
     soon.watch(5, bad, numbers, {"x": torch.ones(3)})
-    with pytest.raises(NumericsError, match="step 5"):
+    with pytest.raises(NumericsError, match=naming("step 5", "schedule.peak")):
         soon.check_now()
     soon.check_now()  # once is enough
     seen = torch.load(tmp_path / "late" / "capture-00000004" / "rank-00000.pt", weights_only=True)

@@ -12,6 +12,7 @@ from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.manifest import with_checksum
 from seer.engine.retention import Keep
 from tests.engine.checkpoints import ALONE, FACTS, TENSORS, flip, names, state
+from tests.messages import naming
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -24,7 +25,7 @@ def test_the_newest_few_stay(tmp_path, keep):
 
 
 def test_keeping_none_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="keep=0"):
+    with pytest.raises(RequestError, match=naming("every.keep=0")):
         Checkpoints(tmp_path, ALONE, Keep(0))
 
 

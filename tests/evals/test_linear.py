@@ -8,6 +8,7 @@ import torch
 
 from seer.core.errors import RequestError
 from seer.evals.linear import linear_top1
+from tests.messages import naming
 
 
 def two_classes(n: int, seed: int, distance: float = 1.5, features: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,5 +83,5 @@ def test_it_trains_under_no_grad_and_gives_the_same_twice():
 @pytest.mark.parametrize("wrong", [{"penalty": -1.0}, {"iterations": 0}])
 def test_wrong_numbers_are_refused(wrong):
     x, y = two_classes(4, 0)
-    with pytest.raises(RequestError, match="penalty"):
+    with pytest.raises(RequestError, match=naming(*(f"{key}={value}" for key, value in wrong.items()))):
         linear_top1(x, y, x, y, **wrong)

@@ -11,6 +11,7 @@ from seer.core.records import Labelled
 from seer.evals.features import Alone
 from seer.evals.linear import Linear, choose, fit
 from seer.evals.lowshot import LowShot, draw, half_width
+from tests.messages import naming
 
 
 class Drawn:
@@ -82,7 +83,7 @@ def test_more_labels_are_worth_more_and_the_counts_are_told():
     assert found["lowshot_top1/50%"] > found["lowshot_top1/5"] > found["lowshot_top1/1%"] > 1 / 3
     assert 0 < found["lowshot_half_width/50%"] < found["lowshot_half_width/1%"]
     for wrong in ({"parts": (0.0,)}, {"parts": (1.5,)}, {"parts": ()}, {"draws": 0}, {"penalties": ()}):
-        with pytest.raises(RequestError, match="eval"):
+        with pytest.raises(RequestError, match=naming(*(f"eval.{key}=" for key in wrong))):
             LowShot(None, None, **KIND, **wrong)
 
 
@@ -94,5 +95,5 @@ def test_stages_are_judged_by_themselves_and_one_that_there_is_not_is_named():
     assert found["linear_penalty/stage2"] in (1e-3, 1.0) and set(whole) == {"linear_top1"}
     with pytest.raises(RequestError, match=r"stage7.*stage1, stage2"):
         Linear(train, test, **KIND, stages=("stage7",)).run(Alone(Stages()))
-    with pytest.raises(RequestError, match="penalty"):
+    with pytest.raises(RequestError, match=naming("eval.penalty=")):
         Linear(train, test, **KIND, penalty=())

@@ -78,7 +78,7 @@ def test_a_saved_queue_goes_on_as_the_original_also_when_half_full():
 
 
 def test_a_length_of_nothing_and_the_rows_of_a_longer_queue_are_refused():
-    with pytest.raises(ValueError, match="queue of 0"):
+    with pytest.raises(ValueError, match=naming("queue", 0, 1)):
         Queue(0)
     longer = Queue(8)
     longer.push(images(0, 8))

@@ -16,6 +16,7 @@ from seer.losses.swav import used_prototypes
 from seer.models.kmeans import spherical_kmeans
 from seer.parallel.world import World
 from seer.tasks.swav import SwAVTask
+from tests.messages import naming
 from tests.ranks import run_ranks
 
 CROP = MultiCrop(sizes=(8,), counts=(3,), scales=((0.3, 1.0),), blur=0.0, jitter=0.0, grayscale=0.0)
@@ -210,5 +211,5 @@ def test_one_view_is_refused_by_the_task_that_predicts_one_from_another():
 
 
 def test_fewer_images_than_prototypes_are_refused():
-    with pytest.raises(RequestError, match="kmeans=19 images for 20 prototypes"):
+    with pytest.raises(RequestError, match=naming("task.kmeans=19", 20)):
         task(kmeans=19)
