@@ -13,14 +13,16 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 ARGS ?=
 # Tests that run at a time. Many start two ranks, so more cores than two are put to use anyway; 0 = in one process, for --pdb.
 JOBS ?= 2
-# Part of the tests: a folder of tests/, or top for the files that lie in tests/ itself. Only from the command line: an
-# AREA of the environment means something else.
+# Part of the tests: a folder of tests/; top for the files that lie in tests/ itself, or kills for tests/test_kills.py of
+# them, since all of their long tests take over half an hour. Only from the command line: an AREA of the environment means
+# something else.
 AREA :=
+FILES := $(patsubst tests/test_%.py,%,$(wildcard tests/test_*.py))
 AREAS := top $(filter-out gpu,$(sort $(notdir $(patsubst %/,%,$(dir $(wildcard tests/*/test_*.py))))))
-ifneq ($(filter-out $(AREAS),$(AREA))$(word 2,$(AREA)),)
-$(error AREA=$(AREA) is none of the folders of tests: $(AREAS))
+ifneq ($(filter-out $(AREAS) $(FILES),$(AREA))$(word 2,$(AREA)),)
+$(error AREA=$(AREA) is none of the folders of tests: $(AREAS); nor of the files in tests/ itself: $(FILES))
 endif
-WHICH := $(if $(filter top,$(AREA)),$(wildcard tests/test_*.py),$(AREA:%=tests/%))
+WHICH := $(if $(filter top,$(AREA)),$(wildcard tests/test_*.py),$(if $(filter $(FILES),$(AREA)),tests/test_$(AREA).py,$(AREA:%=tests/%)))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +46,7 @@ endif
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo 'ARGS="…" goes on to what a target runs: make pretrain ARGS="data.source=images/ output=runs/first"'
-	@echo 'AREA=NAME narrows test, test-fast and test-long to one of: $(AREAS) (top: the files in tests/ itself)'
+	@echo 'AREA=NAME narrows test, test-fast and test-long to one of: $(AREAS) (top: the files in tests/ itself, kills: tests/test_kills.py)'
 
 setup: $(CORE)  ## make .venv with what training needs
 	@echo "ready: $(BIN)/seer --help" >&2
