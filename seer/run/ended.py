@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seer.core import readable
-from seer.core.log import log
+from seer.core.log import titled
 from seer.run.config import RunConfig
 from seer.run.result import OF_HEADS
 
@@ -23,7 +23,7 @@ def tell(
     """Logs what was done, how long it took, how good it is, where it lies, and what comes next. images: in the data. probe:
     images that kNN was asked. targets: of `seer export` that can take the network."""
     for words in lines(result, config, images, spent, probe, targets):
-        log.info(words)
+        titled(words)
 
 
 def lines(
