@@ -1,21 +1,25 @@
 """Archives as people make them: links, names of any bytes, padding; against GNU tar, tarfile and the files themselves."""
 
+import io
 import json
 import logging
 import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
 from seer.data.quarantine import read_exclude
+from seer.data.shards import links
 from seer.data.shards import open as opening
 from seer.data.shards.index import INDEX_SUFFIX, build_index, is_linked, write_index
 from seer.data.shards.names import WITHOUT_LINKS
 from seer.data.shards.open import census_of, open_shards
 from seer.data.shards.tar import ChecksumError, TarError
 from tests.data.image_files import jpeg, png, write_tar
+from tests.messages import naming
 from tests.program import SMALL, seer, went_on_from
 
 
@@ -248,6 +252,32 @@ def test_an_archive_whose_links_all_lead_elsewhere_has_the_index_that_it_had(tmp
     tar(tmp_path, "-rf", "a.tar", "b.jpg")
     index = build_index(path)
     assert index.tobytes() == build_index(path, endings=WITHOUT_LINKS).tobytes() and not is_linked(index)
+
+
+def symlinks(path: Path, targets: dict[str, str]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        image = tarfile.TarInfo("a.jpg")
+        image.size = len(jpeg(0))
+        archive.addfile(image, io.BytesIO(jpeg(0)))
+        for name, target in targets.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    return path
+
+
+def test_links_of_a_hostile_archive_cost_little_and_end_somewhere(tmp_path, monkeypatch):
+    start = time.process_time()
+    long = "b/" * 400_000
+    found = rows(symlinks(tmp_path / "long.tar", {"x.jpg": f"{long}a.jpg", f"{long}y.jpg": "a.jpg"}))
+    assert found == {"a": {"jpg": jpeg(0)}}
+    chain = {f"l{i}": f"{'c/../' * 500}l{i + 1}" for i in range(45)}  # links to links, by long ways
+    assert rows(symlinks(tmp_path / "chain.tar", {**chain, "x.jpg": "l0"})) == {"a": {"jpg": jpeg(0)}}
+    assert time.process_time() - start < 20
+    monkeypatch.setattr(links, "MOST_PARTS", 500_000)
+    many = {**chain, **{f"x{i}.jpg": "l6" for i in range(30)}}
+    with pytest.raises(TarError, match=naming("links", links.MOST_PARTS, "tar -h")):
+        open_shards(symlinks(tmp_path / "many.tar", many))
 
 
 @pytest.mark.slow

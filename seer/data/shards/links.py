@@ -9,14 +9,18 @@ made is read by that rule (`symbolic=False`), so that its rows keep their bytes.
 from collections.abc import Iterable
 
 from seer.data.shards.census import BROKEN_LINK, LINK_OUT, LINK_TO_FOLDER
-from seer.data.shards.tar import Member, walk
+from seer.data.shards.tar import Member, TarError, walk
 
 MOST_HOPS = 40  # links on the way to one file, as Linux has it; more are a circle
+MOST_PATH = 4096  # letters of a path, as Linux has it; a longer one leads nowhere
+MOST_PARTS = (
+    20_000_000  # folders that all links of an archive pass through: some 20 seconds, for millions of usual links
+)
 Place = tuple[int, int]  # (offset of the data, bytes)
 
 
 class Links:
-    """Holds the places that links of an archive name. symbolic: of symbolic links, too. Three walks of headers. Raises TarError."""
+    """Holds the places that links of an archive name. symbolic: of symbolic links, too. Four walks of headers. Raises TarError."""
 
     def __init__(self, buffer: memoryview, symbolic: bool):
         self.symbolic = symbolic
@@ -38,6 +42,8 @@ class Links:
             if member.link is not None:
                 continue
             path = plain(member.name)
+            if len(path) > MOST_PATH:
+                continue
             if path in wanted:
                 self._places[path] = member.data, member.size
             while "/" in path:
@@ -82,7 +88,10 @@ def plain(name: str) -> str:
 
 
 def _ends(buffer: memoryview) -> dict[tuple[str, str], str | None]:
-    """Returns the path at the end of every link, by its name and target: "" for a circle, None for one out of the archive."""
+    """Returns the path at the end of every link, by its name and target: "" for a circle, None for one out of the archive.
+
+    Raises TarError where they pass through more folders than an archive has for any good reason.
+    """
     symbolic: dict[str, str] = {}  # by path
     hard: dict[str, str] = {}
     links = []
@@ -98,10 +107,16 @@ def _ends(buffer: memoryview) -> dict[tuple[str, str], str | None]:
         if end in symbolic:
             symbolic[path] = symbolic[end]
     found: dict[tuple[str, str], str | None] = {}
+    passed = 0
     for member in links:
         path = plain(member.name)
         if path in symbolic:
-            found[member.name, member.link or ""] = _followed(path, symbolic, hard)
+            found[member.name, member.link or ""], parts = _followed(path, symbolic, hard)
+            passed += parts
+            if passed > MOST_PARTS:
+                raise TarError(
+                    f"its links pass through more than {MOST_PARTS} folders; unpack it and pack it again with `tar -h`"
+                )
         else:
             found[member.name, member.link or ""] = _last(hard, path)
     return found
@@ -116,27 +131,31 @@ def _last(hard: dict[str, str], path: str) -> str:
     return ""
 
 
-def _followed(path: str, symbolic: dict[str, str], hard: dict[str, str]) -> str | None:
-    """Returns the path that a name stands for; "" for a circle, None for one out of the archive."""
+def _followed(path: str, symbolic: dict[str, str], hard: dict[str, str]) -> tuple[str | None, int]:
+    """Returns the path that a name stands for, "" for a circle, None for one out of the archive; and how many parts of paths were
+    looked at."""
     done: list[str] = []
     left = path.split("/")[::-1]
-    hops = 0
+    hops, parts, letters = 0, 0, len(path)
     while left:
         part = left.pop()
+        parts += 1
+        if letters > MOST_PATH:
+            return "", parts
         if part == "..":
             if not done:
-                return None
+                return None, parts
             done.pop()
         elif part not in ("", "."):
             done.append(part)
             target = symbolic.get("/".join(done))
             if target is None:
                 continue
-            hops += 1
+            hops, letters = hops + 1, sum(map(len, done)) + len(done) + len(target)
             if hops > MOST_HOPS:
-                return ""
+                return "", parts
             if target[:1] == "/":
-                return None
+                return None, parts
             done.pop()
-            left += target.split("/")[::-1]
-    return _last(hard, "/".join(done))
+            left += target.split("/")[::-1] if len(target) <= MOST_PATH else ()
+    return _last(hard, "/".join(done)), parts
