@@ -224,8 +224,6 @@ TRAINING: dict[str, Entry] = {
     **_each("- there is no teacher here; ema=0.999 keeps an average of the weights", "teacher", "momentum_teacher"),
     **_each(_switch("ema=0.999", "ema=0"), "model_ema", "use_ema"),
     **_each("ema={}", "ema_decay", "model_ema_decay"),
-    **_each("task.mixup={}", "mixup", "mixup_alpha"),
-    **_each("task.cutmix={}", "cutmix", "cutmix_alpha"),
     **_each("- classes are those of the labels (task=heads); pretraining has none", "num_classes", "nb_classes"),
     **_each("- the log is quiet already: errors and one line in twenty seconds", "verbose", "quiet", "v", "q", "progress"),
 }  # fmt: skip
@@ -319,6 +317,8 @@ ADAPTING: dict[str, Entry] = {
         "crop_size",
         "size",
     ),
+    **_each("task.mixup={}", "mixup", "mixup_alpha"),
+    **_each("task.cutmix={}", "cutmix", "cutmix_alpha"),
 }
 
 TABLES: dict[str, dict[str, Entry]] = {

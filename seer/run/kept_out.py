@@ -5,19 +5,19 @@ from typing import Any
 
 from seer.core.log import log
 from seer.core.protocols import Task
+from seer.data.holdout import chosen
 from seer.data.shards.shard import Shard
 from seer.data.transforms.whole_image import WholeImage
 from seer.evals.target_images import TargetImages
 from seer.run.config import RunConfig
 
 
-def kept_out(
-    config: RunConfig, task: Task, shards: Sequence[Shard], rows: Sequence[tuple[int, int]]
-) -> TargetImages | None:
-    """Returns the images of these rows, with what the heads of a task are to find in them; None where there are no rows.
+def kept_out(config: RunConfig, task: Task, shards: Sequence[Shard]) -> TargetImages | None:
+    """Returns the images that are kept out, with what the heads of a task are to find in them; None where there are none.
 
     Raises RequestError where the first of them all lack it.
     """
+    rows = chosen(list(map(len, shards)), config.holdout, config.seed)
     if not rows:
         return None
     log.info(f"holdout={config.holdout}: {len(rows):,} of {sum(map(len, shards)):,} images are not trained on")

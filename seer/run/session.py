@@ -15,7 +15,6 @@ from seer.core.log import log
 from seer.core.protocols import Evaluator, MetricSink
 from seer.core.records import Batch
 from seer.core.signals import listener
-from seer.data.holdout import chosen
 from seer.data.ledger import Ledger, parse_fraction
 from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.open import census_of
@@ -146,6 +145,7 @@ def _train(
     origin = lineage(config, task)
     validate.check_parts(config, task, lengths, precision, world, images)
     probed = None if draws_probe else probes.opened(config, task, transform, world.group, probe_bad)
+    kept = None if shards is None else kept_out(config, task, shards)
     length_before = begun_with(folder, "steps")
     with claim(folder, config.plain(), world, lengths):
         output.append(folder)
@@ -158,14 +158,14 @@ def _train(
         give_targets(task, shards, labels)
         check_same_on_ranks(config.plain(), fingerprint(shards), world)
         unlabelled = () if labels is None else labels.places(UNLABELLED)
-        aside = chosen(list(map(len, shards)), config.holdout, config.seed)
+        kept = kept if source else kept_out(config, task, shards)  # built-in images are drawn by now
+        aside = () if kept is None else kept.rows
         data = assemble.data(config, shards, transform, world, [*unlabelled, *aside])
         training = assemble.training(config, task, lengths, world, precision)
         training.licence, training.lineage = licence, origin
         data = with_cached_features(config, data, training, world)
         known = learned(shards, probed.asked) if isinstance(labels, Labels) and probed.asked is not None else None
         passed_over = bad.found | probe_bad.found
-        kept = kept_out(config, task, shards, aside)
         given: tuple[Any, ...] = (replace(probed, kept_out=kept), spent, sinks, evaluators, length_before, passed_over)
         result = _run(Session(asked, config, folder, world, stop, data, training, *given), lengths)
         return {**result, **_counts(labels, probed, known), **told(config, task, kept)} if result else result

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from seer.core.build import build, find
 from seer.core.errors import RequestError
 from seer.core.protocols import Task
-from seer.data.holdout import count_or_share
+from seer.data.holdout import count_or_share, held_out
 from seer.data.ledger import parse_fraction
 from seer.data.order import Plan, choose_lanes
 from seer.engine.precision import Precision
@@ -100,6 +100,7 @@ def check_parts(
         raise RequestError("optim.differentiable=true: nothing here goes back through a step; leave it false")
     if config.optim.get("capturable") and world.device.type == "cpu":
         raise RequestError("optim.capturable=true is for GPUs, and this is a CPU; leave it false")
+    held_out(config.holdout, images)
     part = config.batch // world.size // config.accumulate
     if task.mixes and part % 2:
         raise RequestError(

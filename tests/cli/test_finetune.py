@@ -204,6 +204,8 @@ def test_from_scratch_and_supervised_pretraining_go_by_the_same_words(labelled, 
         (["layer_decay=1.1"], "layer_decay"),
         (["ema=1"], "ema"),
         (["task.mixup=-1"], "task.mixup"),
+        (["mixup=0.2"], "task.mixup=0.2"),
+        (["holdout=100%"], "holdout"),
         (["task.mixup=0.2", "batch=9"], "batch=9"),
         (["task.mixup=0.2", "heads=[classify,map]", "heads.map.classes=[a,b]"], "heads.map"),
         (["surgery=freeze", "task.heads_first=2"], "task.heads_first"),
@@ -238,7 +240,8 @@ def test_images_held_out_are_not_trained_on_and_thresholds_are_those_of_best_f1_
     assert list(card.thresholds) == said["chosen"]["thresholds"]["tags"]
     # by hand: of all thresholds that part the scores, none has a higher F1
     run = open_run(tmp_path / "run")
-    images = kept_out(run.config, run.task, run.shards, held)
+    images = kept_out(run.config, run.task, run.shards)
+    assert images is not None and images.rows == held
     fields = next(images.batches(64))
     run.task.model.eval()
     x = normalize(fields["pixels"].float().div(255), run.task.transform.mean, run.task.transform.std)

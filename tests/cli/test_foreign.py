@@ -151,7 +151,6 @@ SENTENCES = {
     "teacher=true": "no teacher",
     "model_ema=true": "ema=0.999",
     "model_ema_decay=0.99": "ema=0.99",
-    "mixup=0.2": "task.mixup=0.2",
 }
 
 
