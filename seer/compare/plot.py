@@ -2,6 +2,7 @@
 
 Points carry a number, and a list below says whose they are, since names of runs are too long to stand beside points. A number
 goes to the first place around its point that is free of other numbers, points and intervals; where that is far, a line leads there.
+Surprising: points whose intervals would lie on one another stand a few pixels apart.
 
 Legend: all lengths in pixels; a box is (left, top, right, bottom).
 """
@@ -19,6 +20,7 @@ PANELS = ((70, 460), (560, 950))  # left and right of each
 ROW = 20  # of the list
 COLORS = dict(zip(KINDS, ("#777777", "#1f5fa8", "#d1580b", "#7d3c98", "#2a7f3f"), strict=True))
 RADIUS = 4.0
+APART = 9.0  # of points whose bars would lie on one another
 NAME = 34  # letters of a name in the list
 
 
@@ -60,7 +62,7 @@ def svg(points: Sequence[Point], figure: str) -> str:
     ]
     for panel, (name, of) in enumerate((("parameters", _parameters), ("images seen in training", _images))):
         parts += _panel(panel, name, points, of, (bottom, top))
-    parts += _list(points, BOTTOM + 70)
+    parts += _list(points, figure, BOTTOM + 70)
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -93,8 +95,11 @@ def _panel(
         yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{BOTTOM}" y2="{BOTTOM + 5}" stroke="#999"/>'
         yield _text(x, BOTTOM + 19, label, anchor="middle")
     yield _text((left + right) / 2, BOTTOM + 40, name, anchor="middle")
-    at = [(place(of(point)), height(point.value)) for point in points]
     bars = [(height(point.high), height(point.low)) for point in points]
+    at = [
+        (x, height(point.value))
+        for x, point in zip(_apart([place(of(one)) for one in points], bars), points, strict=True)
+    ]
     for point, (x, y), (high, low) in zip(points, at, bars, strict=True):
         color = COLORS[point.kind]
         yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{high:.1f}" y2="{low:.1f}" stroke="{color}" stroke-width="1.5"/>'
@@ -110,6 +115,16 @@ def _panel(
         yield _text(
             middle[0], one.box[3] - 3, str(one.number), anchor="middle", fill=COLORS[points[one.number - 1].kind]
         )
+
+
+def _apart(across: Sequence[float], bars: Sequence[tuple[float, float]]) -> list[float]:
+    """Returns where points stand across, each moved to the nearest place at which its bar, top and bottom, lies on no other."""
+    found: list[float] = []
+    for x, (high, low) in zip(across, bars, strict=True):
+        near = [other for other, (h, b) in zip(found, bars, strict=False) if high - 2 <= b and h <= low + 2]
+        shifts = [0, *(sign * APART * n for n in range(1, len(near) + 2) for sign in (1, -1))]
+        found.append(next(x + shift for shift in shifts if all(abs(x + shift - other) >= APART for other in near)))
+    return found
 
 
 def placed(at: Sequence[tuple[float, float]], bars: Sequence[tuple[float, float]], panel: Box) -> list[Placed]:
@@ -158,8 +173,8 @@ def _scale(
     some = [value for value in values if value]
     low = math.floor(math.log10(min(some))) if some else 0
     high = max(low + 1, math.ceil(math.log10(max(some)))) if some else 1
-    first = left + (60 if 0 in values else 18)
-    last = right - (90 if None in values else 18)
+    first = left + (66 if 0 in values else 24)
+    last = right - (90 if None in values else 24)
 
     def place(value: float | None) -> float:
         if value is None:
@@ -191,9 +206,9 @@ def _steps(low: float, high: float) -> list[float]:
     return [n * step for n in range(math.ceil(low / step), math.floor(min(high, 1.0) / step + 1e-9) + 1)]
 
 
-def _list(points: Sequence[Point], top: float) -> Iterator[str]:
+def _list(points: Sequence[Point], figure: str, top: float) -> Iterator[str]:
     columns = (70, 100, 360, 480, 600, 760)
-    for x, word in zip(columns, ("", "network", "trained", "parameters", "images seen", "figure"), strict=True):
+    for x, word in zip(columns, ("", "network", "trained", "parameters", "images seen", figure), strict=True):
         yield _text(x, top, word, fill="#555")
     for i, point in enumerate(points):
         y = top + ROW * (i + 1)

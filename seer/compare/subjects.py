@@ -5,6 +5,7 @@ nothing is no guess: its features already tell images apart by color and texture
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from seer.core import rng
 from seer.data.pixels import Pixels
 from seer.models import zoo
 from seer.models.families.family import Network
+from seer.run.newest import CHECKPOINTS
 from seer.run.weights import pixels_of, state
 
 SCRATCH, SUPERVISED, SELF_SUPERVISED, ADAPTED, IMPORTED = KINDS = (
@@ -85,7 +87,7 @@ def untrained(like: Subject, seed: int) -> Subject:
     """Returns a network of the same shape that has not learned anything, made by the seed as a run makes its own."""
     torch.manual_seed(rng.key(seed, "weights") & 0x7FFFFFFFFFFFFFFF)
     backbone = zoo.of(like.backbone.architecture)
-    name = zoo.name_of(like.backbone.architecture) or f"the shape of {like.name}"
+    name = zoo.name_of(like.backbone.architecture) or f"(as {like.name})"
     rest = {"mean": like.mean, "std": like.std, "size": like.size, "pixels": like.pixels}
     return Subject(f"untrained {name}", SCRATCH, None, backbone, images=0, origin={"seed": seed}, **rest)  # type: ignore[arg-type]
 
@@ -102,5 +104,8 @@ def kind_of(card: Mapping[str, Any]) -> str:
 
 def _names(paths: Sequence[str]) -> list[str]:
     """Returns a short name of each path, the path itself where two would be alike."""
-    short = [Path(path).name for path in paths]
+    short = [
+        f"{Path(path).parents[1].name}/{Path(path).name}" if Path(path).parent.name == CHECKPOINTS else Path(path).name
+        for path in (os.path.abspath(path) for path in paths)
+    ]
     return [path if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]

@@ -27,8 +27,9 @@ from seer.parallel.collectives import gather_to_rank0
 from seer.parallel.world import World
 from seer.run.assemble import Training
 from seer.run.config import RunConfig
-from seer.run.environment import commit_of
+from seer.run.environment import commit_of, made_by
 from seer.run.result import summary
+from seer.run.weights import digest
 
 # Bytes of a backbone whose bundle comes with every checkpoint: for 4GF's 79 MB a step waits 31 ms longer (the copy) and the
 # saving thread 0.18 s, 65 ms of them the processor's; for 200MF's 11 MB 4 ms and 0.08 s (medians on two busy cores)
@@ -144,6 +145,13 @@ class Ending:
     bad_archives: Mapping[str, str] = field(default_factory=dict)
     told: Callable[[], Mapping[str, Any]] = dict
 
+    def _made_of(self, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Returns what its figures are of: weights, where they were gathered, and data by their hashes, seed, command and code."""
+        made = made_by(self.world)
+        found = {"weights_sha256": digest(_part(weights, "backbone"))} if weights else {}
+        told = {"data_fingerprint": self.bundles.data, "seed": self.bundles.config.seed}
+        return {**found, **told, **{name: made[name] for name in ("command", "commit", "changed")}}
+
     def result(self, steps: int, bundle: bool = True) -> dict[str, Any]:
         """Returns the result on the first rank, with the bundle written; the others help to gather what is
         sharded, and return {}."""
@@ -155,7 +163,7 @@ class Ending:
         result["peak_memory_gb"] = round(peak_memory_gb(self.world.device), 3)
         result["alarms"] = self.recorder.raised
         result["data"] = self.data
-        result |= self.told()
+        result |= {**self.told(), **self._made_of(weights)}
         result |= {"bad_archives": dict(self.bad_archives)} if self.bad_archives else {}
         last = (self.folder / "checkpoints" / "last").resolve()
         result |= {"output": str(self.folder), "checkpoint": str(last)}

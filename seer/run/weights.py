@@ -96,12 +96,13 @@ def _in_names_of_the_library(path: str, backbone: LibraryNetwork) -> str:
     return f"imported from {Path(path).name} in names of {backbone.library}, which states none"
 
 
-def digest(*modules: nn.Module) -> str:
+def digest(*modules: nn.Module | Mapping[str, torch.Tensor]) -> str:
     """Returns the sha256 of what networks hold: of each tensor, sorted by name, `name dtype shape` and a line's end, then its
-    bytes. The same for a run, its checkpoint and its bundle, whatever their files are."""
+    bytes. The same for a run, its checkpoint and its bundle, whatever their files are. modules: or the tensors of some by name."""
     found = hashlib.sha256()
     for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
+        tensors = module.state_dict() if isinstance(module, nn.Module) else module
+        for name, tensor in sorted(tensors.items()):
             plain = tensor.detach().cpu().contiguous()
             found.update(f"{name} {str(plain.dtype).removeprefix('torch.')} {list(plain.shape)}\n".encode())
             found.update(plain.reshape(-1).view(torch.uint8).numpy().data)

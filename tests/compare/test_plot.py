@@ -64,6 +64,14 @@ def test_the_plot_is_xml_with_a_row_for_each_and_higher_values_lie_higher():
     assert of_size[0][0] < of_size[1][0] == of_size[2][0] and of_images[0][0] < of_images[2][0] < of_images[1][0]
 
 
+def test_intervals_of_networks_of_one_size_do_not_lie_on_one_another():
+    points = [Point(str(i), "imported", 10**6, 0, 0.5 + i / 100, 0.4, 0.6) for i in range(4)]
+    lines = re.findall(r'<line x1="([\d.]+)" x2="\1" y1="[\d.]+" y2="[\d.]+" stroke="#2a7f3f"', svg(points, "f"))
+    for i in (0, 4):
+        across = sorted(map(float, lines[i : i + 4]))
+        assert len(across) == 4 and all(b - a >= 2 * RADIUS for a, b in itertools.pairwise(across))
+
+
 @pytest.mark.parametrize("images", [(0, None, 10), (0, None, 9_999_999), (0, None, 10**9), (5, 10**9, None), (0, 0, 0)])
 def test_words_below_an_axis_lie_apart(images):
     points = [Point(str(i), "imported", 10 ** (5 + i), one, 0.5, 0.5, 0.5) for i, one in enumerate(images)]

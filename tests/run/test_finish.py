@@ -21,7 +21,7 @@ def test_a_stop_between_two_logged_steps_tells_the_images_and_the_losses_up_to_t
     ]
     (tmp_path / "skipped.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lost))
     alone = World(0, 1, 0, torch.device("cpu"))
-    none = cast(Any, SimpleNamespace(newest=-1))
+    none = cast(Any, SimpleNamespace(newest=-1, data="print", config=SimpleNamespace(seed=3)))
     ending = Ending(tmp_path, none, alone, 16, FlightRecorder())
     result = ending.result(5, bundle=False)
     assert (result["steps"], result["images"], result["loss"]) == (5, 80, 4.0)

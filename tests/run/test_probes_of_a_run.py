@@ -5,13 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from seer.core.errors import RequestError
 from seer.data import synthetic as sample
+from seer.data.shards.open import open_shards
+from seer.data.shards.shard import fingerprint
 from seer.data.shards.writer import write_shards
-from seer.engine.manifest import file_digest
+from seer.engine.checkpoint_policy import Checkpoints
 from seer.engine.retention import best_in, steps_in
-from seer.run.weights import state
+from seer.run.weights import digest, state
 from tests.program import SMALL, last_of_each, seer, start, wait
 
 ALL = "probe=[knn,linear,lowshot,rankme,uniformity,alignment]"
@@ -43,12 +46,6 @@ def probed(images: Path) -> tuple[str, ...]:
     return (f"eval.train={images / 'train'}", f"eval.test={images / 'test'}")
 
 
-def tensors(run: Path, step: int) -> dict[str, str]:
-    """The hashes of the files that hold the tensors of a checkpoint, and of its plain state."""
-    files = (run / "checkpoints" / f"step-{step:08d}").iterdir()
-    return {file.name: file_digest(file)["sha256"] for file in files if file.name != "manifest.json"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_is_learned_is_the_same_to_the_last_bit_with_probes_and_without(images, tmp_path, ranks):
@@ -67,8 +64,6 @@ def test_what_is_learned_is_the_same_to_the_last_bit_with_probes_and_without(ima
     )
     assert (without.status, with_all.status) == (0, 0), with_all.words
     assert without.result["loss"] == with_all.result["loss"]
-    from safetensors.torch import load_file
-
     for file in sorted((tmp_path / "a" / "checkpoints" / "step-00000004").glob("*.safetensors")):
         one, other = load_file(file), load_file(tmp_path / "b" / "checkpoints" / "step-00000004" / file.name)
         assert set(one) == set(other) and all((one[name] == other[name]).all() for name in one)
@@ -150,6 +145,10 @@ def test_the_best_checkpoint_outlives_newer_ones_and_is_named(images, tmp_path):
         found = state(path)
         assert (found.step, found.kind) == (2, "checkpoint")
     assert state(str(run)).step == 5
+    # what a result is of
+    assert result["weights_sha256"] == digest(state(str(run)).backbone)
+    assert result["data_fingerprint"] == fingerprint(open_shards(str(images / "train"))) and result["seed"] == 0
+    assert "commit" in result and "pytest" in result["command"]
 
 
 def test_what_is_best_is_known_again_and_a_kill_before_the_link_is_mended(images, tmp_path):
@@ -160,6 +159,24 @@ def test_what_is_best_is_known_again_and_a_kill_before_the_link_is_mended(images
     link.symlink_to("step-00000001")
     result = trained(images, run, [0.6, 0.5], 5, "every.keep_steps=1")
     assert best_in(run / "checkpoints") == 2 and result["best"]["step"] == 2
+
+
+def test_a_kill_between_the_evaluation_and_its_save_loses_nothing_of_the_best(images, tmp_path, monkeypatch):
+    run, save = tmp_path / "run", Checkpoints.save
+
+    def killed(self, step, *rest):
+        if step == 2:
+            raise MemoryError("killed")
+        return save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(MemoryError):
+        trained(images, run, [0.9, 0.2, 0.6], 4)
+    assert best_in(run / "checkpoints") == 1
+    monkeypatch.setattr(Checkpoints, "save", save)
+    result = trained(images, run, [0.6, 0.4, 0.5], 4)  # steps 2, 3 and 4, again and for the first time
+    assert result["best"]["step"] == 2 and best_in(run / "checkpoints") == 2
+    assert result["best"]["value"] == 0.6 and steps_in(run / "checkpoints") == [2, 4]
 
 
 def test_a_best_checkpoint_that_is_gone_is_forgotten_and_told(images, tmp_path):
