@@ -78,7 +78,7 @@ def held_out(
     source = getattr(images, side)
     assert source is not None
     word = words_of(images.labels)[side == "test"]
-    if "instances" in task.fields:
+    if "instances" in getattr(task, "batch_fields", ()):
         coco_metrics.require()
         if not is_annotations(word):
             raise RequestError(
@@ -91,7 +91,7 @@ def held_out(
         word=word,
         classes=task.classes,
         values=task.transform.values,
-        box_classes=task.box_classes,
+        box_classes=getattr(task, "box_classes", ()),
         whole=isinstance(task.transform, WholeImage),
         **options_of(images, task.transform.input_size, pixels),
     )

@@ -129,7 +129,7 @@ class HeadsTask(Task):
         self.model: nn.Module = self._plain
         self._heads = made
         self.targets = tuple(dict.fromkeys(KINDS[spec.kind].targets[0] for spec in self.specs.values()))
-        self.fields = {
+        self.batch_fields = {
             name for spec in self.specs.values() for name in KINDS[spec.kind].targets
         }  # of a batch, all of them
         for spec in self.specs.values():  # what the transform must lay out, where the config does not say it
