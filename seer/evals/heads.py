@@ -83,6 +83,8 @@ class Heads:
         judged = self._judged(task, self._settings)
         if self.test.left_out:
             judged.told["left_out"] = dict(self.test.left_out)
+        if self.test.view.things is not None:
+            judged.told["labels_left_out"] = self.test.view.things.left_out
         return judged
 
     def _judged(self, task: Modules, how: How) -> Judged:

@@ -38,8 +38,8 @@ class TargetImages:
 
     size, resize, most, pixels: as `LabelledImages`. word: where labels come from, for `label`, or a file of COCO's form, for boxes
     of `box_classes`. values: so many numbers an image. whole: images are shown whole (`whole_image`), and not cut. rows: (shard,
-    row) of the images, where they are not all. called: by results. scenes: all that the file says of an image that was read, by (shard, row).
-    left_out: by reason, of what was read so far. Raises RequestError where there are no labels.
+    row) of the images, where they are not all. called: by results. scenes: all that the file says of an image that was read, by
+    (shard, row). left_out: by reason, of what was read so far. Raises RequestError where there are no labels.
     """
 
     def __init__(
@@ -71,6 +71,10 @@ class TargetImages:
         self.view.label = self._label if "label" in targets else None
         self.view.labels = ClassLabels(shards, classes) if "labels" in targets else None
         if is_annotations(word):
+            if not box_classes:
+                raise RequestError(
+                    f"labels={word} says where things lie, and no head here finds any; another word for labels"
+                )
             self.view.things = FileThings(shards, read_things(word).among(box_classes))
         self.scenes = dict[tuple[int, int], Scene]()
         self._told: set[tuple[int, int]] = set()

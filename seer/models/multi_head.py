@@ -77,11 +77,6 @@ def answers(
     return found
 
 
-def channels(backbone: nn.Module) -> dict[str, int]:
-    """Returns the channels of each stage of a backbone: {"stem": 32, "stage1": 48, …}."""
-    return {name: width for name, (width, _) in stages(backbone).items()}
-
-
 @torch.no_grad()
 def stages(backbone: nn.Module, side: int = 64) -> dict[str, tuple[int, float]]:
     """Returns channels and stride in pixels of each stage of a backbone, by one image in evaluation mode."""

@@ -129,16 +129,13 @@ class HeadsTask(Task):
         self.model: nn.Module = self._plain
         self._heads = made
         self.targets = tuple(dict.fromkeys(KINDS[spec.kind].targets[0] for spec in self.specs.values()))
-        self.batch_fields = {
-            name for spec in self.specs.values() for name in KINDS[spec.kind].targets
-        }  # of a batch, all of them
+        self.batch_fields = {name for spec in self.specs.values() for name in KINDS[spec.kind].targets}
         for spec in self.specs.values():  # what the transform must lay out, where the config does not say it
             transform.mask |= spec.kind == "map"
             transform.boxes = transform.boxes or (MOST_BOXES if spec.kind in BOXED else 0)
             transform.values = transform.values or (spec.outputs if spec.kind == "regress" else 0)
-        self._inside = [
-            head for head in made.values() if isinstance(head, MaskRCNNHead)
-        ]  # that learn in their forward pass
+        # those that learn in their forward pass
+        self._inside = [head for head in made.values() if isinstance(head, MaskRCNNHead)]
         if self._inside:
             if not isinstance(transform, WholeImage):
                 raise RequestError("heads=mask_rcnn finds things on whole images; augment=whole_image shows them")

@@ -144,6 +144,7 @@ def test_it_is_judged_on_whole_images_twice_alike(first, drawn, tmp_path, capfd)
     assert ended.status == 0, ended.words
     found = ended.result
     assert found["images"] == 11 and found["left_out"] == {"target": 1}
+    assert found["labels_left_out"] == {"of no area": 1, "outside their image": 1}
     assert (
         0 <= found["mask_rcnn/ap50"] <= 1
         and 0 <= found["mask_rcnn/mask_ap50"] <= 1

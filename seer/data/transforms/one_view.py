@@ -73,7 +73,7 @@ class OneView:
 
     crops: ClassVar[type[MultiCrop]] = MultiCrop  # what draws boxes of the image
     things: FileThings | None = (
-        None  # what lies on images, given by the program where a file says it and not their samples
+        None  # what lies on images, where a file says it and not their samples; given by the program
     )
 
     def __init__(
