@@ -14,7 +14,7 @@ from seer.data.coco import is_annotations, read_things
 from seer.data.label_words import check_word
 from seer.data.shards.open import box_classes
 from seer.data.shards.shard import Shard
-from seer.data.transforms.file_things import FileThings, place_of
+from seer.data.transforms.file_things import FileThings
 from seer.data.transforms.targets import ClassLabel, ClassLabels
 from seer.evals import labels
 from seer.evals.labels import Labels
@@ -104,7 +104,7 @@ def _with_things(config: RunConfig, shards: Sequence[Shard] | None) -> tuple[Run
         (s, row)
         for s, shard in enumerate(shards)
         for row, key in enumerate(shard.iter_keys())
-        if found.at(place_of(shard, key)) is None
+        if things.at(s, row, key) is None
     ]
     total = sum(map(len, shards))
     if len(unlisted) == total:

@@ -202,8 +202,12 @@ def test_two_ranks_train_backbone_and_head_with_shared_statistics(drawn, tmp_pat
         "parallel.batch_norm_group=2",
         "steps=2",
     )
-    ended = wait(start(*words(drawn, tmp_path / "run", *more), ranks=2))
-    assert ended.status == 0, ended.words
+    for run in ("run", "again")[: 2 if mode == "ddp" else 1]:
+        ended = wait(start(*words(drawn, tmp_path / run, *more), ranks=2))
+        assert ended.status == 0, ended.words
+    if mode == "ddp":
+        for file in (tmp_path / "run" / "bundle" / "heads").iterdir():
+            assert (tmp_path / "again" / "bundle" / "heads" / file.name).read_bytes() == file.read_bytes()
     (head,) = read_heads(tmp_path / "run" / "bundle").values()
     moved = [
         name
@@ -211,6 +215,20 @@ def test_two_ranks_train_backbone_and_head_with_shared_statistics(drawn, tmp_pat
         if name.endswith("running_var") and (tensor != 1).any()
     ]
     assert any(name.startswith("fpn.") for name in moved) and any("box_head" in name for name in moved)
+
+
+@pytest.mark.slow
+def test_shards_are_learned_from_by_the_names_that_their_images_had(drawn, tmp_path, capfd):
+    pytest.importorskip("pycocotools")
+    assert (
+        seer(capfd, "shard", f"source={drawn[0]}", f"output={tmp_path / 'shards'}", "processes=1", "per_shard=5").status
+        == 0
+    )
+    ended = seer(capfd, *words((tmp_path / "shards", drawn[1]), tmp_path / "run", "steps=1"))
+    assert ended.status == 0 and "1 of the 12 images are not listed" in ended.words, ended.words
+    asked = (f"data.test={tmp_path / 'shards'}", f"data.labels={drawn[1]}", "device=cpu", "eval.draws=0")
+    ended = seer(capfd, "evaluate", "eval=head", f"weights={tmp_path / 'run'}", *asked)
+    assert ended.status == 0 and ended.result["images"] == 11 and ended.result["left_out"] == {"target": 1}
 
 
 @pytest.mark.slow

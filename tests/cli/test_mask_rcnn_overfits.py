@@ -69,7 +69,7 @@ def test_all_images_are_learned_from_as_they_are_crowds_left_out(coco, tmp_path,
         f"data.labels={coco[1]}",
         f"output={tmp_path / 'run'}",
         "augment.size=128",
-        "steps=10",
+        "steps=4",
     )
     inside = [f"heads.mask_rcnn.{word}" for word in HEAD] if head == "mask_rcnn" else ["heads.detect.width=32"]
     ended = seer(capfd, "adapt", f"heads={head}", *SMALL, *inside, *data)

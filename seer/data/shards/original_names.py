@@ -2,7 +2,7 @@
 
 `shard-000000.tar.names.jsonl` has the fields of a run's `skipped.jsonl` in line n + 1 for row n: {"shard": the source as it was
 named, "row": its row there, "member": the whole name of the image}. Shards made of shards keep the first names. The file is
-for people and programs beside training, which never opens it; it may be deleted.
+for people and programs beside training; it may be deleted. Training opens it for a file of COCO's form alone, which names images.
 """
 
 import json

@@ -14,6 +14,7 @@ import numpy as np
 from seer.core.records import ImageArray, Sample
 from seer.data.coco import Scene, Thing, Things
 from seer.data.decode import Undecodable
+from seer.data.shards.original_names import Origins
 from seer.data.shards.shard import Shard
 from seer.data.transforms.targets import Boxes
 
@@ -28,11 +29,18 @@ class FileThings:
 
     def __init__(self, shards: Sequence[Shard], found: Things):
         self.names, self.left_out = found.names, dict(found.left_out)
-        self._found, self._shards = found, list(shards)
+        self._found, self._shards, self._origins = found, list(shards), Origins(shards)
+
+    def at(self, shard: int, row: int, key: str) -> Scene | None:
+        """Returns what is on an image; None where the file does not list it. Images of shards that `seer shard` made are known by the
+        names that they had, while these lie beside the shards."""
+        one, origin = self._shards[shard], self._origins.of(shard, row)
+        renamed = origin["shard"] != str(one.path)
+        return self._found.at(f"{origin['shard']}/{origin['member']}" if renamed else place_of(one, key))
 
     def scene(self, sample: Sample, image: ImageArray) -> Scene:
         """Returns all that is on an image [h, w, C], crowds as well. Raises Undecodable."""
-        scene = self._found.at(place_of(self._shards[sample.ref.shard], sample.key))
+        scene = self.at(sample.ref.shard, sample.ref.row, sample.key)
         if scene is None:
             raise Undecodable(f"{self._found.path} does not list it", "target")
         height, width = image.shape[:2]
