@@ -119,6 +119,20 @@ def write(
     return described
 
 
+def result(
+    file: Path, described: Mapping[str, Any], pictures: int, card: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Returns what an exporter tells of a file that `write` made. more: of its own target."""
+    rows, parity = described["outputs"], described["parity"]
+    figures: dict[str, Any] = (
+        {"agreement": {one["name"]: one["agreement"] for one in rows}}
+        if parity is None
+        else {"parity": max(parity.values()), "tolerance": described["tolerance"]}
+    )
+    named = {"file": str(file), "described": str(beside(file)), "outputs": [one["name"] for one in rows]}
+    return {**named, **more, **figures, "pictures": pictures, "card": dict(card)}
+
+
 def read(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the description of a program's file, whose bytes are those that it was written with.
 

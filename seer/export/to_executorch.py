@@ -69,15 +69,14 @@ def export(
     with _quiet():
         needs("executorch", MODULES, install="'seer-pretrain[device]'")
     program = Program(backbone, card, given, heads, names)
-    if int8:
-        calibration = check_calibration(program, calibration)
+    calibration = check_calibration(program, calibration) if int8 else None
     arena: list[int] = []
     told: dict[str, Any] = {
         "precision": "int8" if int8 else "fp32",
         "backend": "xnnpack",
         "batch": {"least": 1, "most": 1},
         "arena_bytes": arena,
-        **({"calibration": {"pictures": len(calibration)}} if int8 and calibration is not None else {}),
+        **({} if calibration is None else {"calibration": {"pictures": len(calibration)}}),
     }
 
     def check(made: Path) -> Mapping[str, Mapping[str, float]]:
@@ -93,21 +92,13 @@ def export(
         program,
         card,
         target="executorch",
-        make=lambda made: arena.extend(_write(program, made, calibration if int8 else None)),
+        make=lambda made: arena.extend(_write(program, made, calibration)),
         check=check,
         tolerance=None if int8 else TOLERANCE,
         versions={name: version(name) for name in ("executorch", "torchao")},
         told=told,
     )
-    return {
-        "file": str(file),
-        "described": str(program_file.beside(file)),
-        "outputs": [one.name for one in program.outputs],
-        "precision": told["precision"],
-        **_figures(described),
-        "pictures": len(pixels),
-        "card": dict(card),
-    }
+    return program_file.result(file, described, len(pixels), card, precision=described["precision"])
 
 
 def load(file: str | Path) -> Callable[[Tensor], Named]:
@@ -189,12 +180,6 @@ def _agreed(run: Callable[[Tensor], Named], program: Program, pixels: Tensor) ->
 def _cosine(found: Tensor, wanted: Tensor) -> float:
     """Returns the mean over images of the cosine of two outputs."""
     return torch.cosine_similarity(found.double().flatten(1), wanted.double().flatten(1)).mean().item()
-
-
-def _figures(described: Mapping[str, Any]) -> dict[str, Any]:
-    if described["parity"] is None:
-        return {"agreement": {one["name"]: one["agreement"] for one in described["outputs"]}}
-    return {"parity": max(described["parity"].values()), "tolerance": TOLERANCE}
 
 
 @contextmanager

@@ -88,16 +88,7 @@ def export(
         tolerance=TOLERANCE,
         versions={one.__name__: one.__version__ for one in (onnx, onnxruntime, onnxscript)},
     )
-    return {
-        "file": str(file),
-        "described": str(program_file.beside(file)),
-        "outputs": [one.name for one in program.outputs],
-        "opset": opset[0],
-        "parity": max(described["parity"].values()),
-        "tolerance": TOLERANCE,
-        "pictures": len(pixels),
-        "card": dict(card),
-    }
+    return program_file.result(file, described, len(pixels), card, opset=opset[0])
 
 
 def session(file: str | Path) -> Any:

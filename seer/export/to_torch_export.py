@@ -62,15 +62,7 @@ def export(
         tolerance=TOLERANCE,
         versions={},
     )
-    return {
-        "file": str(file),
-        "described": str(program_file.beside(file)),
-        "outputs": [one.name for one in program.outputs],
-        "parity": max(described["parity"].values()),
-        "tolerance": TOLERANCE,
-        "pictures": len(pixels),
-        "card": dict(card),
-    }
+    return program_file.result(file, described, len(pixels), card)
 
 
 def load(file: str | Path) -> Any:

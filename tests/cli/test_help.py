@@ -40,7 +40,7 @@ def entries(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     last = ""
     for line in text.splitlines():
-        if row := re.match(r"  ([a-z_.]+=.*)$", line):
+        if row := re.match(r"  ([a-z0-9_.]+=.*)$", line):
             last, _, said = row[1].partition("  ") if "  " in row[1] else (row[1], "", "")
             if " " in last and not last.split("=")[1].startswith(("[", "{")):  # a long word and a short meaning
                 last, _, said = row[1].partition(" ")
