@@ -32,7 +32,7 @@ from seer.export import (
     to_timm,
     to_torch_export,
     to_torchvision,
-)  # fmt: skip
+)
 from seer.export.optional import NotInstalledError
 from seer.export.program import Given
 from seer.models.families.family import Network
@@ -207,7 +207,8 @@ def _parity(written: dict[str, Any]) -> str:
     if "agreement" in written:
         said = [f"{name} {key} {value:.4f}" for name, row in written["agreement"].items() for key, value in row.items()]
         return f"int8 agrees with float32: {', '.join(said)}"
-    return f"features differ by {written['parity']:.1e} at most (allowed {written['tolerance']:.0e})"
+    what = ", ".join(written.get("outputs", ("features",)))
+    return f"{what} differ by {written['parity']:.1e} at most (allowed {written['tolerance']:.0e})"
 
 
 def _calibration(settings: dict[str, Any], backbone: Network, card: dict[str, Any]) -> torch.Tensor:

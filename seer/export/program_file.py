@@ -38,12 +38,7 @@ from seer.models.bundle import PROVENANCE
 from seer.models.zoo import name_of
 
 FORMAT = "seer-program"
-BOXES = {
-    "least": 0.05,
-    "overlap": 0.6,
-    "most": 100,
-    "candidates": 1000,
-}  # the defaults of `models.heads.detect.boxes_of`
+BOXES = {"least": 0.05, "overlap": 0.6, "most": 100, "candidates": 1000}  # defaults of `models.heads.detect.boxes_of`
 VERSION = 1
 _VALUES = {"normalized": "normalized", "uint8": "0 to 255", "float": "0 to 1"}
 _MEANING = {  # of an output, by the kind of its head and its part
