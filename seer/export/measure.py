@@ -53,7 +53,11 @@ class Running:
         )
         how = described["preprocessing"]
         given = {"values": described["input"]["values"], "mean": how["mean"], "std": how["std"]}
-        self.started = self._ask("start", target=described["target"], threads=threads, how=given)
+        try:
+            self.started = self._ask("start", target=described["target"], threads=threads, how=given)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Running:
         return self

@@ -5,6 +5,7 @@ and a runtime that this file feeds itself.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,19 @@ def write_program(bundle: Path, file: Path, *, inside: bool, heads: tuple[str, .
     }
     program_file.beside(file).write_text(json.dumps(described))
     return described
+
+
+def children() -> list[str]:
+    """Returns the command lines of this process's children that run."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and state != "Z":
+                found.append((status.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # it ended while it was looked at
+            continue
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +239,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_what_installs_it(capfd, f
     (tmp_path / "m.pte.json").write_text(json.dumps(described))
     ended = seer(capfd, "measure", f"file={tmp_path / 'm.pte'}")
     assert ended.status == 78
+    assert not [one for one in children() if "device.py" in one], "its process is left"
     try:
         import executorch.runtime  # noqa: F401
     except ImportError:

@@ -109,3 +109,20 @@ def test_the_arena_is_that_which_the_description_tells(bundle, tmp_path):
     with pytest.raises(gate.OverBudgetError, match=naming("arena_mb", 3.5, 3)):
         gate.write_within(Budget(arena_mb=3), tmp_path / "b", write, backbone.architecture, 64)
     assert [one.name for one in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_program_that_is_cut_to_what_its_heads_read_is_judged_by_its_own_costs(bundle, tmp_path):
+    """The whole network has 3.9 M parameters; what is written, of earlier stages alone, says that it has fewer."""
+    backbone, _ = read_bundle(bundle)
+
+    def write(place: Path) -> dict[str, str]:
+        place.mkdir(parents=True)
+        (place / "m.pt2").write_bytes(bytes(100))
+        (place / "m.pt2.json").write_text(json.dumps({"cost": {"parameters": 400_000, "macs": 9}}))
+        return {"file": str(place / "m.pt2"), "described": str(place / "m.pt2.json")}
+
+    given = (Budget(parameters_m=1), tmp_path / "a", write, backbone.architecture, 64)
+    found = gate.write_within(*given, whole=False)
+    assert found["budget"]["limits"] == [{"limit": "parameters_m", "most": 1, "value": 0.4, "ok": True}]
+    with pytest.raises(gate.OverBudgetError, match=naming("parameters_m", 3.903)):
+        gate.write_within(*given)
