@@ -18,6 +18,7 @@ from seer.cli.verbs import SCHEMAS
 from seer.core import schema
 from seer.core.config import GIVEN, flat
 from seer.core.errors import RequestError
+from seer.core.evaluations import PROBES
 from seer.core.signature import signature
 
 SEVERAL = "heads"  # the group whose choices are nodes by their own names
@@ -108,6 +109,12 @@ def values_of(verb: str) -> Values:
         for choice in found[group]:
             for key, values in _of_choice(group, choice).items():
                 found.setdefault(key, values)
+    if "probe.run" in found:
+        for name, target in PROBES.items():
+            known = signature(target)
+            assert known is not None
+            own = {key: _of(hint) for key, (hint, _) in known.parameters.items() if key not in GIVEN["eval"]}
+            found |= {f"probe.{name}.{key}": values for key, values in own.items()}
     return found
 
 

@@ -150,7 +150,7 @@ def test_a_word_sets_its_key(word, key, expected):
 def test_what_words_set_is_what_hydra_composes_of_them(verb, choices, settings):
     composed, settings = config._compose(verb, choices, None), list(settings)
     GlobalHydra.instance().clear()
-    with config._store(None), initialize_config_dir(str(FOLDER), version_base="1.3"):
+    with config._store(choices, None), initialize_config_dir(str(FOLDER), version_base="1.3"):
         whole = compose(verb, overrides=[*choices, *(f"++{word}" for word in settings)])
     GlobalHydra.instance().clear()
     expected = OmegaConf.to_container(whole, resolve=False, throw_on_missing=False)

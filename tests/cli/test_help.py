@@ -134,6 +134,7 @@ def test_composing_leaves_hydras_own_choices_out_and_as_they_were(monkeypatch):
         return load(self, config_path)
 
     monkeypatch.setattr(ConfigRepository, "load_config", noted)
+    config._of_choices.cache_clear()  # else the process composed it before
     own = ConfigStore.instance().repo["hydra"]["config.yaml"].node
     before = list(own.defaults)
     config.read("pretrain", ["data.source=x"])
