@@ -19,6 +19,7 @@ import copy
 import difflib
 import io
 import re
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +33,10 @@ from seer.core.errors import RequestError
 LIBRARIES = ("timm", "torchvision")
 NAME = re.compile(rf"(?P<library>{'|'.join(LIBRARIES)}):(?P<network>[A-Za-z0-9_]+)")
 PROBE = 224  # side of the image by which torchvision's stages are found; on meta, so nothing is computed
+# While torch.fx traces, every call of any module in any thread goes to its tracer. A run writes its bundle, for which the network
+# is built on meta, in a thread beside training: so each network is traced once, when the run makes it.
+_TRACED: dict[tuple[str, int], tuple[tuple[Any, Any], list[int]]] = {}
+_TRACING = threading.Lock()
 DRAWING = re.compile(r"Dropout|StochasticDepth|DropPath|DropBlock")
 
 
@@ -154,23 +159,33 @@ def _timm(network: str, in_channels: int) -> tuple[nn.Module, list[int]]:
 def _torchvision(network: str, in_channels: int) -> tuple[nn.Module, list[int]]:
     """Returns torchvision's network up to its last map as a graph that answers with the last map of each size."""
     from torchvision import models
-    from torchvision.models.feature_extraction import create_feature_extractor
+    from torchvision.models.feature_extraction import DualGraphModule
 
     _listed("torchvision", network, models.list_models(module=models))
     made = _built(network)
     if in_channels != 3:
         _take_channels(made, in_channels)
+    with _TRACING:
+        if (network, in_channels) not in _TRACED:
+            _TRACED[network, in_channels] = _traced(network, made, in_channels)
+        graphs, widths = _TRACED[network, in_channels]
+    extractor = DualGraphModule(made, *copy.deepcopy(graphs), class_name=type(made).__name__)
+    return extractor.train(made.training), list(widths)
+
+
+def _traced(network: str, made: nn.Module, in_channels: int) -> tuple[tuple[Any, Any], list[int]]:
+    """Returns the graphs of a network in training and in evaluation, and the channels of its stages. Raises RequestError."""
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     stages = _stages(made, in_channels)
     if len(stages) < 2:
         raise RequestError(
             f"model=torchvision:{network}: it makes no maps of several sizes; take a network of convolutions"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # that its passes in training and in evaluation are two graphs, as they are
+        warnings.simplefilter("ignore", UserWarning)  # that these are two graphs, as they are
         extractor = create_feature_extractor(made, {name: name for name in stages})
-    return extractor, list(stages.values())
+    return (extractor.train_graph, extractor.eval_graph), list(stages.values())
 
 
 def _built(network: str) -> nn.Module:

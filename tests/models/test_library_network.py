@@ -1,5 +1,7 @@
 """Networks of timm and torchvision by name: the same maps as in the library, back from a bundle, weights in its own names."""
 
+import threading
+
 import pytest
 import timm
 import torch
@@ -79,6 +81,27 @@ def test_freezing_holds_batch_norms_of_the_library_s_own_classes():
         before = ours(X)
     freeze(ours).train()
     assert torch.equal(ours(X), before) and torch.equal(ours(X), before)
+
+
+def test_building_it_again_in_a_thread_leaves_calls_of_others_alone():
+    ours, stop, wrong = zoo.build("torchvision:squeezenet1_1").eval(), threading.Event(), list[Exception]()
+
+    def calling() -> None:
+        while not stop.is_set():
+            try:
+                with torch.no_grad():
+                    ours(X[:1, :, :32, :32])
+            except Exception as error:
+                wrong.append(error)
+                return
+
+    thread = threading.Thread(target=calling)
+    thread.start()
+    for _ in range(20):
+        zoo.of(ours.architecture, device="meta")
+    stop.set()
+    thread.join()
+    assert wrong == []
 
 
 def test_nothing_is_drawn_inside():
