@@ -74,7 +74,7 @@ USAGE = {
 }
 OF_A_GROUP = {
     "recipe": "what the other keys begin with",
-    "model": "the backbone",
+    "model": "the backbone; timm:NAME and torchvision:NAME take a network of theirs",
     "data": "what is trained on",
     "heads": "what stands on the backbone, several in brackets",
     "eval": "what is measured",

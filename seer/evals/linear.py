@@ -184,6 +184,11 @@ class Linear:
         judged = linear_tags.judged(found, true, known, names_of(self.test), draws)
         if len(self.penalties) > 1:
             judged.told["penalty_chosen_on"] = f"every {ASIDE}th image of train"
+        left_out = {
+            side: getattr(images, "left_out", {}) for side, images in (("train", self.train), ("test", self.test))
+        }
+        if any(left_out.values()):
+            judged.told["left_out"] = left_out
         return judged
 
     def _fitted(self, task: Modules) -> tuple[dict[str, tuple[torch.Tensor, float]], torch.Tensor, torch.Tensor]:

@@ -7,7 +7,6 @@ image is taken, learned from the others; the test images have no say.
 Legend: M train images, Q test images, C features, Y classes.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,5 +85,5 @@ def judged(found: Scored, true: torch.Tensor, known: torch.Tensor, names: Sequen
         if bounds := resampling.interval(len(plain), draws, 0, draw):
             result.intervals[f"linear_map{tail}"] = bounds
     some = share[share > 0]
-    result.told["chance"] = {"map": float(some.mean()) if len(some) else math.nan}  # of scores that say nothing
+    result.told["chance"] = {"map": float(some.mean()) if len(some) else None}  # of scores that say nothing
     return result
