@@ -24,7 +24,7 @@ class FrozenBatchNorm2d(Frozen, nn.BatchNorm2d):
     """Normalizes with its running statistics and never moves them, whatever mode the network is in."""
 
 
-def frozen(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+def _frozen(kind: type[_BatchNorm]) -> type[_BatchNorm]:
     """Returns the class of batch norms of a kind that never move: of other libraries' as well, which do more than normalize."""
     return FrozenBatchNorm2d if kind is nn.BatchNorm2d else type(f"Frozen{kind.__name__}", (Frozen, kind), {})
 
@@ -37,7 +37,7 @@ def freeze_batch_norm(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, Frozen):
-            module.__class__ = frozen(type(module))
+            module.__class__ = _frozen(type(module))
             module.eval()
             module.requires_grad_(False)
     return model
