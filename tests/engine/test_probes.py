@@ -1,5 +1,6 @@
 """Probes keep to their share of the time, on a clock of our own; and the best of a figure is known by hand."""
 
+import dataclasses
 import logging
 import math
 
@@ -8,10 +9,12 @@ import torch
 from torch import nn
 
 from seer.core.errors import RequestError
+from seer.core.evaluations import PROBES
 from seer.core.log import log
 from seer.engine.best import Best
 from seer.engine.probes import Probes
 from seer.parallel.world import World
+from seer.run.config import ProbesConfig
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -117,3 +120,7 @@ def test_a_figure_that_is_not_measured_is_a_wrong_request_and_one_that_waits_is_
     with pytest.raises(RequestError, match="knn_top1"):
         best.observe(0, {"knn_top1": 0.5}, None)
     assert not best.observe(10, {"knn_top1": 0.5}, None, complete=False)
+
+
+def test_every_probe_has_settings_in_the_config_of_a_run():
+    assert {field.name for field in dataclasses.fields(ProbesConfig)} == {"run", "share", *PROBES}
