@@ -126,6 +126,7 @@ def _one_of(rank: int, ranks: int, port: int, folder: str, words: list[str]) -> 
     os.environ.update({name: str(value) for name, value in here.items()} if ranks > 1 else {})
     for stream, what in ((sys.stdout, "out"), (sys.stderr, "err")):
         os.dup2(os.open(Path(folder, f"{rank}.{what}"), os.O_WRONLY | os.O_CREAT), stream.fileno())
+    sys.argv = ["seer", *words]  # what a run writes down
     status = main(words)
     sys.stdout.flush(), sys.stderr.flush()
     Path(folder, f"{rank}.status").write_text(str(status))

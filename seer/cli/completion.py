@@ -102,7 +102,7 @@ def values_of(verb: str) -> Values:
     limits = schema.limits(kind)
     found: Values = {group: tuple(choices_of(verb, group)) for group in groups}
     for key in schema.sentences(kind):
-        if key not in groups:
+        if key not in groups and key.removeprefix("probe.") not in PROBES:
             words = limits.get(key, "")
             found[key] = tuple(words.split(" | ")) if " | " in words else _of(schema.hint_of(kind, key))
     for group in groups:

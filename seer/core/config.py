@@ -17,7 +17,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "schedule": ("step", "total"),
     "precision": ("device",),
     "augment": ("label", "labels", "pixels"),
-    "eval": ("train", "test", "mean", "std", "batch", "threads", "dtype"),
+    "eval": ("train", "test", "known", "mean", "std", "batch", "threads", "dtype"),
 }
 # What people write as a rate or a duration in a schedule, whose own arguments are numbers.
 SCHEDULE = {

@@ -104,7 +104,7 @@ def test_a_result_says_what_it_is_of_and_is_the_same_again_and_from_a_checkpoint
 def test_a_result_without_labels_says_what_it_is_of_and_is_the_same_on_two_ranks(tmp_path, weights, kind):
     train = folder(tmp_path / "a", ["ant", "bee", "cat"])
     words = ("evaluate", f"eval={kind}", "data.size=32", f"weights={weights}", f"data.train={train}", "device=cpu")
-    one, two = (wait(start(*words, ranks=ranks)) for ranks in (1, 2))
+    one, two = (finished(*words, ranks=ranks) for ranks in (1, 2))
     assert (one.status, two.status) == (0, 0), two.words
     first, second = ({k: v for k, v in e.result.items() if k not in VARYING} for e in (one, two))
     assert first == second and first["weights_sha256"] == digest(load(str(weights))[0])

@@ -26,6 +26,9 @@ class Drawn:
     def batches(self, batch: int = 256, threads: int = 2):
         yield Labelled(self.pixels, self.labels)
 
+    def made(self, make, batch: int = 256, threads: int = 2):
+        return make(self.pixels), self.labels
+
 
 class Stages(torch.nn.Module):
     """A backbone of two stages: the second sees all three channels, the first the sum alone."""
