@@ -8,6 +8,7 @@ import pytest
 
 from seer.cli import config
 from seer.core.build import build
+from seer.core.errors import RequestError
 from seer.evals import probe
 from tests.cli.test_evaluate import weights  # noqa: F401  # a fixture
 from tests.data.image_files import jpeg
@@ -47,7 +48,8 @@ def test_shard_reads_every_key(classes, tmp_path):
 
 def test_export_reads_every_key(tmp_path, weights):  # noqa: F811
     words = (f"weights={weights}", "to=safetensors", f"output={tmp_path / 'o'}", "pictures=1", "licence=MIT")
-    assert unread("export", *words) == {"pixels"}  # of preprocessing=inside, tests/export/test_programs.py
+    # of preprocessing=inside, tests/export/test_programs.py, and of int8=true, tests/export/test_export_of_heads.py
+    assert unread("export", *words) == {"pixels", "calibration", "calibration_images"}
 
 
 def test_measure_reads_every_key(tmp_path, weights):  # noqa: F811
@@ -82,12 +84,16 @@ def test_another_value_of_a_key_of_evaluate_gives_other_images_or_another_evalua
     how = dict(mean=(0, 0, 0), std=(1, 1, 1), batch=2, threads=1, dtype=None)
     for kind, others in {
         "knn": {"k": 3, "temperature": 0.5},
-        "linear": {"penalty": 0.5, "iterations": 7, "stages": ["stage1"]},
+        "linear": {"penalty": 0.5, "iterations": 7, "stages": ["stage1"], "several": True, "draws": 3},
         "lowshot": {"parts": [0.2], "draws": 2, "seed": 1, "penalties": [0.1], "iterations": 7},
         "rankme": {"most": 9},
     }.items():
         node = config.read("evaluate", [*words, f"eval={kind}"])["eval"]
         assert set(node) == {"_target_", *others}
         for key, value in others.items():
+            if key == "several":  # other images are opened for it: tests/evals/test_linear_tags.py
+                with pytest.raises(RequestError):
+                    build("eval", {**node, key: value}, *images, **how)
+                continue
             before, after = build("eval", node, *images, **how), build("eval", {**node, key: value}, *images, **how)
             assert {k: v for k, v in vars(before).items()} != vars(after)
