@@ -34,8 +34,9 @@ LIBRARIES = ("timm", "torchvision")
 NAME = re.compile(rf"(?P<library>{'|'.join(LIBRARIES)}):(?P<network>[A-Za-z0-9_]+)")
 PROBE = 224  # side of the image by which torchvision's stages are found; on meta, so nothing is computed
 # While torch.fx traces, every call of any module in any thread goes to its tracer. A run writes its bundle, for which the network
-# is built on meta, in a thread beside training: so each network is traced once, when the run makes it.
-_TRACED: dict[tuple[str, int], tuple[tuple[Any, Any], list[int]]] = {}
+# is built on meta, in a thread beside training: so each network is traced once, when the run makes it. Numbers that its code makes
+# on the way are attributes of the module that was traced, by names that the graphs hold; every other one of it needs them, too.
+_TRACED: dict[tuple[str, int], tuple[tuple[Any, Any], list[int], dict[str, Tensor]]] = {}
 _TRACING = threading.Lock()
 DRAWING = re.compile(r"Dropout|StochasticDepth|DropPath|DropBlock")
 
@@ -166,15 +167,20 @@ def _torchvision(network: str, in_channels: int) -> tuple[nn.Module, list[int]]:
     if in_channels != 3:
         _take_channels(made, in_channels)
     with _TRACING:
-        if (network, in_channels) not in _TRACED:
-            _TRACED[network, in_channels] = _traced(network, made, in_channels)
-        graphs, widths = _TRACED[network, in_channels]
+        known = _TRACED.get((network, in_channels))
+        on_meta = next(made.parameters()).is_meta
+        if known is None or (not on_meta and any(value.is_meta for value in known[2].values())):
+            known = _TRACED[network, in_channels] = _traced(network, made, in_channels)
+        graphs, widths, constants = known
+    for name, value in constants.items():
+        setattr(made, name, value)
     extractor = DualGraphModule(made, *copy.deepcopy(graphs), class_name=type(made).__name__)
     return extractor.train(made.training), list(widths)
 
 
-def _traced(network: str, made: nn.Module, in_channels: int) -> tuple[tuple[Any, Any], list[int]]:
-    """Returns the graphs of a network in training and in evaluation, and the channels of its stages. Raises RequestError."""
+def _traced(network: str, made: nn.Module, in_channels: int) -> tuple[tuple[Any, Any], list[int], dict[str, Tensor]]:
+    """Returns the graphs of a network in training and in evaluation, the channels of its stages, and the numbers by name that the
+    graphs look up in the module. Raises RequestError."""
     from torchvision.models.feature_extraction import create_feature_extractor
 
     stages = _stages(made, in_channels)
@@ -185,7 +191,8 @@ def _traced(network: str, made: nn.Module, in_channels: int) -> tuple[tuple[Any,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that these are two graphs, as they are
         extractor = create_feature_extractor(made, {name: name for name in stages})
-    return (extractor.train_graph, extractor.eval_graph), list(stages.values())
+    constants = {name: value for name, value in vars(made).items() if name.startswith("_tensor_constant")}
+    return (extractor.train_graph, extractor.eval_graph), list(stages.values()), constants
 
 
 def _built(network: str) -> nn.Module:

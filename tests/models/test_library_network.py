@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer.core.errors import RequestError
-from seer.models import zoo
+from seer.models import library_network, zoo
 from seer.models.bundle import read_bundle, write_bundle
 from seer.models.library_network import LibraryNetwork
 from seer.models.surgery import freeze
@@ -140,3 +140,15 @@ def test_a_file_of_another_network_is_refused(theirs, tmp_path):
     start_from(str(tmp_path / "theirs.pth"), zoo.build("timm:test_resnet"), mean=MEAN, std=STD)
     with pytest.raises(RequestError, match="lack"):
         start_from(str(tmp_path / "theirs.pth"), zoo.build("timm:test_convnext"), mean=MEAN, std=STD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["cpu", "meta"])
+def test_a_network_whose_graph_holds_numbers_of_its_own_can_be_built_again(first, monkeypatch):
+    monkeypatch.setattr(library_network, "_TRACED", {})
+    LibraryNetwork("torchvision", "maxvit_t", device=first)
+    one, two = (LibraryNetwork("torchvision", "maxvit_t").eval() for _ in range(2))
+    two.load_state_dict(one.state_dict())
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(one(x), two(x))
