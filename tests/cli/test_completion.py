@@ -100,6 +100,7 @@ def test_zsh_offers_the_same(line, tmp_path):
     assert in_zsh("seer pretrain data.source=x", tmp_path) == ["FILES"] == in_zsh("seer adapt ./x", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_keys_are_those_of_the_composed_configs_whatever_is_chosen(verb):
     offered, composed = values_of(verb), set[str]()

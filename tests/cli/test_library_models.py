@@ -95,6 +95,7 @@ def test_two_ranks_keep_statistics_of_their_own_and_go_on(labelled, tmp_path):
     assert refused.status != 0 and "parallel.mode=ddp" in refused.words and not (tmp_path / "two").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -55,6 +55,7 @@ def everything(world, train: str, test: str) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_every_evaluation_is_the_same_on_one_two_and_three_ranks(tmp_path):
     # of the second block all are broken: the rank whose turn it is has nothing to run the network on
     train, test = folder(tmp_path / "a", 0, broken=(9, 1, 4)), folder(tmp_path / "b", 50)

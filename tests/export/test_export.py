@@ -170,6 +170,7 @@ def test_the_timm_folder_loads_strictly_in_timm_and_gives_the_same_features(tmp_
     assert all(torch.equal(loaded[key], value) for key, value in backbone.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_model_of_each_name_has_our_widths(name):
     timm = pytest.importorskip("timm")

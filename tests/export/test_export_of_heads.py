@@ -29,6 +29,7 @@ def bundle(tmp_path_factory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundle"), backbone, card=CARD, heads=with_heads(backbone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "outputs"),
     [((), OUTPUTS), (("outputs=[far,features]",), ["far", "features"]), (("heads=where",), ["where"])],

@@ -71,6 +71,7 @@ def exported(target, bundle: Path, output: Path, count: int, **more) -> dict:
     return target.export(read_bundle(bundle)[0], CARD, output, levels(count), "uint8", heads=read_heads(bundle), **more)
 
 
+@pytest.mark.slow
 def test_every_kind_of_head_in_one_pt2(tmp_path, bundle):
     result = exported(to_torch_export, bundle, tmp_path, 3)
     assert result["outputs"] == OUTPUTS and result["parity"] <= result["tolerance"] == 1e-6
@@ -87,6 +88,7 @@ def test_every_kind_of_head_in_one_pt2(tmp_path, bundle):
         assert apart(truth[name][:1].expand_as(truth[name]), truth[name]) > 0.01, name
 
 
+@pytest.mark.slow
 def test_the_description_says_what_outputs_mean(tmp_path, bundle):
     described = program_file.read(exported(to_torch_export, bundle, tmp_path, 2)["file"])
     rows = {row["name"]: row for row in described["outputs"]}
@@ -147,6 +149,7 @@ def test_a_head_of_another_backbone_is_refused(bundle):
         Program(other, CARD, heads=read_heads(bundle))
 
 
+@pytest.mark.slow
 def test_a_head_at_stage2_has_no_weight_of_later_stages(tmp_path, bundle):
     """By the names of tensors in the file, and by its size."""
     whole = exported(to_torch_export, bundle, tmp_path / "whole", 2, names=["kind"])

@@ -127,6 +127,7 @@ def test_what_it_does_not_list_or_has_no_maps_is_refused(name):
         zoo.build(name, device="meta")
 
 
+@pytest.mark.slow
 def test_sizes_that_it_does_not_take_are_told_without_computing(capfd):
     fixed = zoo.build("torchvision:maxvit_t", device="meta")
     assert fixed.shapes_of((2, 3, 224, 224))[-1][1] == fixed.feature_dim

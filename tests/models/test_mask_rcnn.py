@@ -56,6 +56,7 @@ class Stages(nn.Module):
         return self.fpn({name: maps[name] for name in FEATURES})
 
 
+@pytest.mark.slow
 def test_what_is_found_is_what_torchvisions_whole_model_finds():
     body, ours = backbone(), head(256)
     theirs = MaskRCNN(
