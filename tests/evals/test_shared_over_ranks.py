@@ -1,5 +1,6 @@
 """Features that ranks share out are those of one process, to the last bit, also where images cannot be read."""
 
+import pytest
 import torch
 
 from seer.data.shards.open import open_shards
