@@ -6,7 +6,7 @@ two differ by a point or so, and this one takes minutes.) Where several penaltie
 train images that is kept aside for it, and the test images have no say. Legend: M train images, C features, Y classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,20 +44,32 @@ def fit(train: torch.Tensor, labels: torch.Tensor, *, penalty: float, iterations
 
     Raises RequestError for a negative penalty. The same arguments give the same weights, on the same machine.
     """
+    classes = int(labels.max()) + 1  # of another one nothing can be learned, and its test rows are wrong
+    return converged(train, classes, lambda scores: nn.functional.cross_entropy(scores, labels), penalty, iterations)
+
+
+def converged(
+    train: torch.Tensor,
+    classes: int,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    penalty: float,
+    iterations: int,
+) -> Fitted:
+    """Trains weights [Y, C] of Y classes on standardized rows [M, C] until nothing is gained. loss: of scores [M, Y]. Others as
+    `fit`."""
     if penalty < 0 or iterations < 1:
         raise RequestError(f"penalty={penalty}, iterations={iterations}: not negative, and at least 1")
     std, mean = torch.std_mean(train, 0)
     std = torch.nan_to_num(std).clamp(min=1e-6)  # one row has no deviation
     train = (train - mean) / std
-    classes = int(labels.max()) + 1  # of another one nothing can be learned, and its test rows are wrong
     weight, bias = torch.zeros(classes, train.shape[1], requires_grad=True), torch.zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(train @ weight.T + bias, labels) + penalty * weight.square().sum()
-        loss.backward()
-        return loss
+        total = loss(train @ weight.T + bias) + penalty * weight.square().sum()
+        total.backward()
+        return total
 
     with torch.enable_grad():
         optimizer.step(closure)

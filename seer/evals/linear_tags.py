@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from seer.core.errors import RequestError
 from seer.evals import resampling
 from seer.evals.figures import mean_average_precision
 from seer.evals.judged import Judged, table
-from seer.evals.linear import ASIDE, Fitted
+from seer.evals.linear import ASIDE, Fitted, converged
 
 Scored = dict[str, tuple[torch.Tensor, float]]  # of each stage ("" for the features) scores [Q, Y], and the penalty
 
@@ -27,24 +26,11 @@ def fit(train: torch.Tensor, targets: torch.Tensor, *, penalty: float, iteration
 
     Raises RequestError for a negative penalty. The same arguments give the same weights, on the same machine.
     """
-    if penalty < 0 or iterations < 1:
-        raise RequestError(f"penalty={penalty}, iterations={iterations}: not negative, and at least 1")
-    std, mean = torch.std_mean(train, 0)
-    std = torch.nan_to_num(std).clamp(min=1e-6)  # one row has no deviation
-    train, classes = (train - mean) / std, targets.shape[1]
-    weight, bias = torch.zeros(classes, train.shape[1], requires_grad=True), torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        each = binary_cross_entropy_with_logits(train @ weight.T + bias, targets, reduction="none")
-        loss = each.mean(0).sum() + penalty * weight.square().sum()
-        loss.backward()
-        return loss
+    def loss(scores: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(scores, targets, reduction="none").mean(0).sum()
 
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return Fitted(mean, std, weight.detach(), bias.detach())
+    return converged(train, targets.shape[1], loss, penalty, iterations)
 
 
 def choose(train: torch.Tensor, targets: torch.Tensor, penalties: Sequence[float], *, iterations: int = 200) -> float:

@@ -76,7 +76,7 @@ def export(
         "backend": "xnnpack",
         "batch": {"least": 1, "most": 1},
         "arena_bytes": arena,
-        **({} if calibration is None else {"calibration": {"pictures": len(calibration)}}),
+        **({} if calibration is None else {"calibration": {"images": len(calibration)}}),
     }
 
     def check(made: Path) -> Mapping[str, Mapping[str, float]]:

@@ -1,4 +1,4 @@
-"""Makes the probes of a run: which images they need, and what measures them.
+"""Makes the probes of a run: which images they need, what measures them, and what its result says of them.
 
 Without `probe=` they are what the images of `eval.*` allow: kNN, RankMe where there are many images, and the heads of the task.
 With it they are those, each with its own settings. kNN is asked at the start what pixels come to without a network.
@@ -13,13 +13,17 @@ from seer.core.evaluations import images_of
 from seer.core.log import log
 from seer.core.protocols import Evaluator
 from seer.data.shards.bad_archives import BadArchives
+from seer.engine.best import Best
+from seer.engine.checkpoint_policy import Checkpoints
+from seer.engine.probes import Probes
 from seer.evals.features import LabelledImages, PlainImages
 from seer.evals.heads import Heads
 from seer.evals.knn import KNN
 from seer.evals.probe import held_out, labelled, unlabelled
 from seer.evals.rankme import RankMe
 from seer.evals.target_images import TargetImages
-from seer.parallel.collectives import Group
+from seer.parallel.collectives import Group, any_rank
+from seer.parallel.world import World
 from seer.run import validate
 from seer.run.config import RunConfig
 
@@ -97,3 +101,22 @@ def _usual(config: RunConfig, images: Images, options: dict[str, Any]) -> dict[s
         if most >= LEAST_RANKME:
             found["rankme"] = RankMe(known, asked, most=most, **options)
     return found
+
+
+def told(judges: Probes, best: Best | None, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Returns what a result says of the probes: the share of the time that they took, and where a figure was best."""
+    found: dict[str, Any] = {"probe_share": round(judges.taken, 4)} if judges else {}
+    if best is not None and (kept := best.plain()):
+        place = checkpoints.files.path(kept["step"])
+        found["best"] = {**kept, "checkpoint": str(place.resolve()) if place.is_dir() else None}
+    return found
+
+
+def check_best(best: Best | None, checkpoints: Checkpoints, world: World) -> None:
+    """Forgets a best step whose checkpoint is gone, as where the run goes on from an older checkpoint than its newest."""
+    if best is None or best.step is None:
+        return
+    place = checkpoints.files.path(best.step)
+    if any_rank(world.rank == 0 and not place.is_dir(), world.group):
+        log.warning(f"{place.name}, at which {best.metric} was best, is gone: the best from here on is kept")
+        best.forget()

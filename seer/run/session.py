@@ -211,7 +211,7 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     probe, judges, best = _probes(session)
     accounts: dict[str, resume.Account] = {"probes": judges, **({} if best is None else {"best": best})}
     first = resume.resume(checkpoints, training, facts, world, group, accounts)
-    _check_best(best, checkpoints, world)
+    probes.check_best(best, checkpoints, world)
     if (first >= training.total_steps or training.clock.over) and (done := finished(folder)):
         log.info(f"{folder} is complete; give more steps= to go on, or another output=")
         return done
@@ -219,7 +219,7 @@ def _run(session: Session, lengths: Durations) -> dict[str, Any]:
     metrics, recorder, progress = _watched(session, first, probe, judges)
     counts = census_of(session.data.shards).plain()
     ending = Ending(folder, bundles, world, config.batch, recorder, counts, bad_archives=session.bad_archives)
-    ending = replace(ending, told=partial(_of_probes, judges, best, checkpoints))
+    ending = replace(ending, told=partial(probes.told, judges, best, checkpoints))
     limits = Ledger(session.data.shards, config.data.max_bad, over_ranks(world), world.size)
     lines = SkippedLines(folder, world, first, limits, config.batch, session.data.excluded)
     monitor = Monitor(
@@ -425,25 +425,6 @@ def _probes(session: Session) -> tuple[KNN | None, Probes, Best | None]:
     knn = made.get("knn")
     best = Best(config.every.keep_best) if config.every.keep_best else None
     return knn if isinstance(knn, KNN) else None, Probes({**made, **given}, session.world, share), best
-
-
-def _of_probes(judges: Probes, best: Best | None, checkpoints: Checkpoints) -> dict[str, Any]:
-    """Returns what a result says of the probes: the share of the time that they took, and where a figure was best."""
-    found: dict[str, Any] = {"probe_share": round(judges.taken, 4)} if judges else {}
-    if best is not None and (told := best.plain()):
-        place = checkpoints.files.path(told["step"])
-        found["best"] = {**told, "checkpoint": str(place.resolve()) if place.is_dir() else None}
-    return found
-
-
-def _check_best(best: Best | None, checkpoints: Checkpoints, world: World) -> None:
-    """Forgets a best step whose checkpoint is gone, as where the run goes on from an older checkpoint than its newest."""
-    if best is None or best.step is None:
-        return
-    place = checkpoints.files.path(best.step)
-    if any_rank(world.rank == 0 and not place.is_dir(), world.group):
-        log.warning(f"{place.name}, at which {best.metric} was best, is gone: the best from here on is kept")
-        best.forget()
 
 
 def _sinks(session: Session, first: int) -> list[MetricSink]:

@@ -259,7 +259,7 @@ def test_int8_is_compared_by_what_it_decides(bundle, pte):
     result, pixels = pte["int8"], levels(64)
     described = program_file.read(result["file"])
     assert described["parity"] is None and described["tolerance"] is None and described["precision"] == "int8"
-    assert described["calibration"] == {"pictures": 32}
+    assert described["calibration"] == {"images": 32}
     assert [set(row["agreement"]) for row in described["outputs"]] == [
         {"cosine", "argmax"}, {"cosine"}, {"cosine"}, {"cosine", "argmax"}, {"cosine"}, {"cosine"},
     ]  # fmt: skip
