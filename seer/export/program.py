@@ -157,7 +157,8 @@ class Program(nn.Module):
 
 
 def chosen(heads: Mapping[str, StoredHead], names: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the outputs that are wanted, in their order. Raises RequestError for names that are none, or given twice."""
+    """Returns the outputs that are wanted, in their order. Raises RequestError for names that are none, or given twice, and
+    for a head that no program can hold."""
     if names is None:
         names = tuple(heads) or (OUTPUT,)
     there = (*heads, OUTPUT)
@@ -165,6 +166,12 @@ def chosen(heads: Mapping[str, StoredHead], names: Sequence[str] | None) -> tupl
         raise RequestError(f"outputs={unknown[0]}: these weights have {', '.join(there)}; give any of them")
     if not names or len(set(names)) < len(names):
         raise RequestError(f"outputs=[{','.join(names)}]: at least one of {', '.join(there)}, each once")
+    if without := [name for name in names if name in heads and heads[name].card.kind == "mask_rcnn"]:
+        others = [name for name, head in heads.items() if head.card.kind != "mask_rcnn"] or [OUTPUT]
+        raise RequestError(
+            f"the head {without[0]} is of kind mask_rcnn, which finds another number of things on each image, and a program has outputs "
+            f"of one shape; outputs=[{','.join(others)}] leaves it out, outputs={OUTPUT} gives the backbone alone"
+        )
     keys = [key for name in names for key in _keys(name, heads[name].card if name in heads else None).values()]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise RequestError(f"outputs=[{','.join(names)}] give two outputs called {twice[0]}: export one of them alone")

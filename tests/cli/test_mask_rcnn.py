@@ -18,6 +18,7 @@ from seer.cli import config
 from seer.cli.adapt import _as_the_weights
 from seer.models.bundle import read_description, read_heads
 from seer.tasks.heads import HeadsTask
+from tests.messages import says
 from tests.program import seer, start, wait
 
 BASE = Path(__file__).resolve().parents[1] / "models" / "bundles_1" / "run"
@@ -270,3 +271,13 @@ def test_what_cannot_be_is_a_wrong_request_and_leaves_no_folder(more, named, dra
     ended = seer(capfd, *words(drawn, tmp_path / "run", *more))
     assert ended.status == 78 and named in ended.result["error"], ended.result
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_it_is_no_part_of_a_program_and_its_features_are(first, tmp_path, capfd):
+    given = ("export", f"weights={first}", "to=torch_export", "pictures=2")
+    for more in ((), ("outputs=[mask_rcnn]",), ("outputs=[features,mask_rcnn]",)):
+        ended = seer(capfd, *given, f"output={tmp_path / 'program'}", *more)
+        assert ended.status == 78 and says(ended.result["error"], "mask_rcnn", "outputs=features"), ended.result
+    assert not (tmp_path / "program").exists()
+    assert seer(capfd, *given, f"output={tmp_path / 'program'}", "outputs=features").status == 0
