@@ -287,5 +287,5 @@ def _check_probes(config: RunConfig) -> None:
         raise RequestError(f"the {name} probe needs both eval.train=… and eval.test=…")
     if plain and not train:
         raise RequestError(f"probe={plain[0]} needs eval.train=…, images whose labels are not looked at")
-    if probe.needs("test") and not test:
-        raise RequestError("probe=head needs eval.test=…, images with what the heads are to find")
+    if probe.needs("test") and not (test or config.holdout):
+        raise RequestError("probe=head needs eval.test=… or holdout=…, images with what the heads are to find")

@@ -51,9 +51,10 @@ def check_config(config: RunConfig) -> None:
             f"probe.share={probe.share}: above 0; to measure nothing leave eval.train= and eval.test= out"
         )
     drawn = not config.data.source and config.data.drawn_test
-    if config.every.keep_best and not (config.eval.train or config.eval.test or drawn):
+    if config.every.keep_best and not (config.eval.train or config.eval.test or config.holdout or drawn):
         raise RequestError(
-            f"every.keep_best={config.every.keep_best}: nothing is measured while training; add eval.train=… eval.test=…"
+            f"every.keep_best={config.every.keep_best}: nothing is measured while training; add eval.train=… eval.test=…, or "
+            "holdout=… where heads are judged"
         )
     parse_fraction(config.data.max_bad)
     if count_or_share(config.holdout) and not has_heads(config):

@@ -231,8 +231,9 @@ def test_images_held_out_are_not_trained_on_and_thresholds_are_those_of_best_f1_
     folder = tmp_path / "tagged"
     write_shards(tagged(60, 3), folder, total=60, per_shard=20, card={"classes": [*sample.SHAPE_CLASSES, "even"]})
     words = ("adapt", f"weights={BASE}", *FEW, "heads=tags", "holdout=20%", f"data.train={folder}")
-    ended = seer(capfd, *words, f"output={tmp_path / 'run'}")
+    ended = seer(capfd, *words, "probe=[head]", "every.keep_best=tags/map", f"output={tmp_path / 'run'}")
     assert ended.status == 0, ended.words
+    assert ended.result["best"]["metric"] == "tags/map" and Path(ended.result["best"]["checkpoint"]).is_dir()
     held = chosen([20, 20, 20], "20%", 0)
     said = ended.result["holdout"]
     assert said["images"] == 12 == len(held) and said["judged_on"] == "holdout"
