@@ -106,7 +106,8 @@ def losses(run: Path) -> list[float]:
 def finished(*words: str, ranks: int = 1) -> Ended:
     """A verb to its end in processes of its own, forks of one that has imported the program, with the variables that torchrun
     sets: imports are most of what a short run costs (two ranks, 20 steps: 24 s of the processors under torchrun, 15 so). For
-    tests of what a run computes, not of how it starts and is stopped. The status is the highest of all ranks."""
+    tests of what a run computes, not of how it starts and is stopped. The status is the highest of all ranks, the result that of
+    the rank that speaks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -115,7 +116,8 @@ def finished(*words: str, ranks: int = 1) -> Ended:
         said = [
             [Path(folder, f"{rank}.{what}").read_text() for what in ("status", "out", "err")] for rank in range(ranks)
         ]
-    lines = said[0][1].strip().splitlines()
+    # one rank speaks: of a failure the one that failed first, which need not be the first rank
+    lines = "".join(out for _, out, _ in said).strip().splitlines()
     return Ended(
         max(int(s) for s, _, _ in said), json.loads(lines[-1]) if lines else {}, "".join(e for _, _, e in said)
     )
