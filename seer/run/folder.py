@@ -50,9 +50,12 @@ BEFORE_TRAINING = (
 
 
 @contextmanager
-def claim(folder: Path, settings: Mapping[str, Any], world: World, lengths: Durations | None = None) -> Iterator[None]:
+def claim(
+    folder: Path, settings: Mapping[str, Any], world: World, output: list[Path], lengths: Durations | None = None
+) -> Iterator[None]:
     """Makes the folder ours, or finds that it is, and keeps other jobs out. Raises RequestError when it belongs
-    to another run, to something else, or to a job that runs now. lengths: of a run that may go on to another length.
+    to another run, to something else, or to a job that runs now. output: gets the folder once it is ours, so that whoever
+    sees its config also finds a result there, however soon the run ends. lengths: of a run that may go on to another length.
 
     A run that ended before it had images, metrics or checkpoints holds nothing to lose: whoever corrects a wrong word
     goes on in the same folder. What ranks skipped is gathered at both ends.
@@ -86,7 +89,7 @@ def claim(folder: Path, settings: Mapping[str, Any], world: World, lengths: Dura
                 temporary.write_text(
                     yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8"
                 )
-                temporary.replace(kept)
+                _show(temporary, kept, output)
                 keep_copy(folder / "train.log")
                 merge_skipped(folder)
             except RequestError as error:
@@ -97,12 +100,24 @@ def claim(folder: Path, settings: Mapping[str, Any], world: World, lengths: Dura
                     raise StorageError(f"output={folder} cannot be written: {error.strerror}") from error
         if problem := broadcast_text(problem, world.group):
             raise RequestError(problem)
+        if folder not in output:
+            output.append(folder)
         try:
             yield
         finally:
             if world.rank == 0:
                 with suppress(OSError):  # what ended the run is told; the next start gathers
                     merge_skipped(folder)
+
+
+def _show(temporary: Path, config: Path, output: list[Path]) -> None:
+    """Gives the config its name, and its folder to output; neither where a request to stop comes between the two."""
+    try:
+        output.append(config.parent)
+        temporary.replace(config)
+    finally:
+        if not config.exists():
+            output.clear()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -147,8 +147,7 @@ def _train(
     probed = None if draws_probe else probes.opened(config, task, transform, world.group, probe_bad)
     kept = None if shards is None else kept_out(config, task, shards)
     length_before = begun_with(folder, "steps")
-    with claim(folder, config.plain(), world, lengths):
-        output.append(folder)
+    with claim(folder, config.plain(), world, output, lengths):
         if world.rank == 0:
             environment.record(folder, world)
         with spent.on("drawing"):
