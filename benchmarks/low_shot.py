@@ -9,7 +9,7 @@ grid, by images of the first `tuned` draws that are kept aside for it (every ASI
 say. tuned: one number for all parts, or one for each. Then each arm is trained on all of each draw, and judged on the test
 images (most: so many of them, 0 = all). A difference is of pairs, the same draw and seed for both arms, with Student's 95 %
 interval over the draws. Beside them, on the same draws: a linear probe (eval=lowshot) of the pretrained and of an untrained
-backbone (probe=false: not, it costs two passes over all of train).
+backbone, and of raw pixels (probe=false: none, they cost three passes over all of train).
 
 Surprising: what an interval holds is the luck of the draw; the pretraining is one run, and the test images are the same for all.
 A chosen rate or length at an edge of its list is told: a longer list might serve that arm better. FOLDER/cells.jsonl keeps the
@@ -31,7 +31,9 @@ from statistics import fmean
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import yaml
+from torch import nn
 
 from seer.cli import adapt, config, pretrain
 from seer.core.build import build
@@ -235,6 +237,19 @@ def at_edge(asked: Asked, cell: tuple[str, str]) -> list[str]:
     return [name for name, (chosen, of) in both.items() if len(of) > 1 and chosen in (of[0], of[-1])]
 
 
+class RawPixels(nn.Module):
+    """Gives the pixels themselves as features, scaled down to side x side: what a probe finds without a network."""
+
+    def __init__(self, side: int = 32):
+        super().__init__()
+        self.side = side
+        self.device = nn.Parameter(torch.zeros(()))  # evaluators ask the parameters where to compute
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: float32 [B, C, S, S]. Returns [B, C * side * side]."""
+        return F.interpolate(x, size=(self.side, self.side), mode="bilinear", antialias=True).flatten(1)
+
+
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -251,8 +266,8 @@ def difference(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
 
 
 def linear(asked: Asked, model: Any) -> dict[str, list[list[float]]]:
-    """Returns {row: top-1 of each draw, for each part} of a linear probe of the pretrained and of an untrained backbone, on the same
-    draws. model: the network's node of a config."""
+    """Returns {row: top-1 of each draw, for each part} of a linear probe of the pretrained and of an untrained backbone, and of
+    raw pixels, on the same draws. model: the network's node of a config."""
     pretrained = state(asked.weights)
     options = {"size": pretrained.card["input_size"]}
     known = LabelledImages(open_shards(asked.train), **options)
@@ -262,7 +277,7 @@ def linear(asked: Asked, model: Any) -> dict[str, list[list[float]]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(asked.seed)
         untrained = build("model", model)
-    rows = {"linear, pretrained": pretrained.backbone, "linear, untrained": untrained}
+    rows = {"linear, pretrained": pretrained.backbone, "linear, untrained": untrained, "linear, pixels": RawPixels()}
     found = {row: probe.judge(Alone(backbone.eval())).told["draws"] for row, backbone in rows.items()}
     return {row: list(of.values()) for row, of in found.items()}
 
