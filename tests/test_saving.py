@@ -63,6 +63,24 @@ def test_three_failures_on_end_end_the_run_with_74_long_before_its_end(capfd, tm
     assert len(losses(tmp_path / "run")) < 12 and (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
 
 
+def test_a_third_failure_that_comes_when_the_next_save_is_due_ends_the_run_all_the_same(
+    capfd, tmp_path, images, monkeypatch
+):
+    """Storage that refuses slowly: no step between hears of it."""
+    count, made = iter(range(1000)), checkpoint._made
+
+    def refuse(final: Path) -> str:
+        if (number := next(count)) in (1, 2, 3):
+            time.sleep(number == 3)  # many steps
+            raise OSError(28, "No space left on device")
+        return made(final)
+
+    monkeypatch.setattr(checkpoint, "_made", refuse)
+    ended = seer(capfd, *WORDS, f"data.source={images}", f"output={tmp_path / 'run'}", "steps=40")
+    assert ended.status == 74 and says(ended.result["error"], "checkpoint", "last 3"), ended.words
+    assert ended.words.count("the next save tries anew") == 2 and len(losses(tmp_path / "run")) < 12
+
+
 def test_the_last_save_must_succeed(capfd, tmp_path, images, refused):
     refused += [1]
     ended = seer(capfd, *WORDS, f"data.source={images}", f"output={tmp_path / 'run'}", "steps=4")

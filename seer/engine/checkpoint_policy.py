@@ -111,6 +111,13 @@ class Checkpoints:
         self._tell(failed)
         return False
 
+    def settle(self) -> None:
+        """Waits until the last save is on the disk or has failed. Raises what stopped it, on all ranks alike, where no more
+        should be tried: a failure that comes while the next save is due has been heard by no `poll`."""
+        self._join()
+        if self.poll():
+            self.wait()
+
     def wait(self) -> None:
         """Waits until the last save is on the disk. Raises what stopped it, on all ranks alike when that was
         storage."""

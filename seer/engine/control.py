@@ -101,6 +101,8 @@ class Control:
         if asked or better or self._due(done, self.every.checkpoint):
             with self.monitor.phase(done, "saving"):
                 self._compare(done)
+                if not end and asked != STOP:  # those try once more, whatever came before
+                    self.checkpoints.settle()
                 self.save(done)
             self._saved_at = time.monotonic()
         if end or asked == STOP:
