@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,38 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def gone(pids: Iterable[int], limit_s: float = 30) -> bool:
+    """Whether all these processes end: one that has closed its pipes may still be about to."""
+    end = time.monotonic() + limit_s
+    while left := [pid for pid in pids if alive(pid)]:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+        pids = left
+    return True
+
+
+def processor_s(code: str, *words: str, limit_s: float = 60) -> tuple[list[str], float]:
+    """Runs Python code in a process of its own; returns the words that it printed last and the seconds of processor time."""
+    told = "; import resource; used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime)"
+    command = [sys.executable, "-c", code + told, *words]
+    names = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env=names)
+    assert ended.stdout, ended.stderr
+    *said, seconds = ended.stdout.split()
+    return said, float(seconds)
+
+
+YARDSTICK = (
+    "import asyncio, email.message, http.server, unittest.mock, xmlrpc.client"  # 0.08 s where the limits were set
+)
+
+
+def slowness() -> float:
+    """How many times as long as where limits of processor time were set this machine takes now; at least 1."""
+    return max(1.0, min(processor_s(YARDSTICK)[1] for _ in range(3)) / 0.08)
 
 
 def losses(run: Path) -> list[float]:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from seer.data import synthetic as sample
-from tests.program import SMALL, alive, losses, start, wait, went_on_from
+from tests.program import SMALL, gone, losses, start, wait, went_on_from
 from tests.test_peers import workers
 
 EVERY = 4  # steps between two checkpoints
@@ -74,7 +74,7 @@ class Disturbance:
         ended = wait(agent)
         assert not before or went_on_from(ended) == before, ended.words
         self.statuses.append(json.loads((self.run / "result.json").read_text())["exit"] if ended.result else -number)
-        assert not any(map(alive, ranks))
+        assert gone(ranks)
         if number == signal.SIGKILL:
             self.lost.append((len(losses(self.run)) - self.last(), saving))
         return True
@@ -98,7 +98,7 @@ def disturbed(tmp_path: Path, times: int, numbers: tuple[int, ...]) -> Disturban
     images.mkdir()
     for key, fields in sample.samples(64, seed=3):
         (images / f"{key}.jpg").write_bytes(fields["jpg"])
-    steps = EVERY * (3 * times + 2)
+    steps = EVERY * (4 * times + 2)
     quiet = Disturbance(tmp_path / "quiet", images, steps, random.Random(0))
     assert wait(quiet.start(), 600 + 60 * LONG).status == 0
     rough = Disturbance(tmp_path / "rough", images, steps, random.Random(1))

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from seer.data import synthetic as sample
 from seer.data.shards.writer import write_shards
 from tests.program import SMALL, alive, finished, losses, start, wait
 
-STEPS = 30
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,12 @@ def begun(images: Path, run: Path, ranks: int = 1):
 
 
 def children(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for path in found for child in path.read_text().split()]
+    """Those that run: one that has ended stays in the list until its parent asks for it."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended meanwhile
+            found += map(int, path.read_text().split())
+    return [child for child in found if alive(child)]
 
 
 def logged(run: Path) -> int:
@@ -51,8 +56,9 @@ def until(happened, limit_s: float = 120) -> None:
 def test_killing_the_reader_of_a_run_twice_changes_no_loss_and_is_told(images, tmp_path):
     assert finished(*words_of(images, tmp_path / "quiet")).status == 0
     process = begun(images, tmp_path / "run")
-    for step in (4, 12):  # well before the reader has made the last batch
+    for step in (4, 16):  # well before the reader has made the last batch
         until(lambda step=step: logged(tmp_path / "run") >= step)
+        until(lambda: children(process.pid))  # the second: once its death was noticed, which batches made ahead put off
         (reader,) = children(process.pid)
         os.kill(reader, signal.SIGKILL)
     ended = wait(process)
@@ -69,9 +75,9 @@ def test_a_killed_rank_takes_its_reader_with_it(images, tmp_path):
     readers = {rank: children(rank) for rank in ranks}
     assert len(ranks) == 2 and all(len(found) == 1 for found in readers.values())
     os.kill(ranks[0], signal.SIGKILL)
-    until(lambda: not alive(readers[ranks[0]][0]), 5)
+    until(lambda: not alive(readers[ranks[0]][0]), 30)
     assert wait(process).status != 0
-    until(lambda: not alive(readers[ranks[1]][0]), 5)
+    until(lambda: not alive(readers[ranks[1]][0]), 30)
 
 
 @pytest.mark.slow
@@ -80,4 +86,4 @@ def test_storage_that_stops_answering_ends_a_run_with_74_and_names_the_place(ima
     ended = wait(start("pretrain", *words, fault="storage"))
     assert ended.status == 74 and ended.result["exit"] == 74, ended.words
     place = r"reading lane \d+, row \d+ of \S+\.tar"
-    assert re.search(rf"storage has not answered for 4 s: {place}.*run the same command again", ended.words)
+    assert re.search(rf"storage has not answered for [4-9] s: {place}.*run the same command again", ended.words)

@@ -101,8 +101,8 @@ def goes_on_to_the_same_end(begin: Begin, words: tuple[str, ...], quiet: Path, r
 
 def test_a_request_in_each_phase_of_a_start_ends_with_75_and_the_run_ends_in_the_same_bits(begin, images, tmp_path):
     quiet, rough = tmp_path / "quiet", tmp_path / "rough"
-    undisturbed(begin, words_of(quiet, images, 6), quiet)
-    words = words_of(rough, images, 6)
+    undisturbed(begin, words_of(quiet, images, 40), quiet)  # not over before this process sees the second step
+    words = words_of(rough, images, 40)
     phases = {  # in this order: no run folder before the third
         signal.SIGTERM: lambda: True,
         signal.SIGUSR1: lambda: b"libtorch" in Path(f"/proc/{process.pid}/maps").read_bytes(),
@@ -151,7 +151,7 @@ def test_each_signal_while_torch_is_imported(begin, number, how):
     process = begin("pretrain", "recipe=sample", how=how)
     time.sleep(0.2)
     process.send_signal(number)
-    stopped(wait(process, 20), number)
+    stopped(wait(process, 60), number)
 
 
 def test_verbs_that_may_be_writing_clean_up_and_end_with_75_though_their_processes_hear_it_too(begin, images, tmp_path):
@@ -169,7 +169,7 @@ def test_verbs_that_may_be_writing_clean_up_and_end_with_75_though_their_process
     process = begin(*words, start_new_session=True)
     until(lambda: len(list((tmp_path / "shards").glob("*.tar"))) > 2, process)
     os.killpg(process.pid, signal.SIGTERM)  # as SLURM does
-    ended = wait(process, 30)
+    ended = wait(process, 60)
     stopped(ended, signal.SIGTERM)
     assert json.loads((tmp_path / "shards" / "result.json").read_text()) == ended.result
     assert wait(begin(*words)).result["pictures"] == 64 * 41
@@ -183,8 +183,8 @@ def test_a_rank_that_waits_for_another_ends_within_seconds(begin, tmp_path, rank
     until(lambda: has_a_socket(process.pid), process)
     process.send_signal(signal.SIGTERM)
     since = time.monotonic()
-    ended = wait(process, 20)
-    assert time.monotonic() - since < 3 and ended.status == 75
+    ended = wait(process, 60)
+    assert time.monotonic() - since < 10 and ended.status == 75  # a request that no handler hears ends it after 15 s
     assert ended.result.get("exit") == (75 if rank == 0 else None)  # of several ranks the first tells
     assert not (tmp_path / "run").exists()
 
@@ -235,7 +235,7 @@ def test_a_run_whose_terminal_is_closed_saves_and_exits_75(begin, images, tmp_pa
 def test_a_result_that_nobody_reads_leaves_the_status_as_it_is(begin):
     ear, mouth = os.pipe()
     os.close(ear)
-    assert begin("pretrian", stdout=mouth, stderr=mouth).wait(20) == 78
+    assert begin("pretrian", stdout=mouth, stderr=mouth).wait(60) == 78
     os.close(mouth)
 
 

@@ -31,7 +31,7 @@ def drawing() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def begin(run: Path, ranks: int = 1) -> subprocess.Popen[str]:
         process = start(*WORDS, *DRAWING, f"output={run}", ranks=ranks)
         started.append(process)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while not (run / "pictures").exists() and time.monotonic() < end:
             time.sleep(0.05)
         assert (run / "pictures").exists()
@@ -56,7 +56,7 @@ def stopped_early(ended: Ended, run: Path, name: str) -> None:
 def test_a_signal_while_images_are_drawn_ends_with_75(drawing, tmp_path, number):
     process = drawing(tmp_path / "run")
     os.kill(process.pid, number)
-    ended = wait(process, 20)
+    ended = wait(process, 60)
     stopped_early(ended, tmp_path / "run", signal.Signals(number).name)
     assert ended.status == 75
 
@@ -74,8 +74,8 @@ def test_of_several_ranks_one_tells_and_all_end_also_those_that_heard_no_signal(
     ranks, since = workers(process.pid), time.monotonic()
     for rank in to:
         os.kill(ranks[rank], number)
-    ended = wait(process, 60)
-    assert time.monotonic() - since < 25
+    ended = wait(process, 120)
+    assert time.monotonic() - since < 50  # one that waited for a rank in vain would end after parallel.timeout_s, 600 s
     stopped_early(ended, tmp_path / "run", number.name)
 
 

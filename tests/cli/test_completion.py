@@ -1,12 +1,10 @@
 """The Tab key in real shells: verbs, keys, choices and files; the keys are those that the composed configs have."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from seer.core.config import GIVEN
 from seer.core.errors import RequestError
 from seer.core.signature import signature
 from tests.messages import says
-from tests.program import ROOT
+from tests.program import processor_s, slowness
 
 
 def in_bash(line: str, folder: Path, breaks: str = " \t\n\"'><=;|&(:") -> list[str]:
@@ -36,7 +34,7 @@ def in_bash(line: str, folder: Path, breaks: str = " \t\n\"'><=;|&(:") -> list[s
         ]
     )
     ended = subprocess.run(
-        ["bash", "--norc", "-c", code], capture_output=True, text=True, timeout=30, cwd=folder, check=True
+        ["bash", "--norc", "-c", code], capture_output=True, text=True, timeout=120, cwd=folder, check=True
     )
     assert not ended.stderr, ended.stderr
     return [one for one in ended.stdout.split("\n") if one]
@@ -54,7 +52,7 @@ def in_zsh(line: str, folder: Path) -> list[str]:
         ]
     )
     ended = subprocess.run(
-        ["zsh", "-f", "-c", code], capture_output=True, text=True, timeout=30, cwd=folder, check=True
+        ["zsh", "-f", "-c", code], capture_output=True, text=True, timeout=120, cwd=folder, check=True
     )
     assert not ended.stderr, ended.stderr
     return ended.stdout.split()
@@ -136,19 +134,15 @@ def _given(key: str) -> bool:
 @pytest.mark.slow
 def test_the_script_costs_little_and_imports_neither_torch_nor_hydra():
     code = (
-        "import resource, sys, json; from seer.cli.main import main; status = main(['--completion', 'bash']);"
-        "used = resource.getrusage(resource.RUSAGE_SELF);"
-        "print(json.dumps([status, [m for m in ('torch', 'hydra') if m in sys.modules], used.ru_utime + used.ru_stime]))"
+        "import sys; from seer.cli.main import main; status = main(['--completion', 'bash']);"
+        "print(status, 'torch' in sys.modules, 'hydra' in sys.modules)"
     )
     seconds = []
     for _ in range(3):  # the least of them: a busy machine adds, and takes nothing away
-        ended = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )
-        status, imported, used = json.loads(ended.stdout.splitlines()[-1])
-        assert (status, imported) == (0, [])
+        said, used = processor_s(code)
+        assert said[-3:] == ["0", "False", "False"]
         seconds.append(used)
-    assert min(seconds) < 0.3
+    assert min(seconds) < 0.3 or min(seconds) < 0.3 * slowness()  # 0.19 on an idle machine
 
 
 @pytest.mark.parametrize("words", [["--completion"], ["--completion", "fish"], ["--completion=tcsh"]])

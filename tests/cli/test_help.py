@@ -1,10 +1,7 @@
 """Help tells every key of every verb and of every choice with its meaning, as these words would have it, in no time."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -15,7 +12,7 @@ import seer
 from seer.cli import config, help
 from seer.cli.main import VERBS, main
 from tests.messages import says
-from tests.program import ROOT
+from tests.program import processor_s, slowness
 
 CHOICES = [
     (verb, group, choice)
@@ -157,17 +154,10 @@ def test_composing_leaves_hydras_own_choices_out_and_as_they_were(monkeypatch):
     ],
 )  # fmt: skip
 def test_help_and_a_wrong_word_of_any_verb_cost_little_processor_time(words, limit_s):
-    code = (
-        "import resource, sys; from seer.cli.main import main; main(sys.argv[1:]); used = resource.getrusage(resource.RUSAGE_SELF);"
-        "print('torch' in sys.modules, used.ru_utime + used.ru_stime)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code = "import sys; from seer.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     seconds = []
     for _ in range(3):  # the least of them: a busy machine adds, and takes nothing away
-        ended = subprocess.run(
-            [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, env=environment
-        )
-        imported, used = ended.stdout.split()[-2:]
-        seconds.append(float(used))
-        assert imported == "False"
-    assert min(seconds) < limit_s
+        said, used = processor_s(code, *words)
+        assert said[-1] == "False"
+        seconds.append(used)
+    assert min(seconds) < limit_s or min(seconds) < limit_s * slowness()

@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -15,7 +13,7 @@ from seer.models.zoo import build
 from tests.data.image_files import jpeg
 from tests.engine.checkpoints import full_disk
 from tests.messages import naming, says
-from tests.program import ROOT, seer
+from tests.program import processor_s, seer, slowness
 
 
 @pytest.mark.parametrize("ended", [0, 65, 75])
@@ -94,9 +92,8 @@ def test_a_bundle_that_the_disk_does_not_take_is_a_failure_of_storage_and_the_ol
 def test_a_wrong_word_is_told_before_torch_is_imported():
     """In a second of processor time: importing torch alone takes more."""
     code = (
-        "import sys, resource; from seer.cli.main import main; status = main(['pretrain', 'modle=x']);"
-        "used = resource.getrusage(resource.RUSAGE_SELF); print(status, 'torch' in sys.modules, used.ru_utime + used.ru_stime)"
+        "import sys; from seer.cli.main import main; status = main(['pretrain', 'modle=x']); "
+        "print(status, 'torch' in sys.modules)"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
-    status, imported, seconds = ended.stdout.split()[-3:]
-    assert (status, imported) == ("78", "False") and float(seconds) < 1.5
+    said, seconds = processor_s(code)
+    assert said[-2:] == ["78", "False"] and (seconds < 1.5 or seconds < 1.5 * slowness())

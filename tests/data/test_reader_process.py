@@ -257,7 +257,7 @@ def test_a_socket_of_the_training_process_closes_when_that_closes_it(folder):
     with closing(loader(folder, threads=2).batches(0)) as stream:
         next(stream)
         ours.close()
-        peer.settimeout(5)
+        peer.settimeout(60)
         assert peer.recv(1) == b""  # the reader process holds no copy
     peer.close()
 
@@ -279,7 +279,7 @@ def test_it_ends_at_once_when_its_parent_is_killed(folder):
     assert Path(f"/proc/{child}").exists()
     parent.kill()
     parent.wait()
-    until = time.monotonic() + 3
+    until = time.monotonic() + 30
     while alive(child):
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -341,12 +341,13 @@ def test_a_reader_that_is_stopped_for_good_is_replaced_and_the_batches_stay_as_t
 
 def test_a_reader_that_is_slow_but_gets_on_is_left_alone(folder, monkeypatch, quick, caplog):
     def slow(data: bytes, scratch=None, *others, **named):
-        time.sleep(0.3)
+        time.sleep(0.6)
         return decode(data)
 
     monkeypatch.setattr(multi_crop, "decode", slow)
+    monkeypatch.setattr(process, "STUCK_S", 3.0)  # of one image; a machine that is busy elsewhere may hold one up
     with closing(loader(folder, threads=1, prefetch=1).batches(0)) as stream:
-        next(stream)  # 2.4 s
+        next(stream)  # 4.8 s
     words = [r.getMessage() for r in caplog.records]
     assert any("waiting for images for 0.3 s" in w or "waiting for images for 0 s" in w for w in words)
     assert not any("no further" in w for w in words)
@@ -407,11 +408,11 @@ def test_what_was_skipped_before_a_run_of_bad_images_comes_with_the_error(tmp_pa
 def test_pages_that_the_device_will_not_let_go_hold_up_no_end(folder, monkeypatch):
     monkeypatch.setattr(process, "END_S", 0.5)
     released = threading.Event()
-    monkeypatch.setattr(process, "_unpin", lambda memory, device: released.wait(20))
+    monkeypatch.setattr(process, "_unpin", lambda memory, device: released.wait(600))
     builder = loader(folder).builder
     one = process.ReaderProcess(builder, BatchLayout(CROP.layout(BATCH), BATCH), blocks=2, threads=1)
     one._pinned = True
     start = time.monotonic()
     one.close()
-    assert time.monotonic() - start < 5 and not children()
+    assert time.monotonic() - start < 60 and not children()
     released.set()

@@ -14,18 +14,19 @@ FAULT = os.environ.get("SEER_FAULT")
 if FAULT == "disk" and os.environ.get("RANK") == "0":
     from seer.engine import checkpoint_files as checkpoint
 
-    flush = checkpoint.flush_folder
+    made = checkpoint._made
 
-    def flush_slowly(folder: Path) -> None:
-        """Of RUN/checkpoints/..: notes beside RUN how many rows of metrics there are before and after."""
-        run = next(path for path in folder.parents if (path / "metrics.jsonl").exists())
+    def make_slowly(final: Path) -> str:
+        """Makes the folder of a checkpoint, with which a save begins: notes beside RUN how many rows of metrics there are before
+        and after."""
+        run = next(path for path in final.parents if (path / "metrics.jsonl").exists())
         before = (run / "metrics.jsonl").read_text().count("\n")
         time.sleep(1)
-        with open(run.parent / "rows-before-and-after-flushes", "a") as file:
+        with open(run.parent / "rows-before-and-after-saves", "a") as file:
             file.write(f"{before} {(run / 'metrics.jsonl').read_text().count(chr(10))}\n")
-        flush(folder)
+        return made(final)
 
-    checkpoint.flush_folder = flush_slowly
+    checkpoint._made = make_slowly
 
 elif FAULT == "storage":
     from seer.data.shards.tar_shard import TarShard
