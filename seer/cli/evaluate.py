@@ -1,6 +1,6 @@
 """Runs `seer evaluate`: what the features of a backbone, or the heads of a run, are worth.
 
-Ranks share the images of features out, each would do the rest by itself, and the first one tells. The result says what it is
+Ranks share the images out, each would do the rest by itself, and the first one tells. The result says what it is
 of: weights and images by their hashes, the evaluation with every argument, the command, and the code (`seer.run.environment`).
 """
 
@@ -68,7 +68,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
         log.info(f"data.{name}: {census_of(one.shards).line()}")
     with open_world(settings["device"]) as world:
         for one in images.values():
-            if isinstance(one, LabelledImages):
+            if isinstance(one, LabelledImages | TargetImages):
                 one.group = world.group
         evaluator = build(
             "eval",

@@ -26,6 +26,7 @@ from seer.evals import coco_metrics, detection, resampling
 from seer.evals.detection import Answer
 from seer.evals.figures import calibration_error, confusion, iou, mean_average_precision, per_class, segmentation
 from seer.evals.judged import Judged, class_tables, table
+from seer.evals.shared_answers import Blocks, Parts, gathered, joined
 from seer.evals.target_images import TargetImages
 from seer.models.heads.detect import Cells, boxes_of
 from seer.models.multi_head import MultiHead
@@ -33,8 +34,6 @@ from seer.tasks.heads import IGNORE, KINDS, Spec
 
 MOST_CELLS = 50_000_000  # numbers of confusions that are kept apart, by images, for the bootstrap
 HALF = 0.5  # a threshold, where none is chosen
-
-Parts = dict[str, list[Any]]
 
 
 class How(NamedTuple):
@@ -117,21 +116,26 @@ class Heads:
 
     @torch.no_grad()
     def _answers(self, task: Modules, specs: Mapping[str, Spec], images: TargetImages) -> dict[str, Parts]:
-        """Returns what each head said and should have said, in lists, a batch or an image each. A task that answers itself, like a
-        program that lies in a file, has `answer(fields of a batch) -> {head: what it says}`."""
+        """Returns what each head said and should have said, in lists, a batch or an image each, of the images of all ranks. A task
+        that answers itself, like a program that lies in a file, has `answer(fields of a batch) -> {head: what it says}`."""
         say = task.answer if hasattr(task, "answer") else self._network(task, specs)
-        found: dict[str, Parts] = {name: {"image": []} for name in specs}
-        for fields in images.batches(self._batch, self._threads):
-            said, x = say(fields), fields["pixels"]
+        number, blocks = {place: i for i, place in enumerate(images.rows)}, Blocks()
+        for first, fields in images.blocks(self._batch, self._threads):
+            if fields is None:  # the turn of another rank: a sharded network runs on all ranks or on none
+                say({"pixels": images.blank()})
+                continue
+            places = [(shard, row) for shard, row in fields["place"].tolist()]
+            said, of = say(fields), blocks.setdefault(first, {})
             for name, spec in specs.items():
-                found[name]["image"] += [None] * len(x)
-                TAKEN[spec.kind](found[name], said[name], fields, spec, len(images))
+                of[name] = {"image": [number[place] for place in places]}
+                TAKEN[spec.kind](of[name], said[name], fields, spec, len(images))
                 if spec.kind == "mask_rcnn":
-                    places = fields["place"].tolist()
-                    found[name].setdefault("scene", []).extend(images.scenes[shard, row] for shard, row in places)
-        if not any(parts["image"] for parts in found.values()):
+                    of[name]["scene"] = [images.scenes[place] for place in places]
+        images.share_left_out()
+        blocks = gathered(blocks, images.group)
+        if not blocks:
             raise RequestError("none of the images for evaluation could be read, with targets")
-        return found
+        return joined(blocks, specs)
 
     def _network(self, task: Modules, specs: Mapping[str, Spec]) -> Callable[[Mapping[str, torch.Tensor]], Any]:
         """Returns what each head of a network says of a batch of images."""
@@ -156,15 +160,17 @@ def _take_scores(target: str) -> Callable[..., None]:
 
 
 def _take_map(parts: Parts, said: torch.Tensor, fields: Mapping[str, torch.Tensor], spec: Spec, images: int) -> None:
-    """Counts pixels of each image, or of as many as come together so that MOST_CELLS are not passed."""
+    """Counts pixels of each image, or of as many neighbours as come together so that MOST_CELLS are not passed. Which these are
+    is said by their numbers alone, so that it is the same where ranks share the images out."""
     together = -(-images * spec.count**2 // MOST_CELLS)  # images in one confusion
-    first = len(parts["image"]) - len(said)
-    for i, (answer, mask) in enumerate(zip(said.argmax(1).cpu(), fields["mask"], strict=True)):
-        counts = confusion(answer, mask, spec.count, IGNORE)
-        if (first + i) % together:
+    numbers = parts["image"][len(parts["image"]) - len(said) :]
+    for answer, mask, number in zip(said.argmax(1).cpu(), fields["mask"], numbers, strict=True):
+        counts, place = confusion(answer, mask, spec.count, IGNORE), number // together
+        if parts.get("together", [])[-1:] == [place]:
             parts["counts"][-1] += counts
         else:
             parts.setdefault("counts", []).append(counts)
+            parts.setdefault("together", []).append(place)
 
 
 def _take_boxes(parts: Parts, said: Cells, fields: Mapping[str, torch.Tensor], spec: Spec, images: int) -> None:
@@ -289,7 +295,10 @@ def _regress(judged: Judged, name: str, parts: Parts, classes: list[str], how: H
 
 
 def _map(judged: Judged, name: str, parts: Parts, classes: list[str], how: How) -> None:
-    counts = torch.stack(parts["counts"])  # [groups of images, Y, Y]
+    places, at = np.unique(parts["together"], return_inverse=True)  # neighbours may lie in two blocks
+    counts = torch.zeros(len(places), *parts["counts"][0].shape, dtype=torch.int64)  # [groups of images, Y, Y]
+    for place, one in zip(at.tolist(), parts["counts"], strict=True):
+        counts[place] += one
     whole = counts.sum(0)
     judged.figures |= {f"{name}/{figure}": value for figure, value in segmentation(whole).items()}
     columns = (whole.sum(1).tolist(), per_class(whole).tolist(), iou(whole).tolist())

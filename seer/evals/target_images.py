@@ -28,6 +28,8 @@ from seer.data.transforms.whole_image import WholeImage
 from seer.evals import labels
 from seer.evals.features import chosen_rows, short_side
 from seer.evals.labels import Labels
+from seer.evals.shared_answers import gather_values
+from seer.parallel.collectives import Group
 
 FIRST = 16  # images that are tried before anything is made
 MOST_BOXES = 1000  # of an image; more are counted and left out
@@ -39,8 +41,11 @@ class TargetImages:
     size, resize, most, pixels: as `LabelledImages`. word: where labels come from, for `label`, or a file of COCO's form, for boxes
     of `box_classes`. values: so many numbers an image. whole: images are shown whole (`whole_image`), and not cut. rows: (shard,
     row) of the images, where they are not all. called: by results. scenes: all that the file says of an image that was read, by
-    (shard, row). left_out: by reason, of what was read so far. Raises RequestError where there are no labels.
+    (shard, row). left_out: by reason, of what was read so far. group: of the ranks that share the images; None = this process reads
+    all. Raises RequestError where there are no labels.
     """
+
+    group: Group | None = None
 
     def __init__(
         self,
@@ -77,7 +82,7 @@ class TargetImages:
                 )
             self.view.things = FileThings(shards, read_things(word).among(box_classes))
         self.scenes = dict[tuple[int, int], Scene]()
-        self._told: set[tuple[int, int]] = set()
+        self._told = dict[tuple[int, int], str]()  # why which row was left out
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,25 +102,56 @@ class TargetImages:
             )
 
     def batches(self, batch: int = 256, threads: int = 2) -> Iterator[dict[str, torch.Tensor]]:
-        """Yields `pixels` uint8 [B, C, S, S], `place` (shard and row) [B, 2] and the targets, in the order of the rows."""
+        """Yields `pixels` uint8 [B, C, S, S], `place` (shard and row) [B, 2] and the targets, in the order of the rows: of all of
+        them, also where ranks share them."""
         with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
             for first in range(0, len(self.rows), batch):
-                found = [one for one in pool.map(self._one, self.rows[first : first + batch]) if one is not None]
-                if found:
-                    whole = {name: torch.from_numpy(np.concatenate([one[name] for one in found])) for name in found[0]}
-                    pixels = whole.pop(f"views/{self.size}").permute(0, 3, 1, 2)
-                    yield {"pixels": pixels, **whole}
+                if (found := self._block(pool, first, batch)) is not None:
+                    yield found
+
+    def blocks(self, batch: int, threads: int) -> Iterator[tuple[int, dict[str, torch.Tensor] | None]]:
+        """Yields the number of the first row and fields as `batches`, of the blocks whose turn is this rank's. None: none of that block
+        can be used, or there is none: all ranks have as many turns. One process without a group is told of no such."""
+        rank, ranks = (0, 1) if self.group is None else (self.group.rank(), self.group.size())
+        turns = -(-len(self.rows) // (batch * ranks))
+        with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
+            for first in range(rank * batch, turns * ranks * batch, ranks * batch):
+                found = self._block(pool, first, batch)
+                if found is not None or self.group is not None:
+                    yield first, found
+
+    def blank(self) -> torch.Tensor:
+        """Returns one image of zeros, uint8 [1, C, S, S]."""
+        (shape,) = (
+            shape for name, (_, shape) in self.view.layout(1, painted=True).items() if name.startswith("views/")
+        )
+        return torch.zeros(shape, dtype=torch.uint8)
+
+    def share_left_out(self) -> None:
+        """Notes what other ranks left out. Waits for all of the group."""
+        for each in gather_values(sorted(self._told.items()), self.group):
+            for (shard, row), kind in each:
+                self._leave_out((shard, row), kind, "another rank could not use it")
+
+    def _block(self, pool: ThreadPoolExecutor, first: int, batch: int) -> dict[str, torch.Tensor] | None:
+        found = [one for one in pool.map(self._one, self.rows[first : first + batch]) if one is not None]
+        if not found:
+            return None
+        whole = {name: torch.from_numpy(np.concatenate([one[name] for one in found])) for name in found[0]}
+        return {"pixels": whole.pop(f"views/{self.size}").permute(0, 3, 1, 2), **whole}
+
+    def _leave_out(self, place: tuple[int, int], kind: str, why: object) -> None:
+        if place not in self._told:
+            self._told[place] = kind
+            self.left_out[kind] = self.left_out.get(kind, 0) + 1
+            log.warning(f"{self.shards[place[0]].path} row {place[1]} is left out: {why}")
 
     def _one(self, place: tuple[int, int]) -> Mapping[str, np.ndarray] | None:
         shard = self.shards[place[0]]
         try:
             decoded = self.view.decode(shard.read(*place))
         except (Undecodable, TarError) as error:
-            if place not in self._told:
-                self._told.add(place)
-                kind = getattr(error, "kind", "tar")
-                self.left_out[kind] = self.left_out.get(kind, 0) + 1
-                log.warning(f"{shard.path} row {place[1]} is left out: {error}")
+            self._leave_out(place, getattr(error, "kind", "tar"), error)
             return None
         made: dict[str, np.ndarray] = {"place": np.array([place])}
         if "scene" in decoded:

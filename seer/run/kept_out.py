@@ -9,11 +9,13 @@ from seer.data.holdout import chosen
 from seer.data.shards.shard import Shard
 from seer.data.transforms.whole_image import WholeImage
 from seer.evals.target_images import TargetImages
+from seer.parallel.collectives import Group
 from seer.run.config import RunConfig
 
 
-def kept_out(config: RunConfig, task: Task, shards: Sequence[Shard]) -> TargetImages | None:
-    """Returns the images that are kept out, with what the heads of a task are to find in them; None where there are none.
+def kept_out(config: RunConfig, task: Task, shards: Sequence[Shard], group: Group | None = None) -> TargetImages | None:
+    """Returns the images that are kept out, with what the heads of a task are to find in them; None where there are none. group: of
+    the ranks that share them.
 
     Raises RequestError where the first of them all lack it.
     """
@@ -36,6 +38,7 @@ def kept_out(config: RunConfig, task: Task, shards: Sequence[Shard]) -> TargetIm
         rows=rows,
         called="holdout",
     )
+    found.group = group
     found.check("holdout")
     return found
 

@@ -50,10 +50,11 @@ def opened(config: RunConfig, task: Any, transform: Any, group: Group | None, ba
         known, asked = labelled(config.eval, transform.input_size, config.data.pixels, bad)
     elif config.eval.train and probe.needs("train"):
         plain = unlabelled(config.eval, transform.input_size, config.data.pixels, bad)
-    for one in (known, asked, plain):
+    asked_heads = _held_out(config, task, bad)
+    for one in (known, asked, plain, asked_heads):
         if one is not None:
             one.group = group
-    return Images(known, asked, plain, _held_out(config, task, bad))
+    return Images(known, asked, plain, asked_heads)
 
 
 def _held_out(config: RunConfig, task: Any, bad: BadArchives) -> TargetImages | None:

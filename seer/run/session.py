@@ -145,7 +145,7 @@ def _train(
     origin = lineage(config, task)
     validate.check_parts(config, task, lengths, precision, world, images)
     probed = None if draws_probe else probes.opened(config, task, transform, world.group, probe_bad)
-    kept = None if shards is None else kept_out(config, task, shards)
+    kept = None if shards is None else kept_out(config, task, shards, world.group)
     length_before = begun_with(folder, "steps")
     with claim(folder, config.plain(), world, output, lengths):
         if world.rank == 0:
@@ -157,7 +157,7 @@ def _train(
         give_targets(task, shards, labels)
         check_same_on_ranks(config.plain(), fingerprint(shards), world)
         unlabelled = () if labels is None else labels.places(UNLABELLED)
-        kept = kept if source else kept_out(config, task, shards)  # built-in images are drawn by now
+        kept = kept if source else kept_out(config, task, shards, world.group)  # built-in images are drawn by now
         aside = () if kept is None else kept.rows
         data = assemble.data(config, shards, transform, world, [*unlabelled, *aside])
         training = assemble.training(config, task, lengths, world, precision)

@@ -92,7 +92,7 @@ def test_maps_are_judged_as_by_scikit_learn_without_what_is_void():
     masks = torch.randint(3, (6, 8, 8), generator=g)
     said = torch.where(torch.rand(6, 8, 8, generator=g) < 0.6, masks, torch.randint(3, (6, 8, 8), generator=g))
     masks[:, :2] = 255
-    judged, parts = Judged(), {"image": [None] * 6}
+    judged, parts = Judged(), {"image": list(range(6))}
     spec = heads.Spec("map", classes=("x", "y", "z"))
     heads._take_map(parts, torch.nn.functional.one_hot(said, 3).movedim(3, 1), {"mask": masks}, spec, 6)
     heads._map(judged, "h", parts, ["x", "y", "z"], HOW)
