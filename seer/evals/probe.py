@@ -8,7 +8,7 @@ from seer.data.coco import is_annotations
 from seer.data.label_words import check_word
 from seer.data.pixels import Pixels
 from seer.data.shards.bad_archives import BadArchives
-from seer.data.shards.open import open_shards
+from seer.data.shards.open import check_box_classes, open_shards
 from seer.data.transforms.whole_image import WholeImage
 from seer.evals import coco_metrics
 from seer.evals.features import LabelledImages, PlainImages
@@ -92,9 +92,12 @@ def held_out(
         classes=task.classes,
         values=task.transform.values,
         box_classes=getattr(task, "box_classes", ()),
+        mask_classes=getattr(task, "mask_classes", None),
         whole=isinstance(task.transform, WholeImage),
         **options_of(images, task.transform.input_size, pixels),
     )
+    if not is_annotations(word):
+        check_box_classes(f"{side}={source}", getattr(task, "box_classes", ()), found.shards)
     found.check(f"{side}={source}")
     return found
 

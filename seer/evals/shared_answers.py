@@ -80,7 +80,7 @@ def _made(name: str, one: Any) -> Any:
         made = [Thing(tuple(box), label, _outline(outline), area, crowd) for box, label, outline, area, crowd in things]
         return Scene(None if size is None else tuple(size), tuple(made))
     if name in ("answers", "found"):
-        parts = [part.numpy() if isinstance(part, torch.Tensor) else part for part in one]
+        parts: list[Any] = [part.numpy() if isinstance(part, torch.Tensor) else part for part in one]
         return Answer(*parts) if name == "answers" else FoundThings(*parts)
     return one
 
@@ -93,5 +93,6 @@ def _plain_outline(outline: Outline | None) -> Any:
 
 def _outline(plain: Any) -> Outline | None:
     if isinstance(plain, dict):
-        return Runs(*plain["size"], plain["counts"].numpy())
+        height, width = plain["size"]
+        return Runs(height, width, plain["counts"].numpy())
     return None if plain is None else [one.numpy() for one in plain]

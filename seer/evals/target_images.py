@@ -39,10 +39,10 @@ class TargetImages:
     """Holds images with targets: those of `targets`, fields of a batch. classes: of the head, in the order of its scores.
 
     size, resize, most, pixels: as `LabelledImages`. word: where labels come from, for `label`, or a file of COCO's form, for boxes
-    of `box_classes`. values: so many numbers an image. whole: images are shown whole (`whole_image`), and not cut. rows: (shard,
-    row) of the images, where they are not all. called: by results. scenes: all that the file says of an image that was read, by
-    (shard, row). left_out: by reason, of what was read so far. group: of the ranks that share the images; None = this process reads
-    all. Raises RequestError where there are no labels.
+    of `box_classes`. mask_classes: of masks, how many are known. values: so many numbers an image. whole: images are shown whole
+    (`whole_image`), and not cut. rows: (shard, row) of the images, where they are not all. called: by results. scenes: all that the
+    file says of an image that was read, by (shard, row). left_out: by reason, of what was read so far. group: of the ranks that
+    share the images; None = this process reads all. Raises RequestError where there are no labels.
     """
 
     group: Group | None = None
@@ -59,6 +59,7 @@ class TargetImages:
         classes: Sequence[str] = (),
         values: int = 0,
         box_classes: Sequence[str] = (),
+        mask_classes: int | None = None,
         whole: bool = False,
         pixels: Pixels | None = None,
         rows: Sequence[tuple[int, int]] | None = None,
@@ -73,6 +74,7 @@ class TargetImages:
         given: dict[str, Any] = {"mask": "mask" in targets, "boxes": MOST_BOXES if boxed else 0, "pixels": pixels}
         given["values"] = values if "values" in targets else 0
         self.view = WholeImage(size, train=False, **given) if whole else _center(size, resize, given)
+        self.view.mask_classes = mask_classes
         self.view.label = self._label if "label" in targets else None
         self.view.labels = ClassLabels(shards, classes) if "labels" in targets else None
         if is_annotations(word):

@@ -12,7 +12,7 @@ from seer.core.protocols import Task
 from seer.data import synthetic as sample
 from seer.data.coco import is_annotations, read_things
 from seer.data.label_words import check_word
-from seer.data.shards.open import box_classes
+from seer.data.shards.open import box_classes, check_box_classes
 from seer.data.shards.shard import Shard
 from seer.data.transforms.file_things import FileThings
 from seer.data.transforms.targets import ClassLabel, ClassLabels
@@ -130,6 +130,10 @@ def _with_box_classes(config: RunConfig, shards: Sequence[Shard] | None) -> RunC
     if not isinstance(heads, Mapping):
         return config
     lacking = [name for name in _boxed(config) if not heads[name].get("classes")]
+    for name in _boxed(config):
+        check_box_classes(
+            f"task.heads.{name}.classes", [str(one) for one in heads[name].get("classes") or ()], shards or ()
+        )
     names = box_classes(shards or ()) if lacking else ()
     if not names:
         return config

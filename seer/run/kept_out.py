@@ -33,6 +33,7 @@ def kept_out(config: RunConfig, task: Task, shards: Sequence[Shard], group: Grou
         classes=made.classes,
         values=made.transform.values,
         box_classes=made.box_classes,
+        mask_classes=made.mask_classes,
         whole=isinstance(made.transform, WholeImage),
         pixels=config.data.pixels,
         rows=rows,

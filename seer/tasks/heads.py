@@ -134,6 +134,7 @@ class HeadsTask(Task):
             transform.mask |= spec.kind == "map"
             transform.boxes = transform.boxes or (MOST_BOXES if spec.kind in BOXED else 0)
             transform.values = transform.values or (spec.outputs if spec.kind == "regress" else 0)
+        transform.mask_classes = self.mask_classes
         # those that learn in their forward pass
         self._inside = [head for head in made.values() if isinstance(head, MaskRCNNHead)]
         if self._inside:
@@ -154,6 +155,11 @@ class HeadsTask(Task):
         rows = arguments.get("heads") or {"classify": {"kind": "tags" if arguments.get("several") else "classify"}}
         kinds = [row.get("kind") for row in rows.values() if isinstance(row, Mapping)]
         return "labels" if "tags" in kinds else "label" if "classify" in kinds else None
+
+    @property
+    def mask_classes(self) -> int | None:
+        """Returns how many classes of a mask heads know, of several heads the fewest; None where none learns masks."""
+        return min((spec.count for spec in self.specs.values() if spec.kind == "map"), default=None)
 
     @property
     def box_classes(self) -> tuple[str, ...]:

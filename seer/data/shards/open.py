@@ -14,6 +14,7 @@ from typing import Any
 
 from seer.core.errors import RequestError, StorageError
 from seer.core.log import log
+from seer.data.ledger import shown
 from seer.data.shards import archives
 from seer.data.shards.bad_archives import BadArchives
 from seer.data.shards.census import Census, total
@@ -222,6 +223,18 @@ def box_classes(shards: Iterable[Shard]) -> tuple[str, ...]:
             names = None  # no manifest, or none of ours
         found.add(tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ())
     return found.pop() if len(found) == 1 else ()
+
+
+def check_box_classes(where: str, classes: Sequence[str], shards: Sequence[Shard]) -> None:
+    """Raises RequestError where the manifests beside shards give the name of a class of boxes another number than `classes` does,
+    since boxes are known by their numbers. Names that no manifest has are fine: they are other words for the numbers."""
+    names = box_classes(shards)
+    for number, name in enumerate(classes):
+        if name in names and names.index(name) != number:
+            raise RequestError(
+                f"{where}: {shown(name, 50)} is class {number} of the head and class {names.index(name)} of the boxes of "
+                f"{shards[0].path}, whose manifest numbers them {shown(', '.join(names), 100)}; a head learns them in this order"
+            )
 
 
 def _all_named(found: Found, named: Mapping[str, object]) -> list[str]:

@@ -72,6 +72,7 @@ class OneView:
     """
 
     crops: ClassVar[type[MultiCrop]] = MultiCrop  # what draws boxes of the image
+    mask_classes: int | None = None  # a mask with the number of another class is a bad one; None: any number is fine
     things: FileThings | None = (
         None  # what lies on images, where a file says it and not their samples; given by the program
     )
@@ -161,7 +162,7 @@ class OneView:
         if self.values:
             found["values"] = targets.values(sample, self.values)
         if self.mask:
-            found["mask"] = targets.mask(sample, *found["image"].shape[:2])
+            found["mask"] = targets.mask(sample, *found["image"].shape[:2], self.mask_classes)
         if self.boxes:
             found["boxes"], found["box_label"] = (
                 targets.boxes(sample) if self.things is None else self.things.boxes(sample, found["image"])

@@ -22,6 +22,7 @@ from seer.data.shards.shard import Shard
 MASKS = ("mask.png", "seg.png")  # endings of the member that is the mask
 BOXES = "boxes.json"
 VALUE = "value.json"
+VOID = 255  # of a mask: pixels that teach nothing
 MOST_DIGITS = 18  # of a number in `cls`
 
 
@@ -96,8 +97,9 @@ class Boxes(NamedTuple):
     labels: np.ndarray
 
 
-def mask(sample: Sample, height: int, width: int) -> np.ndarray:
-    """Returns uint8 [h, w], the class of each pixel. Raises Undecodable, also for a mask of another size than the image."""
+def mask(sample: Sample, height: int, width: int, classes: int | None = None) -> np.ndarray:
+    """Returns uint8 [h, w], the class of each pixel, or VOID. classes: as many are known, None = any. Raises Undecodable, also for a
+    mask of another size than the image, and for the number of a class that is not known."""
     data = next((sample.fields[ending] for ending in MASKS if ending in sample.fields), None)
     if data is None:
         raise Undecodable(f"no mask beside it ({' or '.join(MASKS)})", "target")
@@ -105,6 +107,11 @@ def mask(sample: Sample, height: int, width: int) -> np.ndarray:
     if found.shape != (height, width):
         raise Undecodable(
             f"its mask is {found.shape[1]} x {found.shape[0]} pixels, the upright image {width} x {height}", "target"
+        )
+    highest = int(found.max(where=found != VOID, initial=0))
+    if classes is not None and highest >= classes:
+        raise Undecodable(
+            f"its mask has the class {highest}; the head knows 0 to {classes - 1}, and {VOID} is void", "target"
         )
     return found
 
