@@ -54,3 +54,19 @@ def test_a_recipe_for_a_cpu_trains_as_it_stands(recipe: str, tmp_path: Path, cap
     assert ended.status == 0, ended.words
     assert ended.result["steps"] == 3 and 0 < ended.result["loss"] < 10
     assert (tmp_path / "run" / "bundle" / "backbone.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("ablation_")])
+def test_every_arm_of_an_ablation_takes_a_step(recipe: str, tmp_path: Path, capfd) -> None:
+    write_shards(sample.samples(8, seed=0), tmp_path / "pictures", total=8, per_shard=8)
+    text = (FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8")
+    for i, line in enumerate(re.findall(r"^# (seer pretrain .+)$", text, re.M)):
+        arm = [w for w in shlex.split(line)[2:] if not w.startswith(("data.source=", "eval.", "probe=", "output="))]
+        small = () if any(w.startswith("model") for w in arm) else ("model.widths=[8,8]", "model.group_widths=[8,8]")
+        small = (*small, "model.depths=[1,1]") if small else ()
+        words = (f"data.source={tmp_path / 'pictures'}", f"output={tmp_path / str(i)}", "steps=1", "batch=4")
+        ended = seer(
+            capfd, "pretrain", *arm, *small, *words, "every.evaluate=0", "data.threads=1", "parallel.device=cpu"
+        )
+        assert ended.status == 0 and ended.result["steps"] == 1 and 0 < ended.result["loss"] < 10, ended.words
