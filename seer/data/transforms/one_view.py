@@ -162,7 +162,8 @@ class OneView:
         if self.values:
             found["values"] = targets.values(sample, self.values)
         if self.mask:
-            found["mask"] = targets.mask(sample, *found["image"].shape[:2], classes=self.mask_classes)
+            height, width = found["image"].shape[:2]
+            found["mask"] = targets.mask(sample, height, width, self.mask_classes)
         if self.boxes:
             found["boxes"], found["box_label"] = (
                 targets.boxes(sample) if self.things is None else self.things.boxes(sample, found["image"])
