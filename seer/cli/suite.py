@@ -44,7 +44,7 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
     images: dict[tuple[int, Pixels], Pair] = {}
     with open_world(settings["device"]) as world:
         rows = []
-        for subject in subjects(weights, suite.scratch, suite.seed):
+        for subject in subjects(weights, suite.scratch, suite.seed, settings["data"]["size"]):
             pair = _images(settings["data"], subject, world, images)
             rows.append(_row(suite, subject, pair, settings, world))
             log.info(
@@ -77,13 +77,12 @@ def run(settings: dict[str, Any], output: list[Path]) -> dict[str, Any]:
 
 def _images(data: Mapping[str, Any], subject: Subject, world: World, known: dict[tuple[int, Pixels], Pair]) -> Pair:
     """Returns train and test images as a network takes them, opened once for all that take the same."""
-    size = data["size"] or subject.size
-    if (size, subject.pixels) not in known:
-        pair = labelled(SimpleNamespace(**data), size, subject.pixels)
-        for one in pair:
+    wanted = subject.size, subject.pixels
+    if wanted not in known:
+        known[wanted] = labelled(SimpleNamespace(**data), *wanted)
+        for one in known[wanted]:
             one.group = world.group
-        known[size, subject.pixels] = pair
-    return known[size, subject.pixels]
+    return known[wanted]
 
 
 def _row(suite: Suite, subject: Subject, pair: Pair, settings: Mapping[str, Any], world: World) -> Row:

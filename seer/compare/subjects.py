@@ -57,9 +57,10 @@ class Subject:
         return json.dumps(self.backbone.architecture, sort_keys=True)
 
 
-def subjects(paths: Sequence[str], scratch: bool, seed: int) -> Iterator[Subject]:
+def subjects(paths: Sequence[str], scratch: bool, seed: int, size: int | None = None) -> Iterator[Subject]:
     """Yields the untrained networks of all shapes that occur, where they are wanted, each before the first of its shape, and the
-    trained ones in their order; one after the other, so that one is in memory. Raises RequestError."""
+    trained ones in their order; one after the other, so that one is in memory. size: of images, for all of them; None = each
+    that of its weights. Raises RequestError."""
     names, known = _names(paths), set[tuple[str, int]]()
     for path, name in zip(paths, names, strict=True):
         found = state(path)
@@ -72,7 +73,7 @@ def subjects(paths: Sequence[str], scratch: bool, seed: int) -> Iterator[Subject
             backbone=backbone,
             mean=tuple(card["mean"]),
             std=tuple(card["std"]),
-            size=card["input_size"],
+            size=size or card["input_size"],
             pixels=pixels_of(backbone, card),
             images=None if seen is None else int(seen),
             origin=found.origin,

@@ -21,6 +21,7 @@ import torch
 from seer.core.errors import RequestError
 from seer.core.protocols import Modules
 from seer.data.augment import normalize
+from seer.data.transforms.file_things import crowd_of
 from seer.data.transforms.whole_image import fitted
 from seer.evals import coco_metrics, detection, resampling
 from seer.evals.detection import Answer
@@ -179,6 +180,8 @@ def _take_boxes(parts: Parts, said: Cells, fields: Mapping[str, torch.Tensor], s
     for i, found in enumerate(boxes_of(plain, side)):
         count = int(fields["box_count"][i])
         labels = fields["box_label"][i, :count]
+        crowd = labels <= crowd_of(0)
+        labels = torch.where(crowd, crowd_of(0) - labels, labels)
         labels = torch.zeros_like(labels) if spec.count == 1 else labels
         parts.setdefault("answers", []).append(
             Answer(
@@ -187,7 +190,7 @@ def _take_boxes(parts: Parts, said: Cells, fields: Mapping[str, torch.Tensor], s
                 found.scores.double().numpy(),
                 fields["boxes"][i, :count].double().numpy(),
                 labels.numpy(),
-                (labels < 0).numpy(),  # of no class: what is found there is neither right nor wrong
+                (crowd | (labels < 0)).numpy(),  # of no class, or many: what is found there is neither right nor wrong
             )
         )
 

@@ -82,7 +82,7 @@ class TargetImages:
                 raise RequestError(
                     f"labels={word} says where things lie, and no head here finds any; another word for labels"
                 )
-            self.view.things = FileThings(shards, read_things(word).among(box_classes))
+            self.view.things = FileThings(shards, read_things(word).among(box_classes), crowds=True)
         self.scenes = dict[tuple[int, int], Scene]()
         self._told = dict[tuple[int, int], str]()  # why which row was left out
 

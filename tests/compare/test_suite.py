@@ -122,12 +122,13 @@ def test_a_comparison_tells_of_each_network_what_it_is_and_what_each_evaluation_
 
 @pytest.mark.slow
 def test_a_comparison_is_the_same_again_and_on_two_ranks(places, tmp_path):
-    given = (*words(places, "swav", "foreign.pth"), "eval=suite", *FAST)
+    given = (*words(places, "swav", "foreign.pth"), "eval=suite", *FAST, "data.size=32")
     ended = [wait(start(*given, f"output={tmp_path / str(i)}", ranks=ranks)) for i, ranks in enumerate((1, 1, 2))]
     assert [one.status for one in ended] == [0, 0, 0], ended[2].words
     results = [{k: v for k, v in one.result.items() if k not in VARYING} for one in ended]
     for one, other in itertools.pairwise(results):
         assert one == other
+    assert {row["size"] for row in results[0]["rows"]} == {32}  # also of weights that want another size by themselves
     for name in ended[0].result["files"]:
         assert len({(tmp_path / str(i) / name).read_bytes() for i in range(3)}) == 1
 

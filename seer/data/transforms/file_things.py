@@ -1,13 +1,15 @@
 """Gives what lies on an image by a file of COCO's form that lists it, where no member of its sample says it.
 
 An image that the file does not list, or lists with another size than the upright image has, is a bad one, and the ledger's.
-Crowds are no things to learn: they are left out here, as in COCO's own training, and stay in `scene` for who judges.
+Crowds are no things to learn: they are left out here, as in COCO's own training, and stay in `scene` for who judges; with
+crowds=True they stay among the boxes too, each with the label that `crowd_of` makes of its class.
 
 Legend: n things of an image, h w of it.
 """
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,10 +26,17 @@ def place_of(shard: Shard, key: str) -> str:
     return key if key.startswith("/") else f"{os.path.abspath(shard.path)}/{key}"
 
 
-class FileThings:
-    """Holds what lies on the images of shards, with the classes of a head. found: of these classes (`Things.among`)."""
+def crowd_of(label: int) -> int:
+    """Returns the label of a crowd of a class, and the class of such a label: 0, 1, 2 … <-> -2, -3, -4 …"""
+    return -2 - label
 
-    def __init__(self, shards: Sequence[Shard], found: Things):
+
+class FileThings:
+    """Holds what lies on the images of shards, with the classes of a head. found: of these classes (`Things.among`). crowds: who
+    judges has to know of them, too."""
+
+    def __init__(self, shards: Sequence[Shard], found: Things, crowds: bool = False):
+        self.crowds = crowds
         self.names, self.left_out = found.names, dict(found.left_out)
         self._found, self._shards, self._origins = found, list(shards), Origins(shards)
 
@@ -58,7 +67,10 @@ class FileThings:
 
     def boxes(self, sample: Sample, image: ImageArray) -> Boxes:
         """Returns the boxes of an image, cut at its edges. Raises Undecodable."""
-        return boxes_of(self.things(sample, image), image)
+        if not self.crowds:
+            return boxes_of(self.things(sample, image), image)
+        things = self.scene(sample, image).things
+        return boxes_of([replace(one, label=crowd_of(one.label)) if one.crowd else one for one in things], image)
 
 
 def boxes_of(things: Sequence[Thing], image: ImageArray) -> Boxes:
