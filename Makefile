@@ -40,11 +40,11 @@ ifneq ($(shell cat $(TEST) 2>/dev/null),$(WANT))
 .PHONY: $(TEST)
 endif
 
-.PHONY: help setup pretrain test test-fast test-long check format bench speedrun gpu clean
+.PHONY: help setup pretrain test test-fast test-long test-device check format bench speedrun gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo 'ARGS="…" goes on to what a target runs: make pretrain ARGS="data.source=images/ output=runs/first"'
 	@echo 'AREA=NAME narrows test, test-fast and test-long to one of: $(AREAS) (top: the files in tests/ itself, kills: tests/test_kills.py)'
 
@@ -71,6 +71,19 @@ test-fast: $(TEST)  ## the tests that take milliseconds, two at a time
 
 test-long: $(TEST)  ## the long tests alone, two at a time
 	@$(call side_by_side,long and not gpu)
+
+# A folder of its own, so that .venv stays what its stamp says and the other tests go on without these packages: it reads torch
+# and the rest out of .venv and adds what that lacks, 1.1 GB. A platform that an extra has no wheel for is told, not failed: what
+# is installed there without it is what `make test` has tried.
+DEVICE := .venv-device
+EXTRAS := device,onnx,huggingface
+WHEELS_OF := executorch,torchao,coremltools,onnx,onnxruntime,tokenizers
+DEVICE_TESTS := $(patsubst %,tests/%.py,export/test_programs export/test_program_heads export/test_export_of_heads \
+	export/test_int8_accuracy export/test_huggingface export/test_push cli/test_measure models/test_foreign)
+test-device: $(TEST)  ## the tests of exports that need the extras $(EXTRAS), in .venv-device
+	@if [ "$$(cat $(DEVICE)/.made 2>/dev/null)" != '$(WANT) $(EXTRAS)' ]; then ( $(call make_device) ) >&2; status=$$?; \
+		[ $$status -ne 3 ] || exit 0; [ $$status -eq 0 ] || exit $$status; fi; \
+	SEER_EXTRAS=$(EXTRAS) $(DEVICE)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not long and not gpu" $(DEVICE_TESTS) $(ARGS)
 
 check: $(TEST)  ## lint, format and types, changing nothing
 	@$(BIN)/ruff check .
@@ -100,8 +113,8 @@ gpu:  ## the tests that need a GPU, with PYTHON as it is where that has torch
 	if [ -n "$(WHEELS)" ]; then "$$python" -m pip install -q --no-index --no-deps --upgrade --target .gpu $(WHEELS)/*.whl || exit; fi; \
 	PYTHONPATH=.gpu exec "$$python" -m pytest tests/gpu -m gpu $(ARGS)
 
-clean:  ## remove .venv, builds and caches; runs/ stays
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove .venv, .venv-device, builds and caches; runs/ stays
+	@rm -rf $(VENV) $(DEVICE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find seer configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || :
 
 # $(call side_by_side,which tests): JOBS at a time, then those that must have no other beside them. A file's tests stay
@@ -123,6 +136,22 @@ define install
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(1) || { status=$$?; \
 		[ $$status -ge 128 ] || rm -f $(UNFINISHED); exit $$status; }; \
 	rm -f $(UNFINISHED)
+endef
+
+# $(call make_device): ends with 3 where the index has no wheel of a package for this platform. Of a tool without network pip says
+# the same, but by then `make test` has failed. It is only whole with .made in it, so a cut one is made again.
+define make_device
+	trap 'exit 130' INT TERM HUP; rm -rf $(DEVICE); \
+	echo "making $(DEVICE) with the extras $(EXTRAS)"; \
+	$(BIN)/python -m venv $(DEVICE) || exit 1; \
+	$(DEVICE)/bin/python -c 'import sysconfig as s, sys; open(s.get_path("purelib") + "/venv.pth", "w").write( \
+		"import site; site.addsitedir(%r)\n" % s.get_path("purelib", vars={"base": sys.argv[1]}))' '$(CURDIR)/$(VENV)' || exit 1; \
+	$(DEVICE)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt --only-binary $(WHEELS_OF) \
+		-e '.[$(EXTRAS)]' 2>$(DEVICE)/pip.log; status=$$?; cat $(DEVICE)/pip.log; \
+	if [ $$status -ne 0 ]; then \
+		none=$$(sed -n 's/^ERROR: No matching distribution found for //p' $(DEVICE)/pip.log); [ -n "$$none" ] || exit 1; \
+		echo "The package index has no $$none for this platform, so the tests of $(EXTRAS) were not run."; exit 3; fi; \
+	echo '$(WANT) $(EXTRAS)' > $(DEVICE)/.made
 endef
 
 $(CORE):
