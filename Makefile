@@ -80,7 +80,7 @@ EXTRAS := device,onnx,huggingface
 WHEELS_OF := executorch,torchao,coremltools,onnx,onnxruntime,tokenizers
 DEVICE_TESTS := $(patsubst %,tests/%.py,export/test_programs export/test_program_heads export/test_export_of_heads \
 	export/test_int8_accuracy export/test_huggingface export/test_push cli/test_measure models/test_foreign)
-test-device: $(TEST)  ## the tests of exports that need the extras $(EXTRAS), in .venv-device
+test-device: $(TEST)  ## the tests that need the extras device, onnx and huggingface, in .venv-device
 	@if [ "$$(cat $(DEVICE)/.made 2>/dev/null)" != '$(WANT) $(EXTRAS)' ]; then ( $(call make_device) ) >&2; status=$$?; \
 		[ $$status -ne 3 ] || exit 0; [ $$status -eq 0 ] || exit $$status; fi; \
 	SEER_EXTRAS=$(EXTRAS) $(DEVICE)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not long and not gpu" $(DEVICE_TESTS) $(ARGS)

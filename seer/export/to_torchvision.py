@@ -3,6 +3,7 @@
 Surprising:
 - What torchvision has of a family, and how the tensors are called there, says the family's file in `seer/models/families`.
 - torchvision's networks end in a classifier that a backbone has not: set `model.fc = torch.nn.Identity()` before loading.
+- The file's hash lies beside it, in FILE.json, by which `weights=` refuses a damaged one; torchvision does not read it.
 - The file appears only after it was read back into torchvision and gave the same features.
 
 Legend: N images, S side.
@@ -23,6 +24,7 @@ from seer.export import parity
 from seer.export.targets import of_library
 from seer.models.bundle import plain
 from seer.models.families.family import Network, Torchvision
+from seer.models.stored_hash import beside, described
 
 
 def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Tensor) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Ten
 
     target.parent.mkdir(parents=True, exist_ok=True)
     unchecked = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    unchecked_hash = beside(unchecked)
     try:
         with open(unchecked, "wb") as file:
             torch.save(state, file)
@@ -56,9 +59,13 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Ten
         found = parity.features(torchvision_model(backbone, unchecked), images)
         difference = parity.relative_difference(found, expected)
         parity.require(difference, tolerance=parity.TOLERANCE, what="torchvision's model with the exported weights")
+        unchecked_hash.write_text(described(unchecked, target.name), encoding="utf-8")
+        beside(target).unlink(missing_ok=True)  # a crash in between leaves weights without a hash, not with that of others
         os.replace(unchecked, target)
+        os.replace(unchecked_hash, beside(target))
     finally:
         unchecked.unlink(missing_ok=True)
+        unchecked_hash.unlink(missing_ok=True)
     return {
         "file": str(target),
         "parity": difference,

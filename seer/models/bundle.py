@@ -53,6 +53,7 @@ from seer.models.families.family import Network
 from seer.models.file_kinds import kind_of
 from seer.models.head_files import HEADS, StoredHead, hash_of_tensors, read_head
 from seer.models.numbers import check_numbers
+from seer.models.stored_hash import TENSORS, check_tensors
 from seer.models.zoo import name_of
 
 BUNDLE_FORMAT = "seer-bundle"
@@ -178,9 +179,11 @@ def read_heads(folder: str | os.PathLike[str]) -> dict[str, StoredHead]:
         name.isidentifier() and isinstance(one, dict) for name, one in listed.items()
     ):
         raise ValueError(f"{folder / DESCRIPTION}: its heads are no names with hashes: {listed!r}")
-    if not isinstance(lineage, dict) or lineage.get("file") != _sha256(folder / BUNDLE_WEIGHTS):
+    lineage, file = lineage if isinstance(lineage, dict) else {}, _sha256(folder / BUNDLE_WEIGHTS)
+    if lineage.get("file") != file:
         raise ValueError(
-            f"{folder / BUNDLE_WEIGHTS} is not the file that {DESCRIPTION} lists beside its heads; restore it, or copy the bundle again"
+            f"{folder / BUNDLE_WEIGHTS} has the sha256 {file[:12]}…, {DESCRIPTION} lists {str(lineage.get('file'))[:12]}… beside its "
+            "heads: it was damaged or replaced; restore it, or copy the bundle again"
         )
     found = {name: read_head(folder, name, hashes) for name, hashes in listed.items()}
     for name, head in found.items():
@@ -202,10 +205,11 @@ def _check_head(head: StoredHead, *, what: str) -> None:
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes tensors to a file. They are contiguous, on any device, none sharing memory. Raises StorageError
-    when the disk does not take them."""
+    """Writes tensors to a file, with their hash in its metadata. They are contiguous, on any device, none sharing memory.
+    Raises StorageError when the disk does not take them."""
+    about = {"format": "pt", TENSORS: hash_of_tensors(tensors), **(metadata or {})}
     try:
-        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+        save_file(dict(tensors), path, metadata=about)
     except SafetensorError as error:
         raise StorageError(
             f"weights cannot be written to {path.parent}: {error}; make room and run it again"
@@ -216,7 +220,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]
     """Returns the backbone (float32, CPU, eval mode) and its description, as in this file's head.
 
     Raises FileNotFoundError without weights, ValueError for a broken, foreign or newer description and for weights that
-    do not fit it (the first five keys named).
+    do not fit it (the first five keys named), BadDataError for weights that are not those that were written.
     """
     folder = Path(folder)
     _must_hold_weights(folder)
@@ -257,10 +261,12 @@ def card_of(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Returns tensors by name, and the description inside the file if it is ours. Raises ValueError for a
-    broken file."""
+    broken file, BadDataError for tensors that are not those it was written with, where it says that."""
     with _opened(path) as opened:  # once: a run that goes on may put another file in its place
         described = _described_in(opened, path)
-        return {name: opened.get_tensor(name) for name in opened.keys()}, described
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        check_tensors(tensors, opened.metadata() or {}, path)
+        return tensors, described
 
 
 def architecture_in(description: Mapping[str, Any], *, what: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from seer.models.foreign_containers import check_stored, read_checkpoint
 from seer.models.key_maps import OURS
 from seer.models.model_folders import INDEX, LAYOUTS, MODEL_FILE, file_in, read_parts, unread_in
 from seer.models.numbers import check_numbers
+from seer.models.stored_hash import check_beside
 
 if TYPE_CHECKING:
     from seer.models.families.family import Network
@@ -72,7 +73,8 @@ def load_backbone(path_or_run: str | os.PathLike[str]) -> Network:
 
     Raises FileNotFoundError when nothing is there; RequestError, a ValueError, for what is no network of a known kind, for
     several that may be meant, and for numbers that cannot be used; ValueError for missing, unexpected or wrong-shaped keys:
-    the first five are named, as the file spells them, and nothing is loaded.
+    the first five are named, as the file spells them, and nothing is loaded; BadDataError for a file of `seer export` whose
+    hash is another than it was written with.
     """
     return load_with_origin(path_or_run)[0]
 
@@ -127,6 +129,7 @@ def _read(path: Path) -> tuple[Mapping[Any, Any], str, Mapping[str, Any] | None]
     if is_safetensors(path) or (path.suffix == ".safetensors" and not is_torch_zip(path)):
         tensors, described = read_safetensors(path)
         return tensors, "safetensors", described
+    check_beside(path)
     state, container = read_checkpoint(path)
     return state, container, None
 

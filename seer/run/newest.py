@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from seer.core.build import build, check_targets
 from seer.core.config import flat
-from seer.core.errors import RequestError, StorageError
+from seer.core.errors import BadDataError, RequestError, StorageError
 from seer.core.log import log
 from seer.engine.checkpoint_files import read_part
 from seer.engine.manifest import CHECKPOINT_MANIFEST
@@ -170,7 +170,7 @@ def _bundle(folder: Path) -> State:
         backbone, described = read_bundle(folder)
     except UnusableNumbersError:  # the file is whole: it is what training made
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadDataError) as error:
         raise StorageError(str(error)) from error
     return State(backbone, card_of(described), step_of(described), "bundle")
 

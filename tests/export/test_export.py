@@ -74,7 +74,7 @@ def test_the_torchvision_file_loads_strictly_and_gives_the_same_features(tmp_pat
         found, wanted = theirs.eval()(images), backbone.eval()(images)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert all(type(tensor) is torch.Tensor and tensor.is_contiguous() for tensor in state.values())
-    assert os.listdir(tmp_path / "out") == ["model.pth"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["model.pth", "model.pth.json"]
     assert json.dumps(result)
 
 
