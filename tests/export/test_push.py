@@ -26,13 +26,12 @@ from tests.program import seer
 pytest.importorskip("huggingface_hub")
 
 
-@pytest.fixture
-def hub(monkeypatch):
+@pytest.fixture(params=["xet off", "xet as installed"])
+def hub(request, monkeypatch):
+    """hf_xet, which comes with huggingface_hub, speaks a protocol of its own that this server, like others, does not offer."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HF_HUB_DISABLE_XET", True
-    )  # its own protocol, which this server lacks
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", request.param == "xet off")
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda s: None, time=lambda: 0.0))
     with served() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
