@@ -60,7 +60,7 @@ def export(backbone: Network, card: Mapping[str, Any], output: Path, images: Ten
         difference = parity.relative_difference(found, expected)
         parity.require(difference, tolerance=parity.TOLERANCE, what="torchvision's model with the exported weights")
         unchecked_hash.write_text(described(unchecked, target.name), encoding="utf-8")
-        beside(target).unlink(missing_ok=True)  # a crash in between leaves weights without a hash, not with that of others
+        beside(target).unlink(missing_ok=True)  # so a crash leaves weights without a hash, not with another's
         os.replace(unchecked, target)
         os.replace(unchecked_hash, beside(target))
     finally:
