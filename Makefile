@@ -73,7 +73,7 @@ test-long: $(TEST)  ## the long tests alone, two at a time
 	@$(call side_by_side,long and not gpu)
 
 # A folder of its own, so that .venv stays what its stamp says and the other tests go on without these packages: it reads torch
-# and the rest out of .venv and adds what that lacks, 1.1 GB. A platform that an extra has no wheel for is told, not failed: what
+# and the rest out of .venv and adds what that lacks. A platform that an extra has no wheel for is told, not failed: what
 # is installed there without it is what `make test` has tried.
 DEVICE := .venv-device
 EXTRAS := device,onnx,huggingface
@@ -83,7 +83,7 @@ DEVICE_TESTS := $(patsubst %,tests/%.py,export/test_programs export/test_program
 test-device: $(TEST)  ## the tests that need the extras device, onnx and huggingface, in .venv-device
 	@if [ "$$(cat $(DEVICE)/.made 2>/dev/null)" != '$(WANT) $(EXTRAS)' ]; then ( $(call make_device) ) >&2; status=$$?; \
 		[ $$status -ne 3 ] || exit 0; [ $$status -eq 0 ] || exit $$status; fi; \
-	SEER_EXTRAS=$(EXTRAS) $(DEVICE)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not long and not gpu" $(DEVICE_TESTS) $(ARGS)
+	$(DEVICE)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not long and not gpu" $(DEVICE_TESTS) $(ARGS)
 
 check: $(TEST)  ## lint, format and types, changing nothing
 	@$(BIN)/ruff check .

@@ -6,7 +6,7 @@ Surprising:
   (config.json, bundle.json) are for people to edit and have none.
 - A file of torch.save has no room for it: `FILE.json` lies beside. Moved without that, or written before there were hashes, a file
   loads as ever.
-- Hashing reads the weights once more: 2 GB/s on a core with SHA instructions, 0.4 GB/s without.
+- Hashing reads the weights once more.
 
 FILE.json, version 1: {"format": "seer-weights", "version": 1, "file", "bytes", "sha256"}
 """
