@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def told(caplog, monkeypatch):
-    """What people are told, from warnings on; libraries may speak in between."""
+def told(caplog, monkeypatch) -> Iterator[pytest.LogCaptureFixture]:
+    """What people are told, from warnings on; not what libraries say in between, some of them once a process."""
     monkeypatch.setattr(log, "propagate", True)
     caplog.set_level(logging.WARNING, logger="seer")
-    return caplog
+    ours = logging.Filter("seer")
+    caplog.handler.addFilter(ours)
+    yield caplog
+    caplog.handler.removeFilter(ours)
 
 
 @pytest.fixture(scope="session")
