@@ -3,6 +3,8 @@
 Surprising:
 - A file takes one image a call: XNNPACK plans its memory for shapes that are known.
 - Outputs come as a list in the order of the description's `outputs`; the format holds no names.
+- A detector in int8 is refused: ExecuTorch 1.5.1 lowers it to a file that its own runtime does not run (error 0x10: it takes
+  the edges of the coarsest cells for 2 x 4 where it has planned for 4 x 2).
 - int8 is compared by what it decides, never by a tolerance: rounding ties alone move features by 6 to 14 % of the largest one
   between two runtimes. How far it agrees is told; what that costs in accuracy is measured on labelled images.
 - The runtime opens a pool of threads for all cores whatever OMP_NUM_THREADS says, and writes remarks on the processor to stderr.
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seer.core.errors import RequestError
 from seer.core.log import log
 from seer.export import parity, program_file
 from seer.export.int8 import check_calibration, quantized
@@ -62,13 +65,15 @@ def export(
         int8: weights per channel and activations in int8.
 
     Returns `file`, `described` (its JSON), `outputs`, `precision`, `pictures` and of float32 `parity` and `tolerance`, of int8
-    `agreement`. Raises RequestError without the libraries or for too few images to calibrate with; ValueError where an output differs
-    from that in float64 by more than 3e-5 of its largest value, and for int8 whose outputs are no numbers.
+    `agreement`. Raises RequestError without the libraries, for too few images to calibrate with and for a detector in int8; ValueError
+    where an output differs from that in float64 by more than 3e-5 of its largest value, and for int8 whose outputs are no numbers.
     """
     file = program_file.place(Path(output), FILE)
     with _quiet():
         needs("executorch", MODULES, install="'seer-pretrain[device]'")
     program = Program(backbone, card, given, heads, names)
+    if int8:
+        _check_int8(program)
     calibration = check_calibration(program, calibration) if int8 else None
     arena: list[int] = []
     told: dict[str, Any] = {
@@ -99,6 +104,16 @@ def export(
         told=told,
     )
     return program_file.result(file, described, len(pixels), card, precision=described["precision"])
+
+
+def _check_int8(program: Program) -> None:
+    wrong = [one.head for one in program.outputs if one.head is not None and program.cards[one.head].kind == "detect"]
+    if wrong:
+        others = list(dict.fromkeys(one.head for one in program.outputs if one.head not in wrong)) or ["features"]
+        raise RequestError(
+            f"int8=true: the head {wrong[0]} is of kind detect, whose int8 file ExecuTorch's runtime does not run; int8=false, or "
+            f"outputs=[{','.join(map(str, others))}] without it"
+        )
 
 
 def load(file: str | Path) -> Callable[[Tensor], Named]:

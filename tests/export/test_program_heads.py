@@ -31,6 +31,7 @@ CARDS = {  # of `small()`: 16, 24, 40, 64 channels. Names are in no order of the
     "boxes": HeadCard("detect", ("stage2", "stage3", "stage4"), (24, 40, 64), 2, ("cell", "dust"), None, 8),
 }
 OUTPUTS = ["kind", "any", "far", "where", "boxes_scores", "boxes_edges"]
+IN_INT8 = OUTPUTS[:4]
 
 
 def with_heads(backbone, cards=CARDS, seed: int = 1) -> dict:
@@ -231,7 +232,7 @@ def pte(tmp_path_factory, bundle):
     folder = tmp_path_factory.mktemp("pte")
     return {
         "fp32": exported(to_executorch, bundle, folder / "fp32", 3),
-        "int8": exported(to_executorch, bundle, folder / "int8", 16, int8=True, calibration=levels(32)),
+        "int8": exported(to_executorch, bundle, folder / "int8", 16, int8=True, calibration=levels(32), names=IN_INT8),
     }
 
 
@@ -261,10 +262,10 @@ def test_int8_is_compared_by_what_it_decides(bundle, pte):
     assert described["parity"] is None and described["tolerance"] is None and described["precision"] == "int8"
     assert described["calibration"] == {"images": 32}
     assert [set(row["agreement"]) for row in described["outputs"]] == [
-        {"cosine", "argmax"}, {"cosine"}, {"cosine"}, {"cosine", "argmax"}, {"cosine"}, {"cosine"},
+        {"cosine", "argmax"}, {"cosine"}, {"cosine"}, {"cosine", "argmax"},
     ]  # fmt: skip
     truth, found = wanted(bundle, pixels), to_executorch.load(result["file"])(pixels)
-    for name in OUTPUTS:
+    for name in IN_INT8:
         cosine = torch.cosine_similarity(found[name].flatten(1), truth[name].flatten(1)).mean().item()
         assert cosine > 0.9 and apart(found[name], truth[name]) > 1e-4, name
     agreed = (found["where"].argmax(1) == truth["where"].argmax(1)).double().mean().item()
@@ -273,6 +274,13 @@ def test_int8_is_compared_by_what_it_decides(bundle, pte):
     assert sizes[0] < 0.7 * sizes[1]
     root = str(Path(__file__).resolve().parents[2]).encode()
     assert not any(root in Path(one["file"]).read_bytes() for one in pte.values())
+
+
+def test_a_detector_in_int8_is_refused_before_anything_is_made(tmp_path, bundle, monkeypatch):
+    monkeypatch.setattr(to_executorch, "needs", lambda *_, **__: None)
+    with pytest.raises(RequestError, match=naming("int8", "boxes", "detect", "outputs=[kind,any,far,where]")):
+        exported(to_executorch, bundle, tmp_path, 3, int8=True, calibration=levels(32))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.slow
