@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from seer.core.errors import RequestError, StorageError
@@ -126,7 +127,7 @@ def _begin(parent: int, ended_by: Any) -> None:
     handler of that."""
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, ended_by)
+    signal.signal(signal.SIGTERM, _quietly(ended_by))
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -134,6 +135,27 @@ def _begin(parent: int, ended_by: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+class _Asked(KeyboardInterrupt, SystemExit):
+    """Ends a child at a request to stop. Of KeyboardInterrupt, which the parent gets where it ended a piece of work; of
+    SystemExit, since a child that waits for work would print the traceback of anything else."""
+
+    code = 1
+
+
+def _quietly(ended_by: Any) -> Any:
+    """Returns a handler for children that raises _Asked where that of their parent raises KeyboardInterrupt."""
+    if not callable(ended_by):
+        return ended_by
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        try:
+            ended_by(number, frame)
+        except KeyboardInterrupt as asked:
+            raise _Asked(*asked.args) from None
+
+    return ended
 
 
 @contextmanager
