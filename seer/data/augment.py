@@ -55,9 +55,14 @@ def augment_batch(
 
 def normalize(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Normalizes pixels in [0, 1], float32 [N, C, S, S], in place."""
-    shift = torch.tensor(mean, device=x.device)[:, None, None]
-    scale = torch.tensor(std, device=x.device)[:, None, None]
+    shift = _sent(torch.tensor(mean), x.device)[:, None, None]
+    scale = _sent(torch.tensor(std), x.device)[:, None, None]
     return x.sub_(shift).div_(scale)
+
+
+def _sent(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Sends some numbers of the host to a device. `torch.tensor(…, device=…)` waits until the GPU has done all it was given."""
+    return numbers.to(device, non_blocking=True)
 
 
 def to_normalized_float(crops: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -67,8 +72,8 @@ def to_normalized_float(crops: torch.Tensor, mean: Sequence[float], std: Sequenc
     times as much on a CPU.
     """
     n, channels, height, width = crops.shape
-    scale = (1 / (255 * torch.tensor(std, device=crops.device))).repeat(width)  # [S * C]
-    shift = (-torch.tensor(mean, device=crops.device) / torch.tensor(std, device=crops.device)).repeat(width)
+    spread, center = _sent(torch.tensor(std), crops.device), _sent(torch.tensor(mean), crops.device)  # [C]
+    scale, shift = (1 / (255 * spread)).repeat(width), (-center / spread).repeat(width)  # [S * C]
     rows = crops.permute(0, 2, 3, 1).reshape(n, height, width * channels).to(torch.float32)
     return torch.addcmul(shift, rows, scale, out=rows).view(n, height, width, channels).permute(0, 3, 1, 2)
 
@@ -108,7 +113,7 @@ def hue(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
         value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
     )  # hue in sixths of a turn
     sixth = sixth[:, None] + 6 * turns
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]
+    offsets = _sent(torch.tensor([5.0, 3.0, 1.0]), x.device)[:, None, None]
     k = torch.remainder(sixth + offsets, 6)  # [N, 3, S, S]
     hat = torch.minimum(k, 4 - k).clamp_(0, 1)
     return value[:, None] - chroma[:, None] * hat

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -241,6 +241,16 @@ def frozen_by_clock(config: RunConfig, lengths: Durations, clock: Clock, lr: Sch
     return found
 
 
+def on_device_arguments(node: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Returns what an optimizer of torch is given on a GPU where the config leaves the choice to torch: one kernel for the update.
+    Torch's other forms cannot leave a broken step out by themselves, so the host would wait for its flag in every step
+    (`Precision.step`)."""
+    fusing = node.get("_target_") in ("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD")
+    chosen = [node.get(name) for name in ("fused", "foreach", "differentiable")]
+    open_ = chosen[0] is None and chosen[1] is None and not chosen[2]
+    return {"fused": True} if device.type == "cuda" and fusing and open_ else {}
+
+
 def training(config: RunConfig, task: Task, lengths: Durations, world: World, precision: Precision) -> Training:
     """Makes model, optimizer, schedule: everything that depends on the length of the run and on the world."""
     every, options = intervals(config, lengths), config.parallel
@@ -269,7 +279,8 @@ def training(config: RunConfig, task: Task, lengths: Durations, world: World, pr
         make = partial(build, "optim", config.optim, lr=0.0)
         task.model, optimizer = fairscale_backend.shard(task.model, by_rule, make, world)
     else:
-        optimizer = build("optim", config.optim, by_rule, lr=0.0)  # the schedule sets it before every step
+        fused = on_device_arguments(config.optim, world.device)
+        optimizer = build("optim", config.optim, by_rule, lr=0.0, **fused)  # the schedule sets it before every step
     clock = Clock(lengths.clock)
     lr, plateau = schedule(config.schedule, config.plateau, lengths, clock)
     keep_steps = lengths.steps(config.every.keep_steps, "every.keep_steps")

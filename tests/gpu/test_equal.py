@@ -130,10 +130,17 @@ def test_recompute_gives_the_gradients_and_statistics_of_a_plain_step(device, po
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_wrappers_on_one_rank_give_the_step_of_the_plain_model(device, one_rank, mode, compiled, dtype):
+def test_wrappers_on_one_rank_give_the_step_of_the_plain_model(device, one_rank, mode, compiled, dtype, monkeypatch):
     if compiled and (mode == "fsdp" or dtype == torch.float16):
         pytest.skip("two compilations are enough for ten minutes")
     one = plain().to(device)
+    if compiled and dtype != torch.float32 and device.type == "cpu":
+        # Compiled code keeps float32 between operations that it joins, and lays convolutions out channels_last. In this network
+        # bf16 alone puts single gradients 0.3 (NCHW beside NHWC, eager) to 0.7 (beside float32) off, so a limit on the
+        # difference says nothing until both round at the same places.
+        monkeypatch.setattr(torch._inductor.config, "emulate_precision_casts", True)
+        torch._dynamo.reset()
+        one = one.to(memory_format=torch.channels_last)
     inner = plain()
     model = parallelize(inner, one_rank, mode=mode, channels_last=False, compiled=compiled, dtype=dtype)
     wanted, found = stepped(one, one, device, dtype), stepped(model, inner, device, dtype)
