@@ -40,7 +40,7 @@ ifneq ($(shell cat $(TEST) 2>/dev/null),$(WANT))
 .PHONY: $(TEST)
 endif
 
-.PHONY: help setup pretrain test test-fast test-long test-device check format bench speedrun gpu clean
+.PHONY: help setup pretrain test test-fast test-long test-device check format bench speedrun gpu gpu-speed gpu-pack clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -104,14 +104,14 @@ speedrun: $(CORE)  ## learn CIFAR-10 without labels against the clock: make spee
 
 # An interpreter that can import torch is used as it is: GPU machines tend to bring their own build, and no network. What it
 # lacks may lie in a folder: make gpu WHEELS=wheels
-gpu:  ## the tests that need a GPU, with PYTHON as it is where that has torch
-	@has_gpu() { "$$1" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)' 2>/dev/null; }; \
-	python="$(or $(PYTHON),python3)"; has_gpu "$$python"; status=$$?; \
-	if [ $$status -ne 0 ] && [ $$status -ne 3 ]; then \
-		$(MAKE) -s $(TEST) >&2 || exit; python=$(BIN)/python; has_gpu "$$python"; status=$$?; fi; \
-	if [ $$status -eq 3 ]; then echo "No GPU here that torch can use, so the GPU tests were not run."; exit 0; fi; \
-	if [ -n "$(WHEELS)" ]; then "$$python" -m pip install -q --no-index --no-deps --upgrade --target .gpu $(WHEELS)/*.whl || exit; fi; \
-	PYTHONPATH=.gpu exec "$$python" -m pytest tests/gpu -m gpu $(ARGS)
+gpu:  ## equalities, layouts, steps and layers on a GPU (4 min), with PYTHON as it is where that has torch; ARGS="output=gpu.json"
+	@$(call on_gpu,benchmarks/gpu.py $(ARGS))
+
+gpu-speed:  ## the speedrun on a GPU (5 min): make gpu-speed WHEELS=carried/wheels ARGS="data=carried"
+	@$(call on_gpu,benchmarks/gpu_speed.py $(ARGS))
+
+gpu-pack: $(CORE)  ## what to carry to a GPU machine without network: make gpu-pack ARGS="output=carried cifar=cifar10-train.tar"
+	@$(BIN)/python benchmarks/gpu_pack.py $(ARGS)
 
 clean:  ## remove .venv, .venv-device, builds and caches; runs/ stays
 	@rm -rf $(VENV) $(DEVICE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -126,6 +126,17 @@ define side_by_side
 	[ $$alone -eq 5 ] || exit $$alone; \
 	if [ $$side -eq 5 ] && [ -n "$(AREA)" ] && [ -z "$(ARGS)" ]; then echo "AREA=$(AREA) has no tests of this kind"; exit 0; fi; \
 	exit $$side
+endef
+
+# $(call on_gpu,script and words): by PYTHON where that has torch, else by .venv; device=cpu among the words needs no GPU.
+define on_gpu
+	has_gpu() { "$$1" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)' 2>/dev/null; }; \
+	python="$(or $(PYTHON),python3)"; has_gpu "$$python"; status=$$?; \
+	if [ $$status -ne 0 ] && [ $$status -ne 3 ]; then \
+		$(MAKE) -s $(TEST) >&2 || exit; python=$(BIN)/python; has_gpu "$$python"; status=$$?; fi; \
+	if [ $$status -eq 3 ] && [ -z "$(filter device=cpu,$(ARGS))" ]; then echo "No GPU here that torch can use, so nothing was run."; exit 0; fi; \
+	if [ -n "$(WHEELS)" ]; then "$$python" -m pip install -q --no-index --no-deps --upgrade --target .gpu $(WHEELS)/*.whl || exit; fi; \
+	PYTHONPATH=.gpu:. exec "$$python" $(1)
 endef
 
 # $(call install,what to install): pip, with the mark that a kill leaves behind. When pip itself says no (offline, an

@@ -1,4 +1,7 @@
-"""Asks torch, on a GPU, whether a training step between two logged ones waits for the device. On a CPU: tests/tasks/test_waits_for_the_device.py."""
+"""Asks torch, on a GPU, whether a training step between two logged ones waits for the device.
+
+On a CPU: tests/tasks/test_waits_for_the_device.py.
+"""
 
 import warnings
 
