@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.program import ROOT, SMALL
 
@@ -75,15 +76,20 @@ def test_flops_are_those_that_torch_counts_and_the_zoo_tells():
     found = gpu.distinct_layers("regnety_16gf", [(1, 3, 224, 224)])
     flops = sum(count * gpu.cost(*key)[0] for key, count in found.items())
     assert flops == pytest.approx(6 * 15.91e9, rel=0.005)  # docs/zoo.md
-    from torch.utils.flop_counter import FlopCounterMode
 
-    numbers, shape = (24, 48, 3, 2, 3), (2, 24, 9, 9)
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_convolution_costs_what_torch_counts_and_reads_each_tensor_as_told(groups):
+    numbers, shape = (24, 48, 3, 2, groups), (2, 24, 9, 9)
     layer, x = gpu.layer_of("conv", numbers), torch.randn(shape, requires_grad=True)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as forward:
         y = layer(x)
+    with FlopCounterMode(display=False) as backward:
         y.sum().backward()
     told, moved = gpu.cost("conv", numbers, shape)
-    assert told == counter.get_total_flops()
+    assert told == 3 * forward.get_total_flops()
+    if groups == 1:  # torch counts the weights' gradient as if there were no groups
+        assert told == forward.get_total_flops() + backward.get_total_flops()
     assert moved == 2 * (3 * x.numel() + 2 * y.numel() + 3 * layer.weight.numel())
 
 
