@@ -44,6 +44,9 @@ def main() -> int:
     if given["device"] == "cuda" and not torch.cuda.is_available():
         print("No GPU here that torch can use, so the speedrun was not run.")
         return 0
+    if not words:  # `make bench` calls every script without any
+        print(f"{__doc__}\nnot run: data= names no images")
+        return 0
     source = Path(given["data"])
     if not given["data"] or not source.exists():
         raise SystemExit(f"data={given['data']}: no such file or folder; make gpu-pack makes one")
