@@ -72,9 +72,7 @@ def export(
     with _quiet():
         needs("executorch", MODULES, install="'seer-pretrain[device]'")
     program = Program(backbone, card, given, heads, names)
-    if int8:
-        _check_int8(program)
-    calibration = check_calibration(program, calibration) if int8 else None
+    calibration = _calibrating(program, calibration) if int8 else None
     arena: list[int] = []
     told: dict[str, Any] = {
         "precision": "int8" if int8 else "fp32",
@@ -106,7 +104,8 @@ def export(
     return program_file.result(file, described, len(pixels), card, precision=described["precision"])
 
 
-def _check_int8(program: Program) -> None:
+def _calibrating(program: Program, pixels: Tensor | None) -> Tensor:
+    """Returns the images that calibrate. Raises RequestError for what has no int8 form that runs, and as `check_calibration`."""
     wrong = [one.head for one in program.outputs if one.head is not None and program.cards[one.head].kind == "detect"]
     if wrong:
         others = list(dict.fromkeys(one.head for one in program.outputs if one.head not in wrong)) or ["features"]
@@ -114,6 +113,7 @@ def _check_int8(program: Program) -> None:
             f"int8=true: the head {wrong[0]} is of kind detect, whose int8 file ExecuTorch's runtime does not run; int8=false, or "
             f"outputs=[{','.join(map(str, others))}] without it"
         )
+    return check_calibration(program, pixels)
 
 
 def load(file: str | Path) -> Callable[[Tensor], Named]:

@@ -27,7 +27,7 @@ def place_of(shard: Shard, key: str) -> str:
 
 
 def crowd_of(label: int) -> int:
-    """Returns the label of a crowd of a class, and the class of such a label: 0, 1, 2 … <-> -2, -3, -4 …"""
+    """Returns the label of a crowd of a class, and the class of such a label: 0 and -2, 1 and -3, and so on."""
     return -2 - label
 
 
