@@ -54,7 +54,10 @@ def test_heads_name_the_outputs_of_a_program(bundle, tmp_path, capfd, words, out
         (("to=onnx", "int8=true"), ("to=onnx", "to=executorch")),
         (("to=executorch", "int8=true"), ("int8=true", "calibration=")),
         (("to=executorch", "int8=true", "calibration={few}", "calibration_images=8"), ("calibration_images", "32")),
-        (("to=executorch", "int8=true", "calibration={few}"), ("int8=true", "20 images", "32")),
+        (
+            ("to=executorch", "int8=true", "calibration={few}", "outputs=[kind]"),
+            ("int8=true", "20 images", "32"),
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(bundle, tmp_path, capfd, monkeypatch, words, named):
