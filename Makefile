@@ -29,6 +29,9 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 TEST := $(VENV)/.test
 UNFINISHED := $(VENV)/.unfinished
+PEERS_VENV := .venv-peers
+PEERS_PYTHON := $(PEERS_VENV)/bin/python
+PEERS := $(PEERS_VENV)/.peers
 MAKEFLAGS += --no-print-directory
 
 WANT := $(CURDIR) $(shell cat setup.py pyproject.toml constraints.txt | cksum)
@@ -40,7 +43,11 @@ ifneq ($(shell cat $(TEST) 2>/dev/null),$(WANT))
 .PHONY: $(TEST)
 endif
 
-.PHONY: help setup pretrain test test-fast test-long test-device check format bench speedrun gpu gpu-speed gpu-pack clean
+ifneq ($(shell cat $(PEERS) 2>/dev/null),$(WANT) $(shell cksum < benchmarks/peers.txt))
+.PHONY: $(PEERS)
+endif
+
+.PHONY: help setup pretrain test test-fast test-long test-device check format bench bench-quick speedrun gpu gpu-speed gpu-pack clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -94,10 +101,12 @@ format: $(TEST)  ## put imports and layout in order
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(CORE)  ## run every script in benchmarks/
-	@for f in benchmarks/*.py; do \
-		[ -e "$$f" ] || { echo "benchmarks/ holds no scripts"; break; }; \
-		echo "== $$f" >&2; $(BIN)/python "$$f" $(ARGS) || exit; done
+# The peers live beside .venv, in an environment that sees what .venv has: the same torch on both sides, installed once.
+bench: $(PEERS)  ## the project beside its peers, 40 minutes; ARGS="images=photos.tar output=page.md areas=step,lars"
+	@$(BIN)/python benchmarks/bench.py peers=$(PEERS_PYTHON) $(ARGS)
+
+bench-quick: $(PEERS)  ## the same at fewer sizes and turns, under three minutes on two cores
+	@$(BIN)/python benchmarks/bench.py peers=$(PEERS_PYTHON) quick=true $(ARGS)
 
 speedrun: $(CORE)  ## learn CIFAR-10 without labels against the clock: make speedrun CIFAR=cifar10-train.tar ARGS="time=20min"
 	@$(BIN)/python benchmarks/speedrun.py $(CIFAR) $(ARGS)
@@ -113,8 +122,8 @@ gpu-speed:  ## the speedrun on a GPU (5 min): make gpu-speed WHEELS=carried/whee
 gpu-pack: $(CORE)  ## what to carry to a GPU machine without network: make gpu-pack ARGS="output=carried cifar=cifar10-train.tar"
 	@$(BIN)/python benchmarks/gpu_pack.py $(ARGS)
 
-clean:  ## remove .venv, .venv-device, builds and caches; runs/ stays
-	@rm -rf $(VENV) $(DEVICE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove .venv, .venv-device, .venv-peers, builds and caches; runs/ stays
+	@rm -rf $(VENV) $(DEVICE) $(PEERS_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find seer configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || :
 
 # $(call side_by_side,which tests): JOBS at a time, then those that must have no other beside them. A file's tests stay
@@ -184,3 +193,14 @@ $(CORE):
 $(TEST): $(CORE)
 	@exec >&2; set -e; trap 'exit 130' INT TERM HUP; \
 	$(call install,-e '.[test]'); echo '$(WANT)' > $(TEST)
+
+# Its stamp is written last. Without a package index the old one is gone and the benchmark measures ours alone, which it says.
+$(PEERS): $(CORE)
+	@exec >&2; set -e; trap 'exit 130' INT TERM HUP; rm -rf $(PEERS_VENV); \
+	echo "making $(PEERS_VENV) with what the project is measured beside: 20 s and 60 MB"; \
+	$(BIN)/python -m venv $(PEERS_VENV); \
+	folder='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$folder")')" > "$$($(PEERS_PYTHON) -c "$$folder")/zz_venv.pth"; \
+	if $(PEERS_PYTHON) -m pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/peers.txt; \
+	then echo '$(WANT) $(shell cksum < benchmarks/peers.txt)' > $(PEERS); \
+	else echo "the peers cannot be installed (is there a package index?): ours are measured alone"; fi
