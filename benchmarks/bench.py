@@ -24,7 +24,15 @@ import page
 from measure import measure
 from turns import Failed, Worker, pool
 
-WORDS = {"quick": "false", "toy": "false", "images": "", "output": "", "areas": ",".join(areas.NAMES), "peers": "", "keep": ""}
+WORDS = {
+    "quick": "false",
+    "toy": "false",
+    "images": "",
+    "output": "",
+    "areas": ",".join(areas.NAMES),
+    "peers": "",
+    "keep": "",
+}
 
 
 def asked(given: list[str]) -> dict[str, str]:
@@ -34,7 +42,10 @@ def asked(given: list[str]) -> dict[str, str]:
     found = {**WORDS, **words}
     wrong += [f"areas={name}" for name in found["areas"].split(",") if name not in areas.NAMES]
     if wrong:
-        print(f"bench: {wrong[0]} is not known; words: {', '.join(WORDS)}; areas: {', '.join(areas.NAMES)}", file=sys.stderr)
+        print(
+            f"bench: {wrong[0]} is not known; words: {', '.join(WORDS)}; areas: {', '.join(areas.NAMES)}",
+            file=sys.stderr,
+        )
         raise SystemExit(78)
     return found
 
@@ -50,7 +61,10 @@ def interpreters(peers: str) -> dict[str, str]:
         print(f"bench: {peers} has no lightly: ours alone", file=sys.stderr)
         return found
     if theirs.get("torch") != ours.get("torch"):
-        print(f"bench: torch {ours.get('torch')} here, {theirs.get('torch')} in {peers}: nothing to compare", file=sys.stderr)
+        print(
+            f"bench: torch {ours.get('torch')} here, {theirs.get('torch')} in {peers}: nothing to compare",
+            file=sys.stderr,
+        )
         raise SystemExit(78)
     return {**found, "peers": os.path.abspath(peers)}  # not its real path, which is outside of its environment
 
@@ -62,7 +76,7 @@ def prepared(worker: Worker, folder: Path, words: dict[str, str], plan: areas.Pl
         **plan.given,
         "folder": str(folder),
         "images": str(Path(words["images"]).resolve()) if words["images"] else None,
-        "count": 16 if words["toy"] == "true" else 128 if light else 512,
+        "count": 16 if words["toy"] == "true" else 256 if light else 512,
         "prepared": 4 if words["toy"] == "true" else 10,
     }
     worker.make("prepare", given)

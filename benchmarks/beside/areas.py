@@ -48,7 +48,14 @@ class Goal:
 
 GOALS = (
     Goal("data_path", "ours, uint8 crops", SWAV, 6.8, 9.0, "data path over SwAV's"),
-    Goal("reading", "ours, no CRC", WEBDATASET, 1 / 0.29, 1 / 0.2, "reading without CRC over webdataset (0.29 of its time)"),
+    Goal(
+        "reading",
+        "ours, no CRC",
+        WEBDATASET,
+        1 / 0.29,
+        1 / 0.2,
+        "reading without CRC over webdataset (0.29 of its time)",
+    ),
     Goal("sinkhorn", "ours", LIGHTLY, 2.0, None, "Sinkhorn over lightly's"),
     Goal("loss", "ours", LIGHTLY, 1.9, 2.5, "loss with gradient over lightly's"),
     Goal("lars", "ours", LIGHTLY, 1.8, 2.5, "LARS over lightly's"),
@@ -63,7 +70,9 @@ def plans(quick: bool, bf16: bool, toy: bool) -> dict[str, Plan]:
     """Returns area -> plan. quick: under three minutes; toy: seconds, whose figures say nothing. bf16: whether the processor has it."""
     light = quick or toy
     starts, turns = (1, 2) if toy else (1, 9) if quick else (3, 11)
-    balanced = ["40 x 32"] if toy else ["3000 x 512", "16000 x 512"] if quick else _crossed((3000, 16000), (512, 2048, 8192))
+    balanced = (
+        ["40 x 32"] if toy else ["3000 x 512", "16000 x 512"] if quick else _crossed((3000, 16000), (512, 2048, 8192))
+    )
     scored = ["40 x 8"] if toy else ["3000 x 256"] if quick else ["3000 x 256", "16000 x 256"]
     step = [("ours", "ours"), ("peers", LOOP), ("peers", JOINED)]
     whole = [("ours", "ours"), ("peers", LOOP)]
@@ -77,12 +86,12 @@ def plans(quick: bool, bf16: bool, toy: bool) -> dict[str, Plan]:
     network = {"model": "regnety_400mf" if toy else "regnety_16gf"}
     return {
         "data_path": Plan("Data path", "image", "data_path", BOTH, turns, starts, 1, views),
-        "reading": Plan("Reading", "sample", "reading", BOTH, 2 * turns, starts),
+        "reading": Plan("Reading", "sample", "reading", BOTH, 4 * turns, starts),
         "sinkhorn": Plan("Sinkhorn", "call", "sinkhorn", BOTH, turns, starts, given={"cases": balanced}),
         "loss": Plan("Loss with its gradient", "call", "loss", BOTH, turns, starts, given={"cases": scored}),
         "lars": Plan("LARS", "step", "lars", BOTH, turns, starts, given=network),
         "step": Plan("Step", "image", "step", tuple(step), max(2, turns - 1), starts, 2, small),
-        "startup": Plan("Start-up", "start", "", (), 2 if toy else 5 if quick else 9, 1, 1),
+        "startup": Plan("Start-up", "start", "", (), 1 if toy else 2 if quick else 9, 1, 0 if light else 1),
         "end_to_end": Plan(
             "End to end",
             "image",

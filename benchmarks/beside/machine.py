@@ -22,7 +22,13 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
         facts.setdefault(key.strip(), value.strip())
     flags = set(facts.get("flags", "").split())
     has = [flag for flag in BF16 if flag in flags]
-    kind = f"bf16 ({', '.join(has)})" if has else "AVX-512 without bf16" if "avx512f" in flags else "neither bf16 nor AVX-512"
+    kind = (
+        f"bf16 ({', '.join(has)})"
+        if has
+        else "AVX-512 without bf16"
+        if "avx512f" in flags
+        else "neither bf16 nor AVX-512"
+    )
     return {"processor": facts.get("model name", platform.machine()), "kind": kind}
 
 
@@ -36,7 +42,9 @@ def commit() -> str:
 def versions(python: str) -> dict[str, str]:
     """Returns name -> version of what that interpreter finds installed, the first found of each."""
     script = "import sys; sys.path.insert(0, sys.argv[1]); import machine; print(machine.installed())"
-    done = subprocess.run([python, "-c", script, str(Path(__file__).parent)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [python, "-c", script, str(Path(__file__).parent)], capture_output=True, text=True, check=True
+    )
     found: dict[str, str] = json.loads(done.stdout)
     return found
 

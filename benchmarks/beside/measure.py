@@ -52,8 +52,8 @@ def _turns(area: str, plan: Plan, start: int, workers: list[Worker], given: dict
     return rows
 
 
-def commands(pythons: dict[str, str]) -> list[tuple[str, str, str, list[str]]]:
-    """Returns (case, party, side, command) of each start that is measured."""
+def commands(pythons: dict[str, str], brief: bool) -> list[tuple[str, str, str, list[str]]]:
+    """Returns (case, party, side, command) of each start that is measured; brief: those of the two programs alone."""
     trained = {
         "ours": "from seer.run.session import train; from seer.tasks.swav import SwAVTask; from seer.optim.lars import LARS",
         "peers": "from lightly.loss import SwaVLoss; from lightly.transforms import SwaVTransform; import torchvision;"
@@ -62,14 +62,16 @@ def commands(pythons: dict[str, str]) -> list[tuple[str, str, str, list[str]]]:
     found = []
     if "ours" in pythons:
         python = pythons["ours"]
-        found += [("import", "ours", "ours", [python, "-c", "import seer"]), ("import", FLOOR, "ours", [python, "-c", FLOOR])]
+        found += [("import", "ours", "ours", [python, "-c", "import seer"])]
+        found += [] if brief else [("import", FLOOR, "ours", [python, "-c", FLOOR])]
         found += [("what training imports", "ours", "ours", [python, "-c", trained["ours"]])]
         found += [("--help", "ours", "ours", [python, "-m", "seer", "--help"])]
         found += [("--help", "ours, of pretrain", "ours", [python, "-m", "seer", "pretrain", "--help"])]
     if "peers" in pythons:
         python = pythons["peers"]
         script = shutil.which("lightly-ssl-train", path=str(Path(python).parent))
-        found += [("import", one, "peers", [python, "-c", f"import {one}"]) for one in ("lightly", "timm", "webdataset")]
+        libraries = ("lightly",) if brief else ("lightly", "timm", "webdataset")
+        found += [("import", one, "peers", [python, "-c", f"import {one}"]) for one in libraries]
         found += [("what training imports", "lightly", "peers", [python, "-c", trained["peers"]])]
         found += [("--help", "lightly", "peers", [script, "--help"])] if script else []
     return found
@@ -78,7 +80,7 @@ def commands(pythons: dict[str, str]) -> list[tuple[str, str, str, list[str]]]:
 def start_up(plan: Plan, pythons: dict[str, str]) -> list[Row]:
     """Returns rows of processes that begin and end: processor seconds of the process and all of its children."""
     rows: list[Row] = []
-    asked = commands(pythons)
+    asked = commands(pythons, brief=plan.turns < 6)
     for turn in range(-plan.warm_up, plan.turns):
         for case, party, side, command in asked:
             wall = time.perf_counter()

@@ -8,7 +8,17 @@ from areas import GOALS, JOINED, LOOP, SAME_LOSS, Goal, Plan
 from pairs import Summary, paired_ratio, summary
 
 Row = dict[str, Any]
-SHOWN = ("torch", "torchvision", "lightly", "timm", "webdataset", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
+SHOWN = (
+    "torch",
+    "torchvision",
+    "lightly",
+    "timm",
+    "webdataset",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+    "simplejpeg",
+)
 MEMORY = ("step", "sinkhorn", "loss")
 
 
@@ -26,14 +36,22 @@ def told(ratio: Summary) -> str:
 
 
 def amount(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+    return (
+        f"{seconds:.2f} s"
+        if seconds >= 1
+        else f"{seconds * 1e3:.2f} ms"
+        if seconds >= 1e-3
+        else f"{seconds * 1e6:.1f} us"
+    )
 
 
 def megabytes(bytes_: float) -> str:
     return f"{bytes_ / 1e6:.1f} MB"
 
 
-def table(numbers: dict[tuple[str, str], list[float]], peers: Sequence[str], shown: Callable[[float], str]) -> list[str]:
+def table(
+    numbers: dict[tuple[str, str], list[float]], peers: Sequence[str], shown: Callable[[float], str]
+) -> list[str]:
     """Returns a table: a row for each party and case, a column for each peer, which takes so many times as much."""
     cases = any(case for case, _ in numbers)
     head = (["case"] if cases else []) + ["", "median (quartiles)", *[f"{peer} takes" for peer in peers]]
@@ -75,18 +93,18 @@ def _interval(pairs: int) -> str:
 
 
 def memory(rows: Sequence[Row]) -> list[str]:
-    """Returns the table of the peaks, of areas whose peaks are of the work itself: where none is above 0."""
+    """Returns the tables of peaks. One turn of each start tells, the last of the warm-up: it begins without freed memory."""
     lines = ["### Memory", ""]
-    lines += ["Peak of resident memory in a turn: of a step beyond libraries and crops, else beyond what was held before it.", ""]
+    lines += [
+        "Peak of resident memory in a turn: of a step beyond libraries and crops, else beyond what was held before it.",
+        "",
+    ]
     for name in MEMORY:
-        own = [row for row in rows if row["area"] == name]
-        peaks = by_party(own, lambda r: r["peak"])
-        kept = {key: each for key, each in peaks.items() if min(each) > 0}
-        if kept:
-            lines += [f"{name}:", "", *table(kept, [p for p in peers_of(own) if any(k[1] == p for k in kept)], megabytes), ""]
-        left = [" ".join(key).strip() for key in peaks if key not in kept]
-        lines += [f"{name}, {', '.join(left)}: within memory that was freed before, so not told", ""] if left else []
-    return lines
+        own = [{**row, "turn": 0} for row in rows if row["area"] == name and row["turn"] == -1]
+        peaks = by_party(own, lambda r: max(1.0, r["peak"]))
+        if peaks:
+            lines += [f"{name}:", "", *table(peaks, peers_of(own), megabytes), ""]
+    return lines if len(lines) > 4 else []
 
 
 def same_losses(rows: Sequence[Row]) -> tuple[list[str], list[Row]]:
@@ -114,8 +132,14 @@ def same_losses(rows: Sequence[Row]) -> tuple[list[str], list[Row]]:
         same = sum(pairs) / len(pairs)
         curve = " ".join(f"{loss:.4f}" for loss in each[:steps])
         lines.append(f"| {party} | {apart:.1e} | {100 * same:.1f} % | {curve} |")
-        facts.append({"losses": party, "beside": first, "steps": steps, "largest_difference": apart, "same_choices": same})
-    lines += ["", f'"{LOOP}" lets batch norm see one crop at a time, so its losses differ; "{JOINED}" does as ours.', ""]
+        facts.append(
+            {"losses": party, "beside": first, "steps": steps, "largest_difference": apart, "same_choices": same}
+        )
+    lines += [
+        "",
+        f'"{LOOP}" lets batch norm see one crop at a time, so its losses differ; "{JOINED}" does as ours.',
+        "",
+    ]
     return lines, facts
 
 
@@ -162,7 +186,9 @@ def summed_up(rows: Sequence[Row]) -> list[Row]:
             for peer in peers_of(own) if party in mine else ():
                 if (case, peer) in numbers:
                     ratio = paired_ratio(numbers[case, peer], each).row()
-                    found.append({"area": name, "case": case, "ours": party, "peer": peer, "their_time_over_ours": ratio})
+                    found.append(
+                        {"area": name, "case": case, "ours": party, "peer": peer, "their_time_over_ours": ratio}
+                    )
     return found
 
 
@@ -201,7 +227,8 @@ def page(
     for name, (plan, own) in measured.items():
         lines += area(name, plan, own)
         if name == "step":
-            lines += [*curves, *memory(rows)]
+            lines += curves
+    lines += memory(rows)
     data = [{"measured_on": facts, "versions": versions, "images": images}, *held, *compared, *summed_up(rows)]
     lines += ["```", *[json.dumps(row, ensure_ascii=False) for row in data], "```"]
     return "\n".join(lines) + "\n"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).parent / "worker.py"
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
+ONE_THREAD = {
+    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+}
 
 
 def environment() -> dict[str, str]:
@@ -31,7 +33,7 @@ class Worker:
     """
 
     def __init__(self, python: str, side: str):
-        self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
+        self.words = tempfile.TemporaryFile("w+")  # closed with the worker
         self.side, self.area = side, ""
         self.process = subprocess.Popen(
             [python, str(WORKER), side],
@@ -53,9 +55,9 @@ class Worker:
         self.parties = self._answer()["parties"]
         return self
 
-    def turn(self, party: str) -> dict[str, Any]:
-        """Lets it do one turn. Returns what worker.py says of it."""
-        self._ask({"turn": party})
+    def turn(self, party: str, trim: bool = False) -> dict[str, Any]:
+        """Lets it do one turn. Returns what worker.py says of it. trim: what was freed does not hide what the turn takes."""
+        self._ask({"turn": party, "trim": trim})
         return self._answer()
 
     def _ask(self, words: dict[str, Any]) -> None:
@@ -105,8 +107,9 @@ def pool(pythons: Mapping[str, str], sides: Sequence[str]) -> Iterator[list[Work
 def take_turns(
     workers: Sequence[Worker], turns: int, warm_up: int
 ) -> Iterator[tuple[int, Worker, str, dict[str, Any]]]:
-    """Yields (turn, worker, party, answer); in every turn each party of every worker has its go. Those of the warm-up lie below 0."""
+    """Yields (turn, worker, party, answer); in every turn each party of every worker has its go. Those of the warm-up lie below 0;
+    the last of them begins without freed memory."""
     for turn in range(-warm_up, turns):
         for worker in workers:
             for party in worker.parties:
-                yield turn, worker, party, worker.turn(party)
+                yield turn, worker, party, worker.turn(party, trim=turn == -1)

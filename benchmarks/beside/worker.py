@@ -3,7 +3,8 @@
     python benchmarks/beside/worker.py SIDE
 
 Two kinds of lines on stdin: {"area": NAME, "given": {...}} loads SIDE/NAME.py and calls its `make(given)`, which returns name ->
-a call that does one turn and returns {"amount": units done, ...}; {"turn": name} does one. Unless a call has measured by itself
+a call that does one turn and returns {"amount": units done, ...}; {"turn": name, "trim": …} does one, where `trim` asks for it after
+freed memory has gone back to the system. Unless a call has measured by itself
 and returns "seconds", it is measured here, in processor time of this process. "peak" is the turn's peak of resident memory,
 beyond `given["floor"]` bytes where `make` has noted those before its network was made, else beyond what was held before the
 turn. A module whose turns lie within a program that cannot be called in parts has `serve(given, answers)` instead, which does
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from process import forget_peak, held
+from process import forget_peak, held, trim
 
 FOLDER = Path(__file__).parent
 
@@ -55,6 +56,8 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if "turn" in asked:
+            if asked["trim"]:
+                trim()
             print(json.dumps(turn(parties[asked["turn"]], given.get("floor"))), file=answers)
             continue
         parties, given = {}, asked["given"]

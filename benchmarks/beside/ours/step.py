@@ -49,8 +49,7 @@ def make(given: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
     precision, steps = Precision(CPU, dtype), 0
     task.model.train()
     batches = [
-        Batch({f"views/{s}": x for s, x in zip(cut.sizes, crops, strict=True)}, [], 0)
-        for crops in start["crops"]
+        Batch({f"views/{s}": x for s, x in zip(cut.sizes, crops, strict=True)}, [], 0) for crops in start["crops"]
     ]
 
     def run() -> dict[str, Any]:

@@ -19,7 +19,11 @@ from network import backbone
 from process import held
 from torch import Tensor, nn
 
-PARTIES = {"lightly's loop": (False, False), "lightly, crops joined": (True, False), "lightly's loop, compiled": (False, True)}
+PARTIES = {
+    "lightly's loop": (False, False),
+    "lightly, crops joined": (True, False),
+    "lightly's loop, compiled": (False, True),
+}
 
 
 class Learner(nn.Module):
