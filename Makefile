@@ -102,7 +102,7 @@ format: $(TEST)  ## put imports and layout in order
 	@$(BIN)/ruff format .
 
 # The peers live beside .venv, in an environment that sees what .venv has: the same torch on both sides, installed once.
-bench: $(PEERS)  ## the project beside its peers, 40 minutes; ARGS="images=photos.tar output=page.md areas=step,lars"
+bench: $(PEERS)  ## the project beside its peers, by estimate 30 minutes; ARGS="images=photos.tar output=page.md areas=step,lars"
 	@$(BIN)/python benchmarks/bench.py peers=$(PEERS_PYTHON) $(ARGS)
 
 bench-quick: $(PEERS)  ## the same at fewer sizes and turns, under three minutes on two cores
