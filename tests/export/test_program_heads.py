@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from seer.core.errors import RequestError
+from seer.core.errors import BadDataError, RequestError
 from seer.data.augment import normalize
 from seer.export import program_file, to_executorch, to_onnx, to_torch_export
 from seer.export.program import Program, traced
@@ -291,7 +291,7 @@ def test_a_damaged_pte_is_refused_before_the_runtime_sees_it(tmp_path, pte, monk
         (tmp_path / one.name).write_bytes(one.read_bytes())
     damaged(tmp_path / file.name, how)
     monkeypatch.setattr(to_executorch, "_method", lambda *_: pytest.fail("the runtime has seen it"))
-    with pytest.raises(RequestError, match=naming(file.name, "bytes", "again")):
+    with pytest.raises(BadDataError, match=naming(file.name, "bytes", "again")):
         to_executorch.load(tmp_path / file.name)
 
 
