@@ -74,7 +74,7 @@ def main() -> int:
         raise SystemExit(f"{' '.join(wrong)}: words are {', '.join(f'{k}=' for k in OURS)}")
     given = OURS | words
     if not given["output"] or not given["cifar"]:
-        print(f"{__doc__}\nnot run: it needs output= and cifar=")  # `make bench` calls every script without any
+        print(f"{__doc__}\nnot run: it needs output= and cifar=")
         return 0
     output, tar = Path(given["output"]), Path(given["cifar"])
     if not tar.is_file():

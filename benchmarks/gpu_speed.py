@@ -44,7 +44,7 @@ def main() -> int:
     if given["device"] == "cuda" and not torch.cuda.is_available():
         print("No GPU here that torch can use, so the speedrun was not run.")
         return 0
-    if not words:  # `make bench` calls every script without any
+    if not words:
         print(f"{__doc__}\nnot run: data= names no images")
         return 0
     source = Path(given["data"])

@@ -108,7 +108,7 @@ def train(backbone: nn.Module, large: int, batches: Iterator[list[Tensor]], limi
 
 def main() -> None:
     if len(sys.argv) < 3 or "=" in sys.argv[1]:
-        print(f"{__doc__}\nnot run: no images were given")  # `make bench` calls every script without any
+        print(f"{__doc__}\nnot run: no images were given")
         return
     source, output, *words = sys.argv[1:]
     pairs = [word.split("=", 1) for word in words]

@@ -84,7 +84,7 @@ def one(seed: str, train: Path, test: Path, run: Path, given: dict[str, str], wo
 
 def main() -> None:
     if len(sys.argv) < 2 or "=" in sys.argv[1]:
-        print(f"{__doc__}\nnot run: no images were given")  # `make bench` calls every script without any
+        print(f"{__doc__}\nnot run: no images were given")
         return
     words = [word.split("=", 1) for word in sys.argv[2:]]
     given = OURS | {key: value for key, value in words if key in OURS}
