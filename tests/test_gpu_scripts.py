@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.program import ROOT, SMALL
+from tests.two_classes import dark_and_light
 
 # by its path: some installed packages bring a `benchmarks` of their own
 SPEC = importlib.util.spec_from_file_location("gpu_report", ROOT / "benchmarks" / "gpu.py")
@@ -117,15 +118,7 @@ def tar_of(folder: Path, tar: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def tar(tmp_path_factory) -> Path:
-    import numpy as np
-    from PIL import Image
-
-    folder, draw = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
-    for i, name in enumerate(("dark", "light")):
-        (folder / name).mkdir()
-        for n in range(40):
-            pixels = draw.integers(120 * i, 120 * i + 130, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{n}.png")
+    folder = dark_and_light(tmp_path_factory.mktemp("labelled"))
     return tar_of(folder, folder.parent / "tiny-train.tar")
 
 

@@ -13,19 +13,14 @@ import pytest
 from PIL import Image
 
 from tests.program import SMALL
+from tests.two_classes import dark_and_light
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "speedrun.py"
 
 
 @pytest.fixture(scope="module")
 def labelled_folder(tmp_path_factory) -> Path:
-    folder, draw = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
-    for i, name in enumerate(("dark", "light")):
-        (folder / name).mkdir()
-        for n in range(40):
-            pixels = draw.integers(120 * i, 120 * i + 130, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{n}.png")
-    return folder
+    return dark_and_light(tmp_path_factory.mktemp("labelled"))
 
 
 def speedrun(*words: str) -> subprocess.CompletedProcess[str]:

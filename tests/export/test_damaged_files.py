@@ -99,17 +99,21 @@ def test_files_without_a_hash_load_as_before(tmp_path):
     state = load_file(bundle)
     next(iter(state.values())).mul_(2)
     save_file({name: tensor.clone() for name, tensor in state.items()}, bundle, metadata=old)
+    whole = load_backbone(pth).state_dict()
     beside(pth).unlink()
-    for file in (bundle, pth):
-        load_backbone(file)
+    name, doubled = next(iter(state.items()))
+    assert torch.equal(load_backbone(bundle).state_dict()[name], doubled)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in load_backbone(pth).state_dict().items())
 
 
 @pytest.mark.parametrize("text", ["[]", "no JSON", '{"format": "of another program", "sha256": "0"}'])
 def test_json_of_others_beside_a_file_is_not_asked(tmp_path, text):
     pth = as_torchvision(tmp_path / "pth")
+    whole = load_backbone(pth).state_dict()
     beside(pth).write_text(text)
     flip(pth)
-    load_backbone(pth)
+    found = load_backbone(pth).state_dict()
+    assert not all(torch.equal(found[name], tensor) for name, tensor in whole.items())  # the flipped file was read
 
 
 def test_the_hash_of_a_torchvision_file_is_that_of_its_bytes(tmp_path):
