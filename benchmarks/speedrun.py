@@ -7,8 +7,10 @@ The rules. The training images are those of CIFAR-10's training set, without lab
 held out and never trained on (`final=true` asks the official test set, given by test=cifar10-test.tar, and is run once, at
 the end). The clock is that of `steps=TIME`: from the first step to the last, reading, augmentation and saving included;
 making shards, imports and asking stand outside. What is told: top-1 of a weighted kNN, k = 200, temperature 0.1, single
-view, the network of the last step, features of the backbone. Other words go to `seer pretrain` as they are. Each seed is
-a run of its own; the table has every one, their mean and its standard error, and the row for docs/speedrun.md.
+view, the network of the last step, features of the backbone, images of the size that the recipe's `eval.size` says, which
+like every setting is chosen on the own split; without it, of the largest view. Other words go to `seer pretrain` as they
+are. Each seed is a run of its own; the table has every one, their mean and its standard error, and the row for
+docs/speedrun.md.
 
 peer=lightly trains by lightly's SwAV loop (`benchmarks/lightly_swav.py`) instead of `seer pretrain`, under the same clock, on the
 same split, and is asked in the same way; recipe=cifar then says the network and the views, and is its default.
@@ -23,10 +25,11 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from seer.cli import config
 from seer.run.environment import commit_of, processor
 
 HELD_OUT = 5000  # of 50,000 images
-JUDGE = ["eval=knn", "eval.k=200", "eval.temperature=0.1"]  # whole images, resized to the largest view
+JUDGE = ["eval=knn", "eval.k=200", "eval.temperature=0.1"]  # whole images
 OURS = {
     "time": "20min",
     "seeds": "0,1,2",
@@ -78,7 +81,9 @@ def one(seed: str, train: Path, test: Path, run: Path, given: dict[str, str], wo
     else:
         begun = [recipe, f"seed={seed}", f"data.source={train}", f"output={run}", "every.evaluate=0"]
         ended = seer("pretrain", *begun, f"steps={given['time']}", *words)
-    asked = seer("evaluate", *JUDGE, f"weights={run}", f"data.train={train}", f"data.test={test}")
+    size = config.read("pretrain", [recipe, *(w for w in words if w.startswith("eval."))])["eval"]["size"]
+    judge = JUDGE if size is None else [*JUDGE, f"data.size={size}"]
+    asked = seer("evaluate", *judge, f"weights={run}", f"data.train={train}", f"data.test={test}")
     return {"seed": int(seed), "knn": asked["knn_top1"], "pretrain": ended, "evaluate": asked}
 
 
