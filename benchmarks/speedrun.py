@@ -1,14 +1,14 @@
 """CIFAR-10 without labels against the clock: train for a given time, then ask the last network by weighted kNN.
 
     python benchmarks/speedrun.py cifar10-train.tar [time=20min] [seeds=0,1,2] [recipe=cifar_fast] [final=false]
-        [peer=lightly] [WORD=VALUE …]
+        [size=PIXELS] [peer=lightly] [WORD=VALUE …]
 
 The rules. The training images are those of CIFAR-10's training set, without labels; 5,000 of them, drawn by a seed, are
 held out and never trained on (`final=true` asks the official test set, given by test=cifar10-test.tar, and is run once, at
 the end). The clock is that of `steps=TIME`: from the first step to the last, reading, augmentation and saving included;
 making shards, imports and asking stand outside. What is told: top-1 of a weighted kNN, k = 200, temperature 0.1, single
-view, the network of the last step, features of the backbone, images of the size that the recipe's `eval.size` says, which
-like every setting is chosen on the own split; without it, of the largest view. Other words go to `seer pretrain` as they
+view, the network of the last step, features of the backbone, images of the size that `size=` or the recipe's `eval.size`
+says, which like every setting is chosen on the own split; without one, of the largest view. Other words go to `seer pretrain` as they
 are. Each seed is a run of its own; the table has every one, their mean and its standard error, and the row for
 docs/speedrun.md.
 
@@ -37,6 +37,7 @@ OURS = {
     "peer": "",
     "final": "false",
     "test": "",
+    "size": "",
     "output": "",
     "held_out": str(HELD_OUT),
 }
@@ -81,8 +82,8 @@ def one(seed: str, train: Path, test: Path, run: Path, given: dict[str, str], wo
     else:
         begun = [recipe, f"seed={seed}", f"data.source={train}", f"output={run}", "every.evaluate=0"]
         ended = seer("pretrain", *begun, f"steps={given['time']}", *words)
-    size = config.read("pretrain", [recipe, *(w for w in words if w.startswith("eval."))])["eval"]["size"]
-    judge = JUDGE if size is None else [*JUDGE, f"data.size={size}"]
+    size = given["size"] or config.read("pretrain", [recipe])["eval"]["size"]
+    judge = [*JUDGE, f"data.size={size}"] if size else JUDGE
     asked = seer("evaluate", *judge, f"weights={run}", f"data.train={train}", f"data.test={test}")
     return {"seed": int(seed), "knn": asked["knn_top1"], "pretrain": ended, "evaluate": asked}
 
@@ -126,7 +127,8 @@ def line(rows: list[dict], given: dict[str, str], words: list[str]) -> str:
     seen = statistics.mean(row["pretrain"]["images"] for row in rows)
     commit, changed = commit_of(ROOT)
     name = f"{commit[:10]}{' and changes' if changed else ''}" if commit else "unknown"
-    what = " ".join([*([f"peer={given['peer']}"] if given["peer"] else []), f"recipe={given['recipe']}", *words])
+    named = [f"{key}={given[key]}" for key in ("peer", "recipe", "size") if given[key]]
+    what = " ".join([*named, *words])
     share = "test set" if given["final"] == "true" else "own split"
     cores = os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
     columns = [f"{datetime.now(UTC):%Y-%m-%d}", f"`{what}`", given["time"], processor(), cores, len(rows)]
