@@ -8,9 +8,9 @@ held out and never trained on (`final=true` asks the official test set, given by
 the end). The clock is that of `steps=TIME`: from the first step to the last, reading, augmentation and saving included;
 making shards, imports and asking stand outside. What is told: top-1 of a weighted kNN, k = 200, temperature 0.1, single
 view, the network of the last step, features of the backbone, images of the size that `size=` or the recipe's `eval.size`
-says, which like every setting is chosen on the own split; without one, of the largest view. Other words go to `seer pretrain` as they
-are. Each seed is a run of its own; the table has every one, their mean and its standard error, and the row for
-docs/speedrun.md.
+says, which like every setting is chosen on the own split; without one, of the largest view. Other words go to `seer
+pretrain` as they are. Each seed is a run of its own; the table has every one, their mean and its standard error, and the
+row for docs/speedrun.md.
 
 peer=lightly trains by lightly's SwAV loop (`benchmarks/lightly_swav.py`) instead of `seer pretrain`, under the same clock, on the
 same split, and is asked in the same way; recipe=cifar then says the network and the views, and is its default.

@@ -1,5 +1,6 @@
 """The run against the clock, at toy size: its split, its clock, what it asks, and what it does with wrong words."""
 
+import importlib.util
 import json
 import math
 import os
@@ -47,6 +48,22 @@ def test_each_seed_is_trained_for_the_time_and_asked_on_images_that_it_never_saw
     assert len(columns) == 10 and columns[2] == "2s" and columns[5] == "2"
     assert columns[1].startswith("`recipe=none ") and columns[7] == f"{statistics.mean(found):.4f} (own split)"
     assert columns[6] == f"{statistics.mean(row['pretrain']['steps'] for row in rows) * 16:,.0f}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "asked"), [("cifar_fast", "", "40"), ("cifar_fast", "48", "48"), ("cifar", "", None)]
+)
+def test_features_are_asked_for_at_the_size_given_or_at_that_of_the_recipe(monkeypatch, tmp_path, recipe, size, asked):
+    spec = importlib.util.spec_from_file_location("speedrun_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    commands = []
+    monkeypatch.setattr(script, "seer", lambda *words: commands.append(words) or {"knn_top1": 0.5})
+    given = script.OURS | {"recipe": recipe, "size": size}
+    script.one("0", tmp_path / "train", tmp_path / "test", tmp_path / "run", given, [])
+    trained, judged = commands
+    assert (trained[0], judged[0]) == ("pretrain", "evaluate")
+    assert [w for w in judged if w.startswith("data.size=")] == ([] if asked is None else [f"data.size={asked}"])
 
 
 # lightly's names that the peer's script uses, as they are called in its 1.6: a loop can be timed without the library
