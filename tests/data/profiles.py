@@ -12,16 +12,42 @@ ADOBE = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 
-def rgb(primaries: tuple[tuple[float, float], ...], gamma: float | None, name: str = "made here") -> bytes:
-    """A profile of primaries (x, y) over D65. gamma: of its curve; None for that of sRGB, in 1024 steps."""
+# parametric curves from black to white of ICC.1:2004-10, section 10.15, table 65: numbers by the kind of function
+PARAMETRIC = {
+    0: (1.8,),
+    1: (2.2, 1.05, -0.05),
+    2: (2.4, 1.04, -0.04, 0.0),
+    3: (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045),
+    4: (2.2, 0.9, 0.99 ** (1 / 2.2) - 0.9, 0.1, 0.06, 0.01, 0.0),
+}
+PALE = (2.4, 0.8, 0.15, 0.05)  # of kind 2, whose black is no black
+
+
+def rgb(
+    primaries: tuple[tuple[float, float], ...], gamma: float | bytes | None, name: str = "made here", **tags: bytes
+) -> bytes:
+    """A profile of primaries (x, y) over D65. gamma: of its curve; None for that of sRGB, in 1024 steps; or a curve as written.
+    tags: more of them."""
     columns = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries]).T
     white = np.array([D65[0] / D65[1], 1, (1 - sum(D65)) / D65[1]])
     columns = columns * np.linalg.solve(columns, white)
     scale = (_BRADFORD @ np.array(D50)) / (_BRADFORD @ white)
     columns = np.linalg.inv(_BRADFORD) @ np.diag(scale) @ _BRADFORD @ columns
-    tags = {f"{c}XYZ": _xyz(columns[:, i]) for i, c in enumerate("rgb")}
-    tags |= {f"{c}TRC": _curve(gamma) for c in "rgb"}
+    tags |= {f"{c}XYZ": _xyz(columns[:, i]) for i, c in enumerate("rgb")}
+    tags |= {f"{c}TRC": gamma if isinstance(gamma, bytes) else _curve(gamma) for c in "rgb"}
     return _profile(b"mntr", b"RGB ", b"XYZ ", tags, name)
+
+
+def parametric(kind: int, numbers: tuple[float, ...]) -> bytes:
+    return b"para" + bytes(4) + struct.pack(">HH", kind, 0) + b"".join(map(_fixed, numbers))
+
+
+def table() -> bytes:
+    """A table from pixels of RGB to Lab that nobody would take for its profile's matrix: all colors become grays."""
+    corners = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)])
+    lab = np.stack([255 * corners.mean(1), np.full(8, 128), np.full(8, 128)], axis=1)
+    lut = b"mft1" + bytes(4) + bytes([3, 3, 2, 0]) + struct.pack(">9i", *(np.eye(3).ravel() * 65536).astype(int))
+    return lut + bytes(range(256)) * 3 + lab.round().astype(np.uint8).tobytes() + bytes(range(256)) * 3
 
 
 def gray(gamma: float) -> bytes:
