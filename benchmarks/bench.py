@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent / "beside"))
 
@@ -35,18 +36,24 @@ WORDS = {
 }
 
 
+def refuse(words: str) -> NoReturn:
+    print(f"bench: {words}", file=sys.stderr)
+    raise SystemExit(78)
+
+
 def asked(given: list[str]) -> dict[str, str]:
-    """Returns the words of the command line over the defaults. SystemExit for one that is not known."""
+    """Returns the words of the command line over the defaults. SystemExit for one that is not known or cannot be used."""
     words = dict(word.partition("=")[::2] for word in given)
     wrong = [word for word in words if word not in WORDS]
     found = {**WORDS, **words}
     wrong += [f"areas={name}" for name in found["areas"].split(",") if name not in areas.NAMES]
     if wrong:
-        print(
-            f"bench: {wrong[0]} is not known; words: {', '.join(WORDS)}; areas: {', '.join(areas.NAMES)}",
-            file=sys.stderr,
-        )
-        raise SystemExit(78)
+        refuse(f"{wrong[0]} is not known; words: {', '.join(WORDS)}; areas: {', '.join(areas.NAMES)}")
+    output, keep = (Path(found[key]) for key in ("output", "keep"))
+    if found["output"] and (output.is_dir() or not output.absolute().parent.is_dir()):
+        refuse(f"output={output} is no file that can be written; give one in a folder that is there")
+    if found["keep"] and keep.exists() and any(keep.iterdir()):
+        refuse(f"keep={keep} has something in it; give a folder that is empty or not there")
     return found
 
 
@@ -61,11 +68,7 @@ def interpreters(peers: str) -> dict[str, str]:
         print(f"bench: {peers} has no lightly: ours alone", file=sys.stderr)
         return found
     if theirs.get("torch") != ours.get("torch"):
-        print(
-            f"bench: torch {ours.get('torch')} here, {theirs.get('torch')} in {peers}: nothing to compare",
-            file=sys.stderr,
-        )
-        raise SystemExit(78)
+        refuse(f"torch {ours.get('torch')} here, {theirs.get('torch')} in {peers}: nothing to compare")
     return {**found, "peers": os.path.abspath(peers)}  # not its real path, which is outside of its environment
 
 

@@ -168,8 +168,14 @@ def test_without_peers_the_page_has_ours_alone_and_says_so_in_a_line(tmp_path):
     assert "not measured" in ended.stdout and "### Loss" in ended.stdout
 
 
-def test_a_word_that_is_not_known_ends_with_78():
-    for wrong in ("quikc=true", "areas=loss,teps"):
+def test_a_word_that_is_not_known_or_cannot_be_used_ends_with_78():
+    for wrong in (
+        "quikc=true",
+        "areas=loss,teps",
+        f"output={ROOT}",
+        f"output={ROOT / 'none' / 'page.md'}",
+        f"keep={ROOT}",
+    ):
         script = str(ROOT / "benchmarks" / "bench.py")
         ended = subprocess.run([sys.executable, script, wrong], capture_output=True, text=True, check=False)
         assert (

@@ -82,7 +82,8 @@ def plans(quick: bool, bf16: bool, toy: bool) -> dict[str, Plan]:
         whole += [("ours", "ours, bf16")] if bf16 else []
     small = {**STEP, "batch": 8 if toy else 16 if quick else 32}
     small |= {"sizes": [32, 16], "prototypes": 20} if toy else {}
-    views = {"sizes": [32, 16], "counts": [2, 4], "photos": 2} if toy else {**VIEWS, "photos": 8}
+    # each turn does the same images: they differ by more than parties do from turn to turn
+    views = {"sizes": [32, 16], "counts": [2, 4], "photos": 2} if toy else {**VIEWS, "photos": 16 if quick else 48}
     network = {"model": "regnety_400mf" if toy else "regnety_16gf"}
     return {
         "data_path": Plan("Data path", "image", "data_path", BOTH, turns, starts, 1, views),

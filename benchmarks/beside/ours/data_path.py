@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from prepare import crop
+from process import spread
 
 from seer.data.augment import augment_batch
 from seer.data.decode import decode
@@ -16,22 +17,18 @@ from seer.data.loading.batch_builder import SCRATCH
 
 
 def make(given: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
-    photos = [file.read_bytes() for file in sorted(Path(given["folder"], "jpegs").iterdir())]
-    many, cut, scratch = given["photos"], crop(given), np.empty(SCRATCH, np.uint8)
+    photos = [file.read_bytes() for file in spread(Path(given["folder"], "jpegs"), given["photos"])]
+    many, cut, scratch = len(photos), crop(given), np.empty(SCRATCH, np.uint8)
     draw = random.Random(0)
 
     def cutting(finished: bool) -> Callable[[], dict[str, Any]]:
         layout = BatchLayout(cut.layout(many, painted=finished), many)
         buffer = layout.buffer(torch.empty(layout.bytes, dtype=torch.uint8))
-        at = 0
 
         def run() -> dict[str, Any]:
-            nonlocal at
-            chosen = [photos[(at + i) % len(photos)] for i in range(many)]
-            at += many
-            keys = np.array([draw.getrandbits(63) for _ in chosen], dtype=np.uint64)
+            keys = np.array([draw.getrandbits(63) for _ in photos], dtype=np.uint64)
             draws = cut.draws(keys, painted=finished)
-            for i, data in enumerate(chosen):
+            for i, data in enumerate(photos):
                 draws.fill(i, {"image": decode(data, scratch)}, buffer.arrays, i)
             if finished:
                 for size in cut.sizes:

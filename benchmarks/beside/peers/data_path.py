@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightly.transforms import SwaVTransform
 from PIL import Image, ImageFilter
+from process import spread
 from torchvision import transforms as T
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
@@ -70,18 +71,14 @@ def on_tensors(sizes: list[int], counts: list[int]) -> Callable[[bytes], object]
 
 
 def make(given: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
-    photos = [file.read_bytes() for file in sorted(Path(given["folder"], "jpegs").iterdir())]
-    many = given["photos"]
+    photos = [file.read_bytes() for file in spread(Path(given["folder"], "jpegs"), given["photos"])]
     random.seed(0)
 
     def turns(cut: Callable[[bytes], object]) -> Callable[[], dict[str, Any]]:
-        at = 0
-
         def run() -> dict[str, Any]:
-            nonlocal at
-            batch = [cut(photos[(at + i) % len(photos)]) for i in range(many)]
-            at += many
-            return {"amount": len(batch)}
+            for data in photos:
+                cut(data)
+            return {"amount": len(photos)}
 
         return run
 
