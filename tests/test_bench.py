@@ -74,15 +74,18 @@ def test_what_has_to_hold_is_judged_by_the_lowest_case(theirs, verdict):
 
 
 def test_losses_are_held_against_those_of_the_same_batch_statistics():
-    rows = [row(party, 1.0, turn, area="step") for turn in range(-2, 3) for party in ("ours", areas.JOINED)]
+    parties = {"ours": "step", areas.JOINED: "step", areas.OURS_WIDE: "same_losses", areas.JOINED_WIDE: "same_losses"}
+    rows = [row(party, 1.0, turn, area=area) for turn in range(-2, 3) for party, area in parties.items()]
     for each in rows:
-        each |= {"loss": 8.0 - 0.25 * each["turn"], "choices": [1, 2]}
-        if each["party"] == areas.JOINED and each["turn"] == 2:
+        each |= {"loss": 8.0 - 0.25 * each["turn"] + (each["party"] == areas.OURS_WIDE) / 4, "choices": [1, 2]}
+        if each["party"] in (areas.JOINED, areas.JOINED_WIDE) and each["turn"] == 2:
             each |= {"loss": each["loss"] + 0.5, "choices": [1, 3]}
     _, facts = page.same_losses(rows)
-    assert [(f["losses"], f["steps"], f["largest_difference"]) for f in facts] == [
-        ("ours", 5, 0.0),
-        (areas.JOINED, 5, 0.5),
+    assert [(f["losses"], f["beside"], f["steps"], f["largest_difference"]) for f in facts] == [
+        ("ours", "ours", 5, 0.0),
+        (areas.JOINED, "ours", 5, 0.5),
+        (areas.OURS_WIDE, areas.OURS_WIDE, 5, 0.0),
+        (areas.JOINED_WIDE, areas.OURS_WIDE, 5, 0.25),
     ]
     assert facts[1]["same_choices"] == 0.9  # one of ten
     assert "| MISSED |" in page.goals(rows, [])[0][-2]
@@ -204,6 +207,9 @@ def test_the_peers_take_their_turns_and_lose_and_balance_as_we_do(made):
     first = {r["party"]: r for r in rows if r["turn"] == -2}
     assert abs(first["ours"]["loss"] - first[areas.JOINED]["loss"]) < 1e-4
     assert {r["party"] for r in rows} == {"ours", areas.LOOP, areas.JOINED}
+    rows = measure("same_losses", TOY["same_losses"], both, {"folder": str(folder)})
+    wide = [[r["loss"] for r in rows if r["party"] == party] for party in (areas.OURS_WIDE, areas.JOINED_WIDE)]
+    assert len(wide[0]) == 4 and max(abs(a - b) for a, b in zip(*wide, strict=True)) < 1e-5
 
 
 @pytest.mark.parametrize("brief", [True, False])

@@ -18,7 +18,7 @@ from seer.parallel.wrap import parallelize
 from seer.tasks.swav import SwAVTask
 
 PARTIES = {"ours": ("fp32", False), "ours, compiled": ("fp32", True), "ours, bf16": ("bf16", False)}
-PARTIES["ours, bf16, compiled"] = ("bf16", True)
+PARTIES |= {"ours, bf16, compiled": ("bf16", True), "ours, float64": ("fp64", False)}
 CPU = torch.device("cpu")
 
 
@@ -39,17 +39,19 @@ def make(given: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
     start = torch.load(Path(given["folder"], "start.pt"), weights_only=True)
     cut = crop(given)
     dtype, compiled = PARTIES[given["party"]]
+    wide = torch.float64 if dtype == "fp64" else torch.float32  # of weights and crops
     given["floor"] = held("VmRSS")
     task = Prepared(zoo.build(given["model"]), cut, prototypes=given["prototypes"])
     task.backbone.load_state_dict(start["ours"])
     task.head.load_state_dict(start["head"])
-    task.model = parallelize(task.model, World(0, 1, 0, CPU), channels_last=True, compiled=compiled)
+    task.model = parallelize(task.model.to(wide), World(0, 1, 0, CPU), channels_last=True, compiled=compiled)
     parameters = [*task.backbone.parameters(), *task.head.parameters()]
     optimizer = LARS(parameters, lr=0.3 * given["batch"] / 256, momentum=0.9, weight_decay=1e-6)
-    precision, steps = Precision(CPU, dtype), 0
+    precision, steps = Precision(CPU, "bf16" if dtype == "bf16" else "fp32"), 0
     task.model.train()
     batches = [
-        Batch({f"views/{s}": x for s, x in zip(cut.sizes, crops, strict=True)}, [], 0) for crops in start["crops"]
+        Batch({f"views/{s}": x.to(wide) for s, x in zip(cut.sizes, crops, strict=True)}, [], 0)
+        for crops in start["crops"]
     ]
 
     def run() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 "lightly's loop" is the loop of its examples: every crop through the network by itself, float32. "crops joined" differs in one
 thing: crops of one size go through together, as in SwAV's own program and in ours, so that batch norm sees the same images;
-it is the party whose losses ours are held against. The prototypes' bias, which SwAV's have not, is zero and stays so.
+in float64 it is the party whose losses ours are held against. The prototypes' bias, which SwAV's have not, is zero and stays so.
 """
 
 import time
@@ -20,9 +20,10 @@ from process import held
 from torch import Tensor, nn
 
 PARTIES = {
-    "lightly's loop": (False, False),
-    "lightly, crops joined": (True, False),
-    "lightly's loop, compiled": (False, True),
+    "lightly's loop": (False, False, torch.float32),
+    "lightly, crops joined": (True, False, torch.float32),
+    "lightly, crops joined, float64": (True, False, torch.float64),
+    "lightly's loop, compiled": (False, True, torch.float32),
 }
 
 
@@ -62,12 +63,12 @@ def _by_view(crops: list[Tensor], counts: list[int]) -> list[Tensor]:
 def make(given: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
     start = torch.load(Path(given["folder"], "start.pt"), weights_only=True)
     counts, steps = given["counts"], 0
-    joined, compiled = PARTIES[given["party"]]
-    crops = [x if joined else _by_view(x, counts) for x in start.pop("crops")]
+    joined, compiled, dtype = PARTIES[given["party"]]
+    crops = [x if joined else _by_view(x, counts) for x in ([x.to(dtype) for x in each] for each in start.pop("crops"))]
     given["floor"] = held("VmRSS")
     learner = Learner(given["model"], given["prototypes"])
     learner.start(start)
-    learner.train()
+    learner.to(dtype).train()
     if compiled:
         learner.backbone.compile(dynamic=False)
     kept = [p for p in learner.parameters() if p.requires_grad]
