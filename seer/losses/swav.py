@@ -8,8 +8,9 @@ codes it has to predict, once:
 
 and the gradient, (mass * softmax(x/T) - q) / T, is made in the same pass, in the one buffer that backward returns: softmax
 gives the logsumexp on the way (the largest x/T less the log of the largest probability), and nothing else of the size of
-the scores is kept or made. So backward may run once only. float32 also under autocast, where no operation used here goes to
-a lower precision; the codes get no gradient.
+the scores is kept or made. So backward may run once only. Where nobody needs the scores any more, that buffer is theirs: the
+last of the large arrays of a head goes, and with it on a CPU the time in which fresh memory is cleared. float32 also under
+autocast, where no operation used here goes to a lower precision; the codes get no gradient.
 
 Letters: V views, A assign views, B images, K prototypes, T temperature.
 """
@@ -27,7 +28,9 @@ from seer.parallel.collectives import Group, all_reduce_mean, all_reduce_sum
 __all__ = ["code_entropy", "embedding_spread", "swav_loss", "used_prototypes"]
 
 
-def swav_loss(scores: Tensor, codes: Tensor, *, temperature: float, assign: Sequence[int] = (0, 1)) -> Tensor:
+def swav_loss(
+    scores: Tensor, codes: Tensor, *, temperature: float, assign: Sequence[int] = (0, 1), overwrite: bool = False
+) -> Tensor:
     """Returns the cross entropy of softmax(scores[p] / T) against the codes of a, mean over assign views a and
     views p != a.
 
@@ -35,6 +38,8 @@ def swav_loss(scores: Tensor, codes: Tensor, *, temperature: float, assign: Sequ
     codes        [A, B, K], row i belongs to view assign[i]; no gradient flows to them
     temperature  T, 0.1 in SwAV and SEER
     assign       the A distinct views whose codes were computed
+    overwrite    that scores may be lost: where they get a gradient it is laid in their memory, if that is float32 and without
+                 gaps. Whoever needs their values for another backward is told of it by autograd
 
     Returns [] float32; ln K for uniform predictions. ValueError for wrong arguments. Source: arXiv 2006.09882, eq. 2.
     """
@@ -50,56 +55,70 @@ def swav_loss(scores: Tensor, codes: Tensor, *, temperature: float, assign: Sequ
         raise ValueError(f"scores hold {views} view; a view predicts the codes of another, so at least 2 are needed")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it divides the scores and must be above 0 (SEER: 0.1)")
-    return _SwappedPrediction.apply(scores.float(), codes.float(), 1.0 / temperature, assign)
+    wide = scores.float()
+    mine = (overwrite or wide is not scores) and wide.is_contiguous()
+    return _SwappedPrediction.apply(wide, codes.float(), 1.0 / temperature, assign, mine)
 
 
 class _SwappedPrediction(torch.autograd.Function):
     """Makes the gradient in the forward pass and hands it out once."""
 
     @staticmethod
-    def forward(ctx, scores: Tensor, codes: Tensor, sharpness: float, assign: tuple[int, ...]) -> Tensor:
+    def forward(
+        ctx, scores: Tensor, codes: Tensor, sharpness: float, assign: tuple[int, ...], overwrite: bool
+    ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        gradient = (
-            torch.zeros_like(scores) if wanted and len(assign) == 1 else torch.empty_like(scores) if wanted else None
-        )
-        # [V, B, K]; an only assign view predicts nothing and keeps its zeros
+        overwrite = overwrite and wanted
+        if overwrite:
+            made = scores.detach()  # [V, B, K] as what follows
+        elif wanted:
+            made = torch.empty_like(scores)
+        else:
+            made = torch.empty_like(scores[:1]).expand_as(scores)  # one view's memory for all
+        spare = torch.empty_like(scores[0]) if overwrite else None  # [B, K]
         terms = len(assign) * (scores.shape[0] - 1) * scores.shape[1]
         loss = scores.new_zeros(())
-        for view, target in _targets(codes, assign, scores.shape[0]):
-            buffer = torch.empty_like(scores[view]) if gradient is None else gradient[view]
-            agreement = torch.mul(scores[view], target, out=buffer).sum(1)  # [B] sum_k q x; a batched product is slow
-            torch.mul(scores[view], sharpness, out=buffer)  # [B, K]
+        for view, target in enumerate(_targets(codes, assign, scores.shape[0])):
+            buffer = made[view]
+            if target is None:
+                if wanted:
+                    buffer.zero_()
+                continue
+            product = torch.mul(scores[view], target, out=buffer if spare is None else spare)
+            agreement = product.sum(1)  # [B] sum_k q x; a batched product is slow
+            torch.mul(scores[view], sharpness, out=buffer)
             highest, mass = buffer.amax(1), target.sum(1)  # [B]
             torch.softmax(buffer, dim=1, out=buffer)
             normalizer = highest - buffer.amax(1).log()  # [B] logsumexp(x/T)
             loss += (mass * normalizer - sharpness * agreement).sum()
-            if gradient is not None:
+            if wanted:
                 buffer.mul_((mass * (sharpness / terms)).unsqueeze(1)).sub_(target, alpha=sharpness / terms)
-        ctx.gradient = gradient
+        ctx.gradient = made if wanted else None
         return loss / terms
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             raise RuntimeError(
                 "the gradient of this swav_loss was handed out already; call swav_loss again for another backward"
             )
-        return gradient.mul_(upstream), None, None, None
+        return gradient.mul_(upstream), None, None, None, None
 
 
-def _targets(codes: Tensor, assign: tuple[int, ...], views: int) -> Iterator[tuple[int, Tensor]]:
-    """Yields (view, sum [B, K] of the codes it has to predict); the sum of all codes is made once."""
+def _targets(codes: Tensor, assign: tuple[int, ...], views: int) -> Iterator[Tensor | None]:
+    """Yields the sum [B, K] of the codes that each view has to predict; None for an only assign view, which predicts nothing.
+    The sum of all codes is made once."""
     everything = codes.sum(0) if len(assign) > 1 else codes[0]
     for view in range(views):
         others = [row for row, owner in enumerate(assign) if owner != view]
         if len(others) == len(assign):
-            yield view, everything
+            yield everything
         elif len(others) == 1:
-            yield view, codes[others[0]]
-        elif others:
-            yield view, codes[others].sum(0)
+            yield codes[others[0]]
+        else:
+            yield codes[others].sum(0) if others else None
 
 
 @torch.no_grad()

@@ -125,11 +125,12 @@ class SwAVTask(Task):
             codes, metrics = self._whole.pop(0)
             return StepOutput(self._by_codes(by_head, codes), metrics, {"embeddings": every_view.detach()})
         codes, deviation = self._codes(torch.stack([s.detach()[list(self.assign)] for s in by_head]))  # [H, A, B, K]
+        largest = scores.detach().amax()
         loss = self._by_codes(by_head, codes)
         queued = {} if self.queue is None else {f"queue.{k}": v for k, v in self.queue.state_dict().items()}
         if self.queue is not None and self.step >= self.queue_from:
             self.queue.push(embeddings)
-        metrics = self._figures(codes, deviation, embeddings, scores.detach().amax())
+        metrics = self._figures(codes, deviation, embeddings, largest)
         return StepOutput(loss, metrics, {"embeddings": every_view.detach(), **queued})
 
     @torch.no_grad()
@@ -162,9 +163,9 @@ class SwAVTask(Task):
         return self.model(views)
 
     def _by_codes(self, by_head: Sequence[torch.Tensor], codes: torch.Tensor) -> torch.Tensor:
-        """Returns the loss [] of scores, H of [V, B, K], for codes [H, A, B, K]."""
+        """Returns the loss [] of scores, H of [V, B, K], for codes [H, A, B, K]; the scores are lost."""
         losses = [
-            swav_loss(s, q, temperature=self.temperature, assign=self.assign)
+            swav_loss(s, q, temperature=self.temperature, assign=self.assign, overwrite=True)
             for s, q in zip(by_head, codes, strict=True)
         ]
         return torch.stack(losses).mean()

@@ -100,6 +100,41 @@ def test_only_scores_get_a_gradient_and_inputs_stay_unchanged():
     assert torch.equal(leaf.detach(), scores) and torch.equal(targets.detach(), codes)
 
 
+@pytest.mark.parametrize(("views", "images", "prototypes", "assign"), CASES)
+def test_a_gradient_laid_where_the_scores_were_is_the_same_bit_by_bit(views, images, prototypes, assign):
+    scores, codes = example(views, images, prototypes, len(assign))
+    kept, lost = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    given = lost * 1  # as of a layer
+    expected = swav_loss(kept, codes, temperature=0.1, assign=assign)
+    found = swav_loss(given, codes, temperature=0.1, assign=assign, overwrite=True)
+    (3 * expected).backward()
+    (3 * found).backward()
+    assert torch.equal(found, expected) and torch.equal(lost.grad, kept.grad)
+    assert torch.equal(given.detach(), kept.grad) and not torch.equal(given.detach(), scores)
+
+
+@pytest.mark.parametrize("how", ["with gaps", "bfloat16", "no gradient"])
+def test_scores_that_cannot_hold_their_gradient_stay_unchanged(how):
+    scores, codes = example(4, 6, 40, 2)
+    whole = scores.to(torch.bfloat16 if how == "bfloat16" else torch.float32).requires_grad_(how != "no gradient")
+    given, codes = (whole[..., :20], codes[..., :20]) if how == "with gaps" else (whole, codes)
+    before = given.detach().clone()
+    loss = swav_loss(given, codes, temperature=0.1, overwrite=True)
+    if how != "no gradient":
+        loss.backward()
+    assert torch.equal(given.detach(), before)
+    assert loss.item() == pytest.approx(swav_loss(before, codes, temperature=0.1).item(), rel=1e-6)
+
+
+def test_another_use_of_scores_that_are_lost_is_refused_rather_than_wrong():
+    scores, codes = example(4, 6, 20, 2)
+    given = scores.clone().requires_grad_() * 1
+    other = given.square().sum()
+    swav_loss(given, codes, temperature=0.1, overwrite=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+
+
 @pytest.mark.parametrize(
     ("scores", "codes", "temperature", "assign", "named"),
     [((4, 6, 20), (2, 6, 21), 0.1, (0, 1), r"\(2, 6, 21\)"), ((4, 6, 20), (1, 6, 20), 0.1, (0, 1), r"\(1, 6, 20\)"),
