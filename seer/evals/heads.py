@@ -64,14 +64,14 @@ class Heads:
         draws: int = 500,
         seed: int = 0,
         bins: int = 15,
-        batch: int = 256,
+        batch: int | None = None,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
     ):
         if draws < 0 or bins < 1:
             raise RequestError(f"eval.draws={draws}, eval.bins={bins}: not negative, and at least 1")
         self.test, self.known, self._settings = test, known, How(draws, seed, bins)
-        self._mean, self._std, self._batch, self._threads, self._dtype = mean, std, batch, threads, dtype
+        self._mean, self._std, self._batch, self._threads, self._dtype = mean, std, batch or 256, threads, dtype
 
     def run(self, task: Modules) -> dict[str, float]:
         """Returns HEAD/top1, HEAD/map, HEAD/miou, HEAD/ap and the like, without those that are no number."""

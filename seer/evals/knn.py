@@ -80,7 +80,7 @@ class KNN:
         std: tuple[float, ...],
         k: int = 20,
         temperature: float = 0.07,
-        batch: int = 256,
+        batch: int | None = None,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
     ):

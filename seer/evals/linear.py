@@ -129,7 +129,7 @@ class Linear:
         stages: Sequence[str] = (),
         several: bool = False,
         draws: int = 500,
-        batch: int = 256,
+        batch: int | None = None,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
     ):

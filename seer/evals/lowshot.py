@@ -67,7 +67,7 @@ class LowShot:
         seed: int = 0,
         penalties: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
         iterations: int = 200,
-        batch: int = 256,
+        batch: int | None = None,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
     ):

@@ -39,7 +39,7 @@ class RankMe:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         most: int = 2048,
-        batch: int = 256,
+        batch: int | None = None,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
     ):

@@ -33,7 +33,7 @@ class TaggedImages:
         most: int = 0,
         pixels: Pixels | None = None,
     ):
-        self.shards, self.classes = shards, list(classes)
+        self.shards, self.classes, self.size = shards, list(classes), size
         self._images = TargetImages(
             shards, ("labels",), size=size, resize=resize, most=most, classes=classes, pixels=pixels
         )

@@ -24,7 +24,7 @@ from seer.data.augment import normalize
 from seer.data.decode import Undecodable
 from seer.data.shards.tar import TarError
 from seer.data.transforms.multi_crop import MultiCrop
-from seer.evals.features import LabelledImages, backbone_of, extract, spread
+from seer.evals.features import LabelledImages, at_once, backbone_of, extract, spread
 from seer.evals.figures import bootstrap
 from seer.evals.judged import Judged
 
@@ -63,7 +63,7 @@ class Uniformity:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         most: int = 2048,
-        batch: int = 256,
+        batch: int | None = None,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
     ):
@@ -100,7 +100,7 @@ class Alignment:
         most: int = 2048,
         seed: int = 0,
         scale: Sequence[float] = (0.14, 1.0),
-        batch: int = 256,
+        batch: int | None = None,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
     ):
@@ -119,7 +119,7 @@ class Alignment:
         """Returns the figure with its interval over images."""
         model, rows, found = backbone_of(task), self.images.rows, []
         device = next(p.device for _, p in model.named_parameters())
-        half = max(1, self._batch // 2)  # two views of each
+        half = max(1, (self._batch or at_once(device, self._crop.input_size)) // 2)  # two views of each
         with ThreadPoolExecutor(self._threads, thread_name_prefix="evaluation") as pool:
             for first in range(0, len(rows), half):
                 views = [one for one in pool.map(self.views, rows[first : first + half]) if one is not None]

@@ -130,18 +130,33 @@ def test_a_broken_image_is_left_out_with_its_label_and_told(tmp_path, caplog, mo
     assert "row 2 is left out" in caplog.text
 
 
-@pytest.mark.parametrize("batch", [1, 3, 100])
-def test_features_are_those_of_normalized_center_cuts_in_the_order_of_rows_whatever_the_batch(tmp_path, batch):
+@pytest.mark.parametrize("batch", [1, 3, 100, None])
+def test_features_are_those_of_normalized_center_cuts_in_the_order_of_rows_whatever_the_batch(
+    tmp_path, batch, monkeypatch
+):
+    monkeypatch.setattr(
+        "seer.evals.features.PIXELS_A_THREAD", 640 // max(2, torch.get_num_threads())
+    )  # two images and a half
     rows = [
         (f"{i}.{e}", d) for i in range(7) for e, d in (("png", encoded(pixels(i, 16, 16), "PNG")), ("cls", b"%d" % i))
     ]
     images = LabelledImages(open_shards(write_tar(tmp_path / "x.tar", rows)), size=16)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
-    features, labels = extract(Sum(), images, mean=mean, std=std, batch=batch, threads=3)
+    model, passes = Sum(), []
+    model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    features, labels = extract(model, images, mean=mean, std=std, batch=batch, threads=3)
+    assert passes == {1: [1] * 7, 3: [3, 3, 1], 100: [7], None: [2, 2, 2, 1]}[batch]
     x = (np.stack([pixels(i, 16, 16) for i in range(7)]) / 255 - mean) / std  # [7, h, w, 3]
     expected = np.concatenate([x.mean((1, 2)), x[:, 0, 0]], 1)
     assert labels.tolist() == list(range(7)) and not features.requires_grad
     torch.testing.assert_close(features, torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_forward_pass_on_a_cpu_takes_fewer_images_the_larger_they_are():
+    cpu = torch.device("cpu")
+    found = [features.at_once(cpu, side) for side in (16, 32, 96, 224, 1024, 4096)]
+    assert found == sorted(found, reverse=True) and found[0] == 256 and found[-1] == 1 and found[3] * 224**2 <= 1 << 24
+    assert {features.at_once(torch.device("cuda"), side) for side in (32, 384)} == {256}
 
 
 def test_no_readable_image_is_a_wrong_request(tmp_path):

@@ -17,6 +17,8 @@ from tests.messages import naming
 class Drawn:
     """Images of one pixel a channel whose first three channels say the class, as `LabelledImages` gives them."""
 
+    size = 8
+
     def __init__(self, count: int, seed: int, noise: float = 60.0):
         g = torch.Generator().manual_seed(seed)
         self.labels = torch.arange(count) % 3
