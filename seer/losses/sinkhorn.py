@@ -4,7 +4,7 @@ SwAV wants the codes Q = diag(v) E diag(u), E = exp(scores / epsilon), whose pro
 batch and whose samples carry equal mass. The published routine rescales the whole matrix 2 x iterations times; here the
 matrix is made once, only the vectors u [K] and v [B] are updated (two matrix-vector products an iteration), and Q is
 formed at the end, in place. On a CPU a block of rows gives its part of v and, still in the cache, its share of the next
-prototype sums: one traversal an iteration. Same values at every finite number of iterations, a tenth of the memory
+prototype sums, or its part of Q: one traversal an iteration, and one to make E. Same values at every finite number of iterations, a tenth of the memory
 traffic, half the memory.
 
 Surprising here:
@@ -69,15 +69,11 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: Group | 
         raise ValueError(f"iterations is {iterations}; at least 1 round is needed for rows that sum to 1 (SEER: 10)")
 
     with torch.autocast(scores.device.type, enabled=False):
-        codes = scores.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        plans = codes.flatten(0, -3) if codes.dim() > 2 else codes.unsqueeze(0)  # [P, B, K], views
-        rows = min(SUM_ROWS, max(1, CACHED // plans.shape[2])) if plans.device.type == "cpu" else plans.shape[1]
-        samples = _exponentiate(plans, epsilon, rows, group)  # [P, B]
-        blocks = [list(zip(e.split(rows), v.split(rows), strict=True)) for e, v in zip(plans, samples, strict=True)]
-        sums = plans.new_zeros(plans.shape[0], plans.shape[2])  # [P, K]
-        for total, problem in zip(sums, blocks, strict=True):
-            for block, v in problem:
-                total.add_(torch.mv(block.t(), v))
+        given = scores.flatten(0, -3) if scores.dim() > 2 else scores.unsqueeze(0)  # [P, B, K]
+        codes = torch.empty_like(given, dtype=torch.float32, memory_format=torch.contiguous_format)
+        rows = min(SUM_ROWS, max(1, CACHED // codes.shape[2])) if codes.device.type == "cpu" else codes.shape[1]
+        sums, samples = _exponentiate(given, codes, epsilon, rows, group)
+        blocks = [list(zip(e.split(rows), v.split(rows), strict=True)) for e, v in zip(codes, samples, strict=True)]
         floor = torch.finfo(torch.float32).tiny
         for done in range(1, iterations + 1):
             largest = all_reduce_sum(sums, group).clamp_min_(floor).amax(-1, keepdim=True)  # [P, 1]
@@ -89,25 +85,33 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, group: Group | 
                     v.clamp_min_(floor).reciprocal_()
                     if done < iterations:
                         total.add_(torch.mv(block.t(), v))
-        plans.mul_(prototypes.unsqueeze(1)).mul_(samples.unsqueeze(2))
-        return codes
+                    else:
+                        block.mul_(u).mul_(v.unsqueeze(1))
+        return codes.view(scores.shape)
 
 
-def _exponentiate(plans: Tensor, epsilon: float, rows: int, group: Group | None) -> Tensor:
-    """Turns scores [P, B, K] into E, in place and `rows` at a time, and returns the v [P, B] to start from.
-
-    The sums of E v over samples are then those of exp(scores / epsilon), but for a factor of each prototype.
-    """
-    if 2.0 / epsilon <= WIDEST:
-        plans.sub_(1.0).mul_(1.0 / epsilon).exp_()
-        return plans.new_ones(plans.shape[:2])
-    prototypes = all_reduce_max(plans.amax(1), group)  # [P, K]
-    samples = plans.new_empty(plans.shape[:2])
-    for scores, most, v in zip(plans, prototypes, samples, strict=True):
-        for block, n in zip(scores.split(rows), v.split(rows), strict=True):
-            torch.amax(block.sub_(most), 1, out=n)
-            block.sub_(n.unsqueeze(1)).mul_(1.0 / epsilon).exp_()
-    return samples.mul_(1.0 / epsilon).exp_()
+def _exponentiate(
+    scores: Tensor, codes: Tensor, epsilon: float, rows: int, group: Group | None
+) -> tuple[Tensor, Tensor]:
+    """Writes E of scores [P, B, K] into codes, float32 of the same shape, `rows` at a time. Returns the sums [P, K] of E v over
+    samples and the v [P, B] to start from: sums are those of exp(scores / epsilon), but for a factor of each prototype."""
+    narrow = 2.0 / epsilon > WIDEST
+    sums, samples = codes.new_zeros(codes.shape[0], codes.shape[2]), codes.new_ones(codes.shape[:2])
+    most = all_reduce_max(scores.amax(1).float(), group) if narrow else torch.ones_like(sums)  # [P, K]
+    for source, target, m, starts, total in zip(scores, codes, most, samples, sums, strict=True):
+        for given, block, v in zip(source.split(rows), target.split(rows), starts.split(rows), strict=True):
+            highest = m if narrow else 1.0
+            if given.dtype == torch.float32:
+                torch.sub(given, highest, out=block)
+            else:
+                block.copy_(given).sub_(highest)
+            if narrow:
+                torch.amax(block, 1, out=v)
+                block.sub_(v.unsqueeze(1))
+                v.mul_(1.0 / epsilon).exp_()
+            block.mul_(1.0 / epsilon).exp_()
+            total.add_(torch.mv(block.t(), v))
+    return sums, samples
 
 
 @torch.no_grad()
