@@ -4,8 +4,8 @@ SwAV wants the codes Q = diag(v) E diag(u), E = exp(scores / epsilon), whose pro
 batch and whose samples carry equal mass. The published routine rescales the whole matrix 2 x iterations times; here the
 matrix is made once, only the vectors u [K] and v [B] are updated (two matrix-vector products an iteration), and Q is
 formed at the end, in place. On a CPU a block of rows gives its part of v and, still in the cache, its share of the next
-prototype sums, or its part of Q: one traversal an iteration, and one to make E. Same values at every finite number of iterations, a tenth of the memory
-traffic, half the memory.
+prototype sums, or its part of Q: one traversal an iteration, and one to make E. Same values at every finite number of
+iterations, a tenth of the memory traffic, half the memory.
 
 Surprising here:
 
