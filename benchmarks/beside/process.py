@@ -1,4 +1,4 @@
-"""Holds what workers of both sides need: what Linux says of this process, its memory and processor seconds, and which files to read."""
+"""Reads what Linux says of this process: resident memory, and processor seconds with those of its children."""
 
 import contextlib
 import ctypes
@@ -36,10 +36,3 @@ def spent_with_children() -> float:
             fields = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
             ticks += int(fields[11]) + int(fields[12])  # utime and stime
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def spread(folder: Path, many: int) -> list[Path]:
-    """Returns so many files of a folder, evenly over their names: images of a set differ, and neighbors are alike."""
-    files = sorted(folder.iterdir())
-    many = min(many, len(files))
-    return [files[i * len(files) // many] for i in range(many)]

@@ -77,7 +77,7 @@ class Evaluate:
     output: Path | None = setting(None, "folder for result.json; null = none is written")
     batch: Whole | None = setting(
         None,
-        "images of one forward pass; null = 256 on a GPU, on a CPU as many as are quick: 28 of 96 pixels, 5 of 224",
+        "images of one forward pass; null = 256 on a GPU, on a CPU as many as are quick, on two cores 28 of 96 pixels, 5 of 224",
         least=1,
     )
     threads: Whole | None = setting(None, "that read images; null = the cores this process may use", least=1)

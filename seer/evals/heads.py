@@ -25,6 +25,7 @@ from seer.data.transforms.file_things import crowd_of
 from seer.data.transforms.whole_image import fitted
 from seer.evals import coco_metrics, detection, resampling
 from seer.evals.detection import Answer
+from seer.evals.features import at_once
 from seer.evals.figures import calibration_error, confusion, iou, mean_average_precision, per_class, segmentation
 from seer.evals.judged import Judged, class_tables, table
 from seer.evals.shared_answers import Blocks, Parts, gathered, joined
@@ -71,7 +72,7 @@ class Heads:
         if draws < 0 or bins < 1:
             raise RequestError(f"eval.draws={draws}, eval.bins={bins}: not negative, and at least 1")
         self.test, self.known, self._settings = test, known, How(draws, seed, bins)
-        self._mean, self._std, self._batch, self._threads, self._dtype = mean, std, batch or 256, threads, dtype
+        self._mean, self._std, self._batch, self._threads, self._dtype = mean, std, batch, threads, dtype
 
     def run(self, task: Modules) -> dict[str, float]:
         """Returns HEAD/top1, HEAD/map, HEAD/miou, HEAD/ap and the like, without those that are no number."""
@@ -119,9 +120,10 @@ class Heads:
     def _answers(self, task: Modules, specs: Mapping[str, Spec], images: TargetImages) -> dict[str, Parts]:
         """Returns what each head said and should have said, in lists, a batch or an image each, of the images of all ranks. A task
         that answers itself, like a program that lies in a file, has `answer(fields of a batch) -> {head: what it says}`."""
-        say = task.answer if hasattr(task, "answer") else self._network(task, specs)
+        say, device = (task.answer, torch.device("cpu")) if hasattr(task, "answer") else self._network(task, specs)
+        batch = self._batch or at_once(device, images.size)
         number, blocks = {place: i for i, place in enumerate(images.rows)}, Blocks()
-        for first, fields in images.blocks(self._batch, self._threads):
+        for first, fields in images.blocks(batch, self._threads):
             if fields is None:  # the turn of another rank: a sharded network runs on all ranks or on none
                 say({"pixels": images.blank()})
                 continue
@@ -138,8 +140,10 @@ class Heads:
             raise RequestError("none of the images for evaluation could be read, with targets")
         return joined(blocks, specs)
 
-    def _network(self, task: Modules, specs: Mapping[str, Spec]) -> Callable[[Mapping[str, torch.Tensor]], Any]:
-        """Returns what each head of a network says of a batch of images."""
+    def _network(
+        self, task: Modules, specs: Mapping[str, Spec]
+    ) -> tuple[Callable[[Mapping[str, torch.Tensor]], Any], torch.device]:
+        """Returns a call that tells what each head of a network says of a batch of images, and the network's device."""
         modules = task.modules()
         model = MultiHead(modules["backbone"], {name: modules[name] for name in specs}).eval()  # type: ignore[misc]
         device = next(model.parameters()).device
@@ -149,7 +153,7 @@ class Heads:
             with torch.autocast(device.type, self._dtype, enabled=self._dtype != torch.float32):
                 return model(normalize(x, self._mean, self._std))
 
-        return say
+        return say, device
 
 
 def _take_scores(target: str) -> Callable[..., None]:

@@ -97,10 +97,9 @@ def _exponentiate(
     samples and the v [P, B] to start from: sums are those of exp(scores / epsilon), but for a factor of each prototype."""
     narrow = 2.0 / epsilon > WIDEST
     sums, samples = codes.new_zeros(codes.shape[0], codes.shape[2]), codes.new_ones(codes.shape[:2])
-    most = all_reduce_max(scores.amax(1).float(), group) if narrow else torch.ones_like(sums)  # [P, K]
-    for source, target, m, starts, total in zip(scores, codes, most, samples, sums, strict=True):
+    most = all_reduce_max(scores.amax(1).float(), group) if narrow else torch.ones_like(sums)  # [P, K], of scores
+    for source, target, highest, starts, total in zip(scores, codes, most, samples, sums, strict=True):
         for given, block, v in zip(source.split(rows), target.split(rows), starts.split(rows), strict=True):
-            highest = m if narrow else 1.0
             if given.dtype == torch.float32:
                 torch.sub(given, highest, out=block)
             else:

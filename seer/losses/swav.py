@@ -8,9 +8,9 @@ codes it has to predict, once:
 
 and the gradient, (mass * softmax(x/T) - q) / T, is made in the same pass, in the one buffer that backward returns: softmax
 gives the logsumexp on the way (the largest x/T less the log of the largest probability), and nothing else of the size of
-the scores is kept or made. So backward may run once only. Where nobody needs the scores any more, that buffer is theirs: the
-last of the large arrays of a head goes, and with it on a CPU the time in which fresh memory is cleared. float32 also under
-autocast, where no operation used here goes to a lower precision; the codes get no gradient.
+the scores is kept or made. So backward may run once only. Where nobody needs the scores any more, that buffer is theirs, so
+that a step holds one array of their size less, and a CPU need not clear fresh memory for it. float32 also under autocast,
+where no operation used here goes to a lower precision; the codes get no gradient.
 
 Letters: V views, A assign views, B images, K prototypes, T temperature.
 """

@@ -163,7 +163,7 @@ class SwAVTask(Task):
         return self.model(views)
 
     def _by_codes(self, by_head: Sequence[torch.Tensor], codes: torch.Tensor) -> torch.Tensor:
-        """Returns the loss [] of scores, H of [V, B, K], for codes [H, A, B, K]; the scores are lost."""
+        """Returns the loss [] of scores, H of [V, B, K], for codes [H, A, B, K]. The scores of an only head are lost."""
         losses = [
             swav_loss(s, q, temperature=self.temperature, assign=self.assign, overwrite=True)
             for s, q in zip(by_head, codes, strict=True)

@@ -152,10 +152,10 @@ def test_features_are_those_of_normalized_center_cuts_in_the_order_of_rows_whate
     torch.testing.assert_close(features, torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_forward_pass_on_a_cpu_takes_fewer_images_the_larger_they_are():
+def test_a_forward_pass_on_a_cpu_takes_fewer_images_the_larger_they_are(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     cpu = torch.device("cpu")
-    found = [features.at_once(cpu, side) for side in (16, 32, 96, 224, 1024, 4096)]
-    assert found == sorted(found, reverse=True) and found[0] == 256 and found[-1] == 1 and found[3] * 224**2 <= 1 << 24
+    assert [features.at_once(cpu, side) for side in (16, 32, 96, 224, 4096)] == [256, 256, 28, 5, 1]
     assert {features.at_once(torch.device("cuda"), side) for side in (32, 384)} == {256}
 
 

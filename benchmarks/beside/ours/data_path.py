@@ -2,13 +2,12 @@
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from photos import spread
 from prepare import crop
-from process import spread
 
 from seer.data.augment import augment_batch
 from seer.data.decode import decode
@@ -17,7 +16,7 @@ from seer.data.loading.batch_builder import SCRATCH
 
 
 def make(given: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
-    photos = [file.read_bytes() for file in spread(Path(given["folder"], "jpegs"), given["photos"])]
+    photos = spread(given["folder"], given["photos"])
     many, cut, scratch = len(photos), crop(given), np.empty(SCRATCH, np.uint8)
     draw = random.Random(0)
 

@@ -8,13 +8,12 @@ radius 0.1 to 2 in every second one; each view by itself, on Pillow images.
 import io
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightly.transforms import SwaVTransform
+from photos import spread
 from PIL import Image, ImageFilter
-from process import spread
 from torchvision import transforms as T
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
@@ -71,7 +70,7 @@ def on_tensors(sizes: list[int], counts: list[int]) -> Callable[[bytes], object]
 
 
 def make(given: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
-    photos = [file.read_bytes() for file in spread(Path(given["folder"], "jpegs"), given["photos"])]
+    photos = spread(given["folder"], given["photos"])
     random.seed(0)
 
     def turns(cut: Callable[[bytes], object]) -> Callable[[], dict[str, Any]]:
